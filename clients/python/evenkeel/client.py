@@ -1,0 +1,229 @@
+"""A thin client: plain arguments in, plain values out, one exception for every refusal.
+
+It hides messages and streams, and nothing else: names and defaults are the server's (proto/evenkeel/v1), and the
+generated stubs stay within reach (`client.inference`, `client.adapters`, `client.server`). Retries are the caller's
+business; every changing call carries a `request_id`, so that repeating it with the same one is harmless.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from .v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc, server_pb2, server_pb2_grpc
+
+CHUNK = 2 << 20
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+Messages = Sequence[dict[str, str]]
+
+
+class EvenkeelError(Exception):
+    """The server refused: `code`, `reason` as the proto names it, faulty fields, seconds to wait, id for the log."""
+
+    def __init__(self, error: grpc.RpcError):
+        super().__init__(error.details())
+        self.code: grpc.StatusCode = error.code()
+        self.reason = ""
+        self.violations: dict[str, str] = {}
+        self.retry_after: float | None = None
+        self.request_id = ""
+        status = rpc_status.from_call(error)
+        for detail in status.details if status else ():
+            for kind, take in _DETAILS.items():
+                if detail.Is(kind.DESCRIPTOR):
+                    message = kind()
+                    detail.Unpack(message)
+                    take(self, message)
+
+
+def _violations(error, message):
+    error.violations = {v.field: v.description for v in message.field_violations}
+
+
+_DETAILS = {
+    error_details_pb2.ErrorInfo: lambda error, m: setattr(error, "reason", m.reason),
+    error_details_pb2.BadRequest: _violations,
+    error_details_pb2.RetryInfo: lambda error, m: setattr(error, "retry_after", m.retry_delay.ToMilliseconds() / 1e3),
+    error_details_pb2.RequestInfo: lambda error, m: setattr(error, "request_id", m.request_id),
+}
+
+
+def _typed(method):
+    """Turns gRPC's errors into ours."""
+
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        try:
+            return method(*args, **kwargs)
+        except grpc.RpcError as error:
+            raise EvenkeelError(error) from error
+
+    return call
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion. `generation` is the SHA-256 of the adapter that wrote it, empty for the base model."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    generation: str
+    seed: int
+
+
+class Client:
+    """A connection to one server; a context manager. `timeout` is the deadline of a call in seconds."""
+
+    def __init__(self, target: str, *, timeout: float = 60, credentials: grpc.ChannelCredentials | None = None):
+        self.channel = grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target)
+        self.timeout = timeout
+        self.server = server_pb2_grpc.ServerServiceStub(self.channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.adapters = adapter_pb2_grpc.AdapterServiceStub(self.channel)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; running streams are cancelled."""
+        self.channel.close()
+
+    @_typed
+    def info(self) -> server_pb2.ServerInfo:
+        """What is running, and its limits."""
+        return self.server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self.timeout)
+
+    @_typed
+    def generate(self, prompt: str | Messages, *, adapter: str = "", n: int = 1, **sampling) -> list[Completion]:
+        """Completes a text or a conversation (`[{"role": …, "content": …}]`); `sampling` as in SamplingParams."""
+        request = inference_pb2.GenerateRequest(
+            adapter=adapter, n=n, sampling=inference_pb2.SamplingParams(**sampling), **_prompt(prompt)
+        )
+        answer = self.inference.Generate(request, timeout=self.timeout)
+        name = inference_pb2.FinishReason.Name
+        return [
+            Completion(c.text, list(c.token_ids), name(c.finish_reason).removeprefix("FINISH_REASON_").lower(),
+                       answer.generation, answer.seed)
+            for c in answer.choices
+        ]
+
+    def stream(self, prompt: str | Messages, *, adapter: str = "", **sampling) -> Iterator[str]:
+        """Yields the text as it comes; closing the iterator cancels the request."""
+        request = inference_pb2.GenerateRequest(
+            adapter=adapter, sampling=inference_pb2.SamplingParams(**sampling), **_prompt(prompt)
+        )
+        pieces = self.inference.GenerateStream(request, timeout=self.timeout)
+        try:
+            for piece in pieces:
+                if piece.text:
+                    yield piece.text
+        except grpc.RpcError as error:
+            raise EvenkeelError(error) from error
+        finally:
+            pieces.cancel()
+
+    @_typed
+    def score(
+        self, prompt: str | Messages, candidates: Iterable[str], *, adapter: str = ""
+    ) -> list[inference_pb2.CandidateScore]:
+        """Log-probabilities of each candidate as the continuation of the prompt."""
+        texts = [inference_pb2.Candidate(text=text) for text in candidates]
+        request = inference_pb2.ScoreRequest(adapter=adapter, candidates=texts, **_prompt(prompt))
+        return list(self.inference.Score(request, timeout=self.timeout).candidates)
+
+    @_typed
+    def upload(self, name: str, folder: str | os.PathLike, *, request_id: str | None = None, **header):
+        """Publishes a PEFT folder under a name; `header` as in UploadAdapterHeader."""
+        paths = {file: os.path.join(folder, file) for file in FILES}
+        files = [adapter_pb2.FileInfo(name=f, size=os.path.getsize(p), sha256=_digest(p)) for f, p in paths.items()]
+        first = adapter_pb2.UploadAdapterHeader(name=name, files=files, request_id=_id(request_id), **header)
+
+        def parts():
+            yield adapter_pb2.UploadAdapterRequest(header=first)
+            for file, path in paths.items():
+                offset = 0
+                with open(path, "rb") as source:
+                    while data := source.read(CHUNK):
+                        chunk = adapter_pb2.FileChunk(name=file, offset=offset, data=data)
+                        yield adapter_pb2.UploadAdapterRequest(chunk=chunk)
+                        offset += len(data)
+
+        return self.adapters.UploadAdapter(parts(), timeout=self.timeout)
+
+    @_typed
+    def download(self, name: str, folder: str | os.PathLike) -> None:
+        """Writes the PEFT folder of an adapter, alias or generation, and checks its digests."""
+        os.makedirs(folder, exist_ok=True)
+        expected, target = {}, None
+        try:
+            for part in self.adapters.DownloadAdapter(adapter_pb2.DownloadAdapterRequest(name=name), timeout=self.timeout):
+                if part.WhichOneof("part") == "file":
+                    if part.file.name not in FILES:
+                        raise ValueError(f"the server sent a file {part.file.name!r}")
+                    if target:
+                        target.close()
+                    path = os.path.join(folder, part.file.name)
+                    expected[path], target = part.file.sha256, open(path, "wb")
+                else:
+                    target.write(part.chunk.data)
+        finally:
+            if target:
+                target.close()
+        for path, digest in expected.items():
+            if _digest(path) != digest:
+                raise ValueError(f"{path} is not what the server has")
+
+    @_typed
+    def list_adapters(self) -> list[adapter_pb2.Adapter]:
+        """All adapters by name."""
+        found, token = [], ""
+        while True:
+            request = adapter_pb2.ListAdaptersRequest(page_token=token)
+            page = self.adapters.ListAdapters(request, timeout=self.timeout)
+            found.extend(page.adapters)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    @_typed
+    def delete_adapter(self, name: str, *, request_id: str | None = None) -> None:
+        """Deletes an adapter and its generations."""
+        request = adapter_pb2.DeleteAdapterRequest(name=name, request_id=_id(request_id))
+        self.adapters.DeleteAdapter(request, timeout=self.timeout)
+
+    @_typed
+    def set_alias(
+        self, name: str, adapter: str, *, expected_generation: str | None = None, request_id: str | None = None
+    ) -> adapter_pb2.Alias:
+        """Points an alias at an adapter or generation; with `expected_generation` only if it points there now."""
+        request = adapter_pb2.SetAliasRequest(name=name, adapter=adapter, request_id=_id(request_id))
+        if expected_generation is not None:
+            request.expected_generation = expected_generation
+        return self.adapters.SetAlias(request, timeout=self.timeout)
+
+
+def _prompt(prompt: str | Messages) -> dict:
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    return {"messages": [inference_pb2.ChatMessage(**message) for message in prompt]}
+
+
+def _digest(path: str | os.PathLike) -> str:
+    with open(path, "rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _id(request_id: str | None) -> str:
+    return request_id if request_id is not None else str(uuid.uuid4())

@@ -1,0 +1,272 @@
+//! Settings: defaults in code, overridden by file, environment and flags, in that order.
+//!
+//! This file says what can be set and which values make sense together; [`load`] reads the sources. It opens nothing
+//! that a setting names: whether a model or a folder is there shows at start.
+
+mod load;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Loaded, Override, Sources, load};
+
+/// All settings of the server.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The base model.
+    pub model: ModelSettings,
+    /// The listeners.
+    pub server: ServerSettings,
+    /// The engine's budgets.
+    pub engine: EngineSettings,
+    /// Adapters.
+    pub registry: RegistrySettings,
+    /// Logs.
+    pub log: LogSettings,
+}
+
+/// The base model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// Folder, GGUF file, or a name that `evenkeel pull` knows.
+    pub path: String,
+    /// Name shown to clients; default: the last part of `path`.
+    pub name: Option<String>,
+    /// `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Number format of weights and activations: `auto`, `f32`, `bf16` or `f16`.
+    pub dtype: String,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self { path: "smollm2-135m".into(), name: None, device: "cpu".into(), dtype: "auto".into() }
+    }
+}
+
+/// The listeners.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerSettings {
+    /// gRPC address; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Address of /metrics, /healthz and /readyz; port 0 takes a free one.
+    pub http_listen: SocketAddr,
+    /// Allows other addresses than loopback without authentication.
+    pub insecure: bool,
+    /// Where everything durable is kept.
+    pub data_dir: PathBuf,
+    /// Largest request message.
+    pub max_message_bytes: usize,
+    /// Connections at a time; more are closed at once.
+    pub max_connections: usize,
+    /// Seconds a connection may take to send its first bytes.
+    pub handshake_timeout_seconds: u64,
+    /// Streams at a time on one connection.
+    pub max_concurrent_streams: u32,
+    /// Seconds given to running requests at shutdown.
+    pub drain_seconds: u64,
+    /// Serves reflection.
+    pub reflection: bool,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            http_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            insecure: false,
+            data_dir: PathBuf::from("evenkeel-data"),
+            max_message_bytes: 4 << 20,
+            max_connections: 1024,
+            handshake_timeout_seconds: 10,
+            max_concurrent_streams: 256,
+            drain_seconds: 30,
+            reflection: true,
+        }
+    }
+}
+
+impl ServerSettings {
+    /// Returns the time given to running requests at shutdown.
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+}
+
+/// The engine's budgets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineSettings {
+    /// Sequences that may wait for their first step.
+    pub max_waiting_sequences: usize,
+    /// Sequences computed in one step.
+    pub max_running_sequences: usize,
+    /// Tokens computed in one step.
+    pub max_step_tokens: usize,
+    /// Bytes of key and value cache.
+    pub kv_cache_bytes: u64,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self { max_waiting_sequences: 256, max_running_sequences: 64, max_step_tokens: 512, kv_cache_bytes: 2 << 30 }
+    }
+}
+
+/// Adapters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySettings {
+    /// Folder that `LoadAdapter` reads from; none: `LoadAdapter` takes stored adapters only.
+    pub adapter_dir: Option<PathBuf>,
+    /// Bytes of adapter weights kept in memory.
+    pub memory_bytes: u64,
+    /// Largest upload.
+    pub max_upload_bytes: u64,
+    /// Generations kept of one adapter, the current and those that aliases point to not counted.
+    pub keep_generations: usize,
+}
+
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        Self { adapter_dir: None, memory_bytes: 1 << 30, max_upload_bytes: 1 << 30, keep_generations: 8 }
+    }
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// Filter in the syntax of `tracing_subscriber::EnvFilter`.
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: String,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: "text".into() }
+    }
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// `section.key`.
+    pub key: &'static str,
+    /// What is wrong with its value.
+    pub message: String,
+}
+
+impl Settings {
+    /// Checks every value and what they mean together; returns all faults.
+    pub fn validate(&self) -> Vec<Fault> {
+        let mut faults = Faults::default();
+        self.model.validate(&mut faults);
+        self.server.validate(&mut faults);
+        self.engine.validate(&mut faults);
+        self.registry.validate(&mut faults);
+        self.log.validate(&mut faults);
+        faults.0
+    }
+}
+
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn unless(&mut self, sound: bool, key: &'static str, message: impl Into<String>) {
+        if !sound {
+            self.0.push(Fault { key, message: message.into() });
+        }
+    }
+
+    /// TOML has no larger integers, so nothing larger could be printed or written into a file.
+    fn count(&mut self, value: u64, key: &'static str) {
+        self.unless((1..=i64::MAX as u64).contains(&value), key, format!("must be 1 to {}", i64::MAX));
+    }
+}
+
+impl ModelSettings {
+    fn validate(&self, faults: &mut Faults) {
+        faults.unless(!self.path.is_empty(), "model.path", "must name a folder, a GGUF file or a model");
+        faults.unless(self.name.as_deref() != Some(""), "model.name", "must not be empty");
+        let number = self.device.strip_prefix("cuda:").map(|n| n.bytes().all(|c| c.is_ascii_digit()) && n.len() <= 3);
+        let known = match (self.device.as_str(), number) {
+            ("cpu" | "cuda", _) => true,
+            (_, sound) => sound == Some(true) && self.device != "cuda:",
+        };
+        faults.unless(known, "model.device", format!("must be cpu, cuda or cuda:N, not `{}`", self.device));
+        let built = self.device == "cpu" || cfg!(feature = "cuda");
+        faults.unless(!known || built, "model.device", "this program was built without CUDA");
+        let dtypes = ["auto", "f32", "bf16", "f16"];
+        let dtype = self.dtype.as_str();
+        faults.unless(dtypes.contains(&dtype), "model.dtype", format!("must be auto, f32, bf16 or f16, not `{dtype}`"));
+    }
+}
+
+impl ServerSettings {
+    fn validate(&self, faults: &mut Faults) {
+        for (key, address) in [("server.listen", self.listen), ("server.http_listen", self.http_listen)] {
+            let message = format!(
+                "{address} can be reached from other machines and nothing asks who calls; use a loopback address, or \
+                 say --insecure if that is meant"
+            );
+            faults.unless(self.insecure || address.ip().is_loopback(), key, message);
+        }
+        let apart = self.listen != self.http_listen || self.listen.port() == 0;
+        faults.unless(apart, "server.http_listen", "must differ from server.listen");
+        faults.unless(!self.data_dir.as_os_str().is_empty(), "server.data_dir", "must not be empty");
+        let message_bytes = (64 << 10)..=(1 << 30);
+        let sound = message_bytes.contains(&self.max_message_bytes);
+        faults.unless(sound, "server.max_message_bytes", "must be 65536 (64 KiB) to 1073741824 (1 GiB)");
+        faults.count(self.max_connections as u64, "server.max_connections");
+        let day = 86_400;
+        let handshake = (1..=day).contains(&self.handshake_timeout_seconds);
+        faults.unless(handshake, "server.handshake_timeout_seconds", format!("must be 1 to {day}"));
+        faults.unless(self.drain_seconds <= day, "server.drain_seconds", format!("must be 0 to {day}"));
+        faults.count(self.max_concurrent_streams.into(), "server.max_concurrent_streams");
+    }
+}
+
+impl EngineSettings {
+    fn validate(&self, faults: &mut Faults) {
+        faults.count(self.max_waiting_sequences as u64, "engine.max_waiting_sequences");
+        faults.count(self.max_running_sequences as u64, "engine.max_running_sequences");
+        faults.count(self.max_step_tokens as u64, "engine.max_step_tokens");
+        faults.count(self.kv_cache_bytes, "engine.kv_cache_bytes");
+        let running = self.max_running_sequences;
+        let message = format!("must be at least engine.max_running_sequences ({running}): each may decode in a step");
+        faults.unless(self.max_step_tokens == 0 || self.max_step_tokens >= running, "engine.max_step_tokens", message);
+    }
+}
+
+impl RegistrySettings {
+    fn validate(&self, faults: &mut Faults) {
+        let empty = self.adapter_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty());
+        faults.unless(!empty, "registry.adapter_dir", "must not be empty");
+        faults.count(self.memory_bytes, "registry.memory_bytes");
+        faults.count(self.max_upload_bytes, "registry.max_upload_bytes");
+        faults.count(self.keep_generations as u64, "registry.keep_generations");
+    }
+}
+
+impl LogSettings {
+    fn validate(&self, faults: &mut Faults) {
+        if let Err(e) = tracing_subscriber::EnvFilter::builder().parse(&self.filter) {
+            faults.unless(false, "log.filter", format!("`{}`: {e}", self.filter));
+        }
+        let format = self.format.as_str();
+        faults.unless(
+            ["text", "json"].contains(&format),
+            "log.format",
+            format!("must be text or json, not `{format}`"),
+        );
+    }
+}

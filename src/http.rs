@@ -1,0 +1,96 @@
+//! The HTTP listener's pages: metrics, liveness, readiness.
+//!
+//! `/metrics` is Prometheus' text format 0.0.4. `/healthz` answers while the process lives; `/readyz` only while the
+//! server takes requests: 503 before the model is loaded and again from the first sign of a shutdown. No page changes
+//! anything, and none shows a prompt.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+#[derive(Debug, Clone)]
+struct Pages {
+    metrics: Arc<Metrics>,
+    ready: watch::Receiver<bool>,
+}
+
+/// Returns the pages; `ready` is true while the server takes requests.
+pub fn router(metrics: Arc<Metrics>, ready: watch::Receiver<bool>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_page))
+        .route("/healthz", get(|| std::future::ready("ok\n")))
+        .route("/readyz", get(ready_page))
+        .with_state(Pages { metrics, ready })
+}
+
+async fn metrics_page(State(pages): State<Pages>) -> Response {
+    match pages.metrics.text() {
+        Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
+        Err(e) => {
+            tracing::error!(error = %e, "metrics cannot be written");
+            (StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be written\n").into_response()
+        }
+    }
+}
+
+async fn ready_page(State(pages): State<Pages>) -> (StatusCode, &'static str) {
+    // A sender that is gone means that the server has ended.
+    if *pages.ready.borrow() && pages.ready.has_changed().is_ok() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn status(router: &Router, path: &str) -> StatusCode {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        router.clone().oneshot(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn ready_follows_the_server_and_alive_does_not() {
+        let (sender, ready) = watch::channel(false);
+        let router = router(Arc::new(Metrics::new().unwrap()), ready);
+        assert_eq!(status(&router, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status(&router, "/healthz").await, StatusCode::OK);
+        sender.send(true).unwrap();
+        assert_eq!(status(&router, "/readyz").await, StatusCode::OK);
+        sender.send(false).unwrap();
+        assert_eq!(status(&router, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
+        sender.send(true).unwrap();
+        drop(sender);
+        assert_eq!(status(&router, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status(&router, "/healthz").await, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn metrics_say_their_format() {
+        let (_sender, ready) = watch::channel(true);
+        let metrics = Arc::new(Metrics::new().unwrap());
+        metrics.prompt_tokens.inc_by(7);
+        let request = Request::get("/metrics").body(Body::empty()).unwrap();
+        let response = router(metrics, ready).oneshot(request).await.unwrap();
+        assert_eq!(response.headers()[CONTENT_TYPE], TEXT_FORMAT);
+        let text = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let text = std::str::from_utf8(&text).unwrap();
+        assert!(text.contains("evenkeel_prompt_tokens_total 7\n"), "{text}");
+    }
+}

@@ -1,0 +1,27 @@
+//! evenkeel serves a base model with hot-swappable LoRA adapters over gRPC.
+//!
+//! ```text
+//! rpc → { engine  registry } → model → { lora  ops }        registry → store
+//! ```
+//! Imports point along the arrows only (`tests/it/layering.rs` checks it). `config` and `metrics` are leaves that any
+//! layer may read. Start reading at [`server`], which wires the rooms together, then [`engine`] for the life of a
+//! request and [`registry`] for the life of an adapter.
+//!
+//! Five sentences decide everything: an adapter is an argument of `forward`, never a mutation of the model; the base
+//! is immutable and shared; anything long is a durable job; identity is content; only `rpc` knows gRPC.
+
+pub mod config;
+pub mod demo;
+pub mod engine;
+pub mod http;
+pub mod hub;
+pub mod lora;
+pub mod metrics;
+pub mod model;
+pub mod ops;
+pub mod registry;
+pub mod rpc;
+pub mod server;
+pub mod startup;
+pub mod store;
+pub mod telemetry;

@@ -1,0 +1,175 @@
+//! Applies the adapters of a packed batch on top of the base model's products.
+//!
+//! Computes only on the rows of runs whose adapter changes the site at hand; the others pass untouched. Chooses no
+//! rows and knows no model.
+//! After: S-LoRA's runs of rows by adapter, any rank beside any other, no padding.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::{Change, LinearDelta, LoraBatch, Run, SiteId};
+
+impl LoraBatch {
+    /// Finishes a linear layer: `x` is `[rows, input]`, `product` is the base's W·x without bias `[rows, output]`.
+    /// Rows in no run get `bias` alone.
+    ///
+    /// `product` has to be the caller's own: without a gradient its storage may be written.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows, a DoRA adapter is scaled, or the device fails.
+    pub fn linear(&self, site: SiteId, x: &Tensor, product: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let plain = |product: Tensor| match bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        };
+        let runs = self.touching(site, product.dim(0)?)?;
+        if let [(run, change)] = runs.as_slice()
+            && run.rows.len() == product.dim(0)?
+        {
+            return linear_rows(change, run.scale, x, &product, bias);
+        }
+        let changed = runs.iter().map(|(run, change)| {
+            let (start, len) = (run.rows.start, run.rows.len());
+            linear_rows(change, run.scale, &x.narrow(0, start, len)?, &product.narrow(0, start, len)?, bias)
+        });
+        let changed = changed.collect::<Result<Vec<_>>>()?;
+        overlay(&runs, plain(product)?, changed)
+    }
+
+    /// Finishes an embedding lookup: `ids` is `[tokens]`, `rows` is `[tokens, hidden]` as the base has it.
+    ///
+    /// `rows` has to be the caller's own: without a gradient its storage may be written.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows or the device fails.
+    pub fn embedding(&self, site: SiteId, ids: &Tensor, rows: Tensor) -> Result<Tensor> {
+        let runs = self.touching(site, rows.dim(0)?)?;
+        let changed = runs.iter().map(|(run, change)| {
+            let (start, len) = (run.rows.start, run.rows.len());
+            embedding_rows(change, run.scale, &ids.narrow(0, start, len)?, &rows.narrow(0, start, len)?)
+        });
+        let mut changed = changed.collect::<Result<Vec<_>>>()?;
+        match (runs.as_slice(), changed.pop()) {
+            ([(run, _)], Some(all)) if run.rows.len() == rows.dim(0)? => Ok(all),
+            (_, last) => {
+                changed.extend(last);
+                overlay(&runs, rows, changed)
+            }
+        }
+    }
+
+    /// Returns the batch for a selection of rows, ascending.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let place = |row: usize| rows.partition_point(|selected| *selected < row);
+        let runs = self.runs.iter().map(|run| Run { rows: place(run.rows.start)..place(run.rows.end), ..run.clone() });
+        Self { runs: runs.filter(|run| !run.rows.is_empty()).collect() }
+    }
+
+    /// Returns the runs that change a site, after checking all of them.
+    fn touching(&self, site: SiteId, rows: usize) -> Result<Vec<(&Run, &Change)>> {
+        let mut next = 0;
+        let mut touching = Vec::new();
+        for run in &self.runs {
+            if run.rows.start < next || run.rows.end < run.rows.start || run.rows.end > rows {
+                bail!("the run {:?} of a LoRA batch overlaps another or leaves its {rows} rows", run.rows);
+            }
+            next = run.rows.end;
+            if let Some(change) = run.adapter.changes.get(&site).filter(|_| !run.rows.is_empty()) {
+                touching.push((run, change));
+            }
+        }
+        Ok(touching)
+    }
+}
+
+/// Puts changed rows in the place of `rows`.
+fn overlay(runs: &[(&Run, &Change)], rows: Tensor, changed: Vec<Tensor>) -> Result<Tensor> {
+    if changed.is_empty() {
+        return Ok(rows);
+    }
+    let tracked = rows.track_op() || changed.iter().any(Tensor::track_op);
+    if !tracked && rows.is_contiguous() {
+        for ((run, _), changed) in runs.iter().zip(&changed) {
+            rows.slice_set(&changed.contiguous()?, 0, run.rows.start)?;
+        }
+        return Ok(rows);
+    }
+    let mut pieces = Vec::with_capacity(2 * changed.len() + 1);
+    let mut next = 0;
+    for ((run, _), changed) in runs.iter().zip(changed) {
+        if next < run.rows.start {
+            pieces.push(rows.narrow(0, next, run.rows.start - next)?);
+        }
+        pieces.push(changed);
+        next = run.rows.end;
+    }
+    let total = rows.dim(0)?;
+    if next < total {
+        pieces.push(rows.narrow(0, next, total - next)?);
+    }
+    Tensor::cat(&pieces, 0)
+}
+
+/// Computes a linear layer on rows of one run.
+fn linear_rows(change: &Change, scale: f32, x: &Tensor, product: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let dtype = product.dtype();
+    let (rows, bias) = match change {
+        Change::Linear(delta) => (low_rank(delta, scale, x, product)?, delta.bias.as_ref().or(bias)),
+        Change::Replaced { weight, bias } => (whole(&x.to_dtype(DType::F32)?, weight)?, bias.as_ref()),
+        Change::Bias(bias) => (product.clone(), Some(bias)),
+        Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
+    };
+    let rows = rows.to_dtype(dtype)?;
+    match bias {
+        Some(bias) => rows.broadcast_add(&bias.to_dtype(dtype)?),
+        None => Ok(rows),
+    }
+}
+
+/// Returns mag ⊙ (Wx + scale·s·(B(Ax) + b)), f32 until the sum with the base's product.
+fn low_rank(delta: &LinearDelta, scale: f32, x: &Tensor, product: &Tensor) -> Result<Tensor> {
+    let mut change = x.to_dtype(DType::F32)?.matmul(&delta.a)?.matmul(&delta.b)?;
+    if let Some(bias) = &delta.b_bias {
+        change = change.broadcast_add(bias)?;
+    }
+    if is_scaled(scale) {
+        if delta.magnitude.is_some() {
+            bail!("a DoRA adapter cannot be scaled by {scale}: its norms hold for its own scaling");
+        }
+        change = (change * f64::from(scale))?;
+    }
+    let sum = (product.to_dtype(DType::F32)? + change)?;
+    match &delta.magnitude {
+        Some(magnitude) => sum.broadcast_mul(magnitude),
+        None => Ok(sum),
+    }
+}
+
+/// Looks up embeddings for the tokens of one run.
+fn embedding_rows(change: &Change, scale: f32, ids: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let found = match change {
+        Change::Embedding { a, b, scaling: _ } => {
+            let mut delta = a.index_select(ids, 0)?.matmul(b)?;
+            if is_scaled(scale) {
+                delta = (delta * f64::from(scale))?;
+            }
+            (rows.to_dtype(DType::F32)? + delta)?
+        }
+        Change::Replaced { weight, .. } => weight.index_select(ids, 0)?,
+        Change::Linear(_) | Change::Bias(_) => bail!("a linear layer's change stands at an embedding"),
+    };
+    found.to_dtype(rows.dtype())
+}
+
+/// Returns x·Wᵀ for a whole matrix `[output, input]`.
+///
+/// candle's CPU product is several times slower for a few rows times a transposed matrix than the other way round.
+fn whole(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() && (2..=64).contains(&x.dim(0)?) {
+        return weight.matmul(&x.t()?)?.t()?.contiguous();
+    }
+    x.matmul(&weight.t()?)
+}
+
+fn is_scaled(scale: f32) -> bool {
+    (scale - 1.0).abs() > 0.0
+}

@@ -1,0 +1,280 @@
+//! An adapter as a value: what a PEFT folder says, checked against a base model and ready to be an argument of
+//! `forward`.
+//!
+//! Holds the types; reading is in `peft`, applying in `batch`. Does not name adapters, count their bytes against a
+//! budget or open files: that is `registry`'s. Matrices are f32 on the base model's device: PEFT computes adapters in
+//! f32 over a half-precision base too, they are small, and candle's half-precision products on the CPU widen both
+//! sides at every call.
+
+mod batch;
+mod bind;
+mod config;
+mod json;
+mod names;
+pub mod peft;
+mod targets;
+mod tensors;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+/// Identity of an adapter: SHA-256 over canonical configuration, tensors and base fingerprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation([u8; 32]);
+
+impl Generation {
+    /// Wraps a digest.
+    pub fn from_digest(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(text, &mut digest).ok()?;
+        Some(Self(digest))
+    }
+}
+
+impl std::fmt::Display for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// What an adapter is, without its tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterInfo {
+    /// Whether weights are decomposed (DoRA).
+    pub dora: bool,
+    /// Largest rank of its layers.
+    pub rank: usize,
+    /// `lora_alpha` of the configuration.
+    pub alpha: f64,
+    /// Paths of the modules it changes, in order.
+    pub modules: Vec<String>,
+    /// PEFT task type, empty when the configuration has none.
+    pub task_type: String,
+    /// Bytes of its tensors in memory.
+    pub bytes: u64,
+}
+
+/// Index of a place in the base model that an adapter can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteId(pub usize);
+
+/// What stands at a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteKind {
+    /// A linear layer inside a block; `all-linear` reaches it.
+    Linear,
+    /// The last layer (`lm_head`, `score`); `all-linear` leaves it out.
+    Head,
+    /// The token embedding.
+    Embedding,
+}
+
+/// A place in the base model that an adapter can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Module path, for example `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// What stands there.
+    pub kind: SiteKind,
+    /// Size of the input (vocabulary for an embedding).
+    pub input: usize,
+    /// Size of the output.
+    pub output: usize,
+    /// Whether the base layer has a bias.
+    pub bias: bool,
+}
+
+/// What an adapter has to know of the base model to be checked and bound.
+pub trait Base {
+    /// Returns all sites; a [`SiteId`] is an index into them.
+    fn sites(&self) -> &[Site];
+
+    /// Returns the weight of a site as f32 `[output, input]` (`[vocab, hidden]` for an embedding), dequantised.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn weight(&self, site: SiteId) -> candle_core::Result<Tensor>;
+
+    /// Returns SHA-256 of the base model, hexadecimal.
+    fn fingerprint(&self) -> &str;
+
+    /// Returns where tensors belong.
+    fn device(&self) -> &Device;
+
+    /// Returns the number format of activations.
+    fn dtype(&self) -> DType;
+}
+
+/// What an adapter does at one site. All tensors are f32.
+#[derive(Debug)]
+pub enum Change {
+    /// y = Wx + s·B(Ax), with the refinements of PEFT.
+    Linear(LinearDelta),
+    /// Row t gets s·B times column t of A.
+    Embedding {
+        /// Aᵀ, `[vocab, r]`.
+        a: Tensor,
+        /// s·Bᵀ, `[r, hidden]`.
+        b: Tensor,
+        /// alpha/r or alpha/√r; already inside `b`.
+        scaling: f64,
+    },
+    /// The layer is replaced outright (`modules_to_save`).
+    Replaced {
+        /// `[output, input]`, or `[vocab, hidden]` for an embedding.
+        weight: Tensor,
+        /// `[output]`.
+        bias: Option<Tensor>,
+    },
+    /// Only the layer's bias is replaced, `[output]` (`bias` = `all`).
+    Bias(Tensor),
+}
+
+/// A low-rank change of a linear layer.
+///
+/// Stored transposed and scaled, so that a step is two row-major products and one sum.
+#[derive(Debug)]
+pub struct LinearDelta {
+    /// Aᵀ, `[input, r]`.
+    pub a: Tensor,
+    /// s·Bᵀ, `[r, output]`.
+    pub b: Tensor,
+    /// s times the bias of B, `[output]` (`lora_bias`).
+    pub b_bias: Option<Tensor>,
+    /// alpha/r or alpha/√r; already inside `b` and `b_bias`.
+    pub scaling: f64,
+    /// DoRA: m / ‖W + sBA‖ by output row, `[output]`; multiplies everything but the bias.
+    pub magnitude: Option<Tensor>,
+    /// Replaces the base layer's bias, `[output]` (`bias` = `all` or `lora_only`).
+    pub bias: Option<Tensor>,
+}
+
+impl Change {
+    /// Returns rank and scaling of the low-rank matrices, if there are any.
+    pub fn rank_and_scaling(&self) -> Option<(usize, f64)> {
+        match self {
+            Self::Linear(LinearDelta { b, scaling, .. }) | Self::Embedding { b, scaling, .. } => {
+                Some((b.dims().first().copied().unwrap_or_default(), *scaling))
+            }
+            Self::Replaced { .. } | Self::Bias(_) => None,
+        }
+    }
+
+    /// Returns the bytes of its tensors.
+    fn bytes(&self) -> u64 {
+        let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+        let optional = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, size);
+        match self {
+            Self::Linear(LinearDelta { a, b, b_bias, scaling: _, magnitude, bias }) => {
+                size(a) + size(b) + optional(b_bias) + optional(magnitude) + optional(bias)
+            }
+            Self::Embedding { a, b, scaling: _ } => size(a) + size(b),
+            Self::Replaced { weight, bias } => size(weight) + optional(bias),
+            Self::Bias(bias) => size(bias),
+        }
+    }
+}
+
+/// A checked adapter, bound to one base model.
+#[derive(Debug)]
+pub struct Adapter {
+    generation: Generation,
+    info: AdapterInfo,
+    /// By site; sites without an entry are the base model's.
+    changes: BTreeMap<SiteId, Change>,
+    #[expect(dead_code, reason = "its work is to be dropped")]
+    guard: Guard,
+}
+
+/// Whatever has to live as long as the adapter; used by its `Drop` alone.
+struct Guard(Option<Box<dyn Send + Sync>>);
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Guard" } else { "none" })
+    }
+}
+
+impl Adapter {
+    /// Returns its identity.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Returns what it is.
+    pub fn info(&self) -> &AdapterInfo {
+        &self.info
+    }
+
+    /// Returns what it does, by site.
+    pub fn changes(&self) -> &BTreeMap<SiteId, Change> {
+        &self.changes
+    }
+
+    /// Ties `guard` to the adapter: it is dropped with it, so that a reservation of memory ends when the last user does.
+    #[must_use]
+    pub fn with_guard(self, guard: Box<dyn Send + Sync>) -> Self {
+        Self { guard: Guard(Some(guard)), ..self }
+    }
+
+    /// An adapter that changes nothing, for tests of those who only name and count adapters.
+    #[cfg(test)]
+    pub(crate) fn hollow(generation: Generation, info: AdapterInfo) -> Self {
+        Self { generation, info, changes: BTreeMap::new(), guard: Guard(None) }
+    }
+}
+
+/// One run of consecutive rows that use the same adapter.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The adapter.
+    pub adapter: Arc<Adapter>,
+    /// Rows of the packed batch.
+    pub rows: Range<usize>,
+    /// Factor on top of the adapter's own scaling; 1 in serving.
+    pub scale: f32,
+}
+
+/// Which rows of a packed batch use which adapter; rows in no run are the base model's.
+#[derive(Debug, Clone, Default)]
+pub struct LoraBatch {
+    /// Runs in ascending order of rows, without overlap.
+    pub runs: Vec<Run>,
+}
+
+/// Why an adapter cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoraError {
+    /// The files are faulty.
+    #[error("{0}")]
+    Invalid(String),
+    /// A PEFT feature that is not supported.
+    #[error("`{0}` is not supported")]
+    Unsupported(String),
+    /// The files are sound but do not fit this base model.
+    #[error("{0}")]
+    Mismatch(String),
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+}
+
+#[cfg(test)]
+impl Adapter {
+    /// Returns an adapter that changes nothing, for tests that only carry it around.
+    pub(crate) fn blank(digest: u8) -> Self {
+        let (alpha, modules, task_type) = (1.0, Vec::new(), String::new());
+        let info = AdapterInfo { dora: false, rank: 1, alpha, modules, task_type, bytes: 0 };
+        Self { generation: Generation::from_digest([digest; 32]), info, changes: BTreeMap::new(), guard: Guard(None) }
+    }
+}

@@ -1,0 +1,317 @@
+//! Every Prometheus instrument, as a typed field of one struct on a registry of its own.
+//!
+//! Names and buckets are vLLM's under the prefix `evenkeel_`, and go-grpc-prometheus' `grpc_server_*`. Label values
+//! come from fixed sets; adapters are named in labels only up to [`ADAPTER_LABELS`], then as `_other`.
+//! Nothing here knows who measures.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// Adapters that get a label value of their own.
+pub const ADAPTER_LABELS: usize = 100;
+
+const TIME_TO_FIRST_TOKEN: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+];
+const INTER_TOKEN_LATENCY: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0,
+];
+const REQUEST_LATENCY: &[f64] = &[
+    0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
+];
+const TOKENS: &[f64] =
+    &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, 50_000.0];
+const ITERATION_TOKENS: &[f64] =
+    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0];
+const COMPLETIONS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
+const STALL: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+const RPC_LATENCY: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// All instruments.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    named_adapters: Mutex<HashSet<String>>,
+
+    /// Sequences in the current step.
+    pub requests_running: IntGauge,
+    /// Sequences that wait for their first step.
+    pub requests_waiting: IntGauge,
+    /// Share of the key and value cache that is reserved, 0 to 1.
+    pub kv_cache_usage: Gauge,
+    /// Bytes of key and value cache that are reserved.
+    pub kv_cache_bytes: IntGauge,
+    /// Prompt tokens computed.
+    pub prompt_tokens: IntCounter,
+    /// Tokens generated.
+    pub generation_tokens: IntCounter,
+    /// Candidate tokens scored.
+    pub scored_tokens: IntCounter,
+    /// Requests that ended, by reason: `stop`, `length`, `abort`, `error`.
+    pub request_success: IntCounterVec,
+    /// From arrival to the first token.
+    pub time_to_first_token: Histogram,
+    /// Between two tokens of a sequence.
+    pub inter_token_latency: Histogram,
+    /// From arrival to the last token.
+    pub e2e_request_latency: Histogram,
+    /// From arrival to the first step.
+    pub request_queue_time: Histogram,
+    /// From the first step to the first token.
+    pub request_prefill_time: Histogram,
+    /// From the first token to the last.
+    pub request_decode_time: Histogram,
+    /// Prompt tokens of a request.
+    pub request_prompt_tokens: Histogram,
+    /// Generated tokens of a request.
+    pub request_generation_tokens: Histogram,
+    /// `n` of a request.
+    pub request_params_n: Histogram,
+    /// `max_new_tokens` of a request.
+    pub request_params_max_tokens: Histogram,
+    /// Tokens computed in a step.
+    pub iteration_tokens: Histogram,
+    /// Requests by the name they used, adapter or alias, bounded.
+    pub adapter_requests: IntCounterVec,
+
+    /// Generations in memory.
+    pub adapters_resident: IntGauge,
+    /// Adapters known.
+    pub adapters_registered: IntGauge,
+    /// Bytes of adapter weights in memory, retired generations that still run included.
+    pub adapter_bytes: IntGauge,
+    /// Budget for them.
+    pub adapter_bytes_limit: IntGauge,
+    /// 1 for an adapter whose current generation is in memory, bounded.
+    pub adapter_resident: IntGaugeVec,
+    /// Loads into memory, by outcome: `ok`, `invalid`, `error`.
+    pub adapter_loads: IntCounterVec,
+    /// Generations that left memory to make room.
+    pub adapter_evictions: IntCounter,
+    /// Seconds to read, check and prove an adapter.
+    pub adapter_load_seconds: Histogram,
+    /// Seconds for which a publish or alias change held up lookups.
+    pub adapter_swap_stall: Histogram,
+
+    /// RPCs that began, by service and method.
+    pub grpc_started: IntCounterVec,
+    /// RPCs that ended, by service, method and code.
+    pub grpc_handled: IntCounterVec,
+    /// Seconds of an RPC, streams to their end.
+    pub grpc_handling: HistogramVec,
+    /// Connections that are open.
+    pub grpc_connections: IntGauge,
+}
+
+impl Metrics {
+    /// Builds all instruments on a new registry.
+    ///
+    /// # Errors
+    /// When two instruments clash: a fault of this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let add = Adder(&registry);
+        let rpc = ["grpc_type", "grpc_service", "grpc_method"];
+        let handled = ["grpc_type", "grpc_service", "grpc_method", "grpc_code"];
+        Ok(Self {
+            named_adapters: Mutex::default(),
+            requests_running: add.gauge("evenkeel_num_requests_running", "Sequences in the current step.")?,
+            requests_waiting: add.gauge("evenkeel_num_requests_waiting", "Sequences waiting for their first step.")?,
+            kv_cache_usage: add.ratio("evenkeel_kv_cache_usage_perc", "Reserved share of the KV cache; 1 is full.")?,
+            kv_cache_bytes: add.gauge("evenkeel_kv_cache_bytes", "Reserved bytes of the KV cache.")?,
+            prompt_tokens: add.counter("evenkeel_prompt_tokens_total", "Prompt tokens computed.")?,
+            generation_tokens: add.counter("evenkeel_generation_tokens_total", "Tokens generated.")?,
+            scored_tokens: add.counter("evenkeel_scored_tokens_total", "Candidate tokens scored.")?,
+            request_success: add.counters(
+                "evenkeel_request_success_total",
+                "Requests that ended, by reason.",
+                &["finished_reason"],
+            )?,
+            time_to_first_token: add.histogram(
+                "evenkeel_time_to_first_token_seconds",
+                "Seconds from arrival to the first token.",
+                TIME_TO_FIRST_TOKEN,
+            )?,
+            inter_token_latency: add.histogram(
+                "evenkeel_inter_token_latency_seconds",
+                "Seconds between two tokens of a sequence.",
+                INTER_TOKEN_LATENCY,
+            )?,
+            e2e_request_latency: add.histogram(
+                "evenkeel_e2e_request_latency_seconds",
+                "Seconds from arrival to the last token.",
+                REQUEST_LATENCY,
+            )?,
+            request_queue_time: add.histogram(
+                "evenkeel_request_queue_time_seconds",
+                "Seconds from arrival to the first step.",
+                REQUEST_LATENCY,
+            )?,
+            request_prefill_time: add.histogram(
+                "evenkeel_request_prefill_time_seconds",
+                "Seconds from the first step to the first token.",
+                REQUEST_LATENCY,
+            )?,
+            request_decode_time: add.histogram(
+                "evenkeel_request_decode_time_seconds",
+                "Seconds from the first token to the last.",
+                REQUEST_LATENCY,
+            )?,
+            request_prompt_tokens: add.histogram(
+                "evenkeel_request_prompt_tokens",
+                "Prompt tokens of a request.",
+                TOKENS,
+            )?,
+            request_generation_tokens: add.histogram(
+                "evenkeel_request_generation_tokens",
+                "Generated tokens of a request.",
+                TOKENS,
+            )?,
+            request_params_n: add.histogram("evenkeel_request_params_n", "n of a request.", COMPLETIONS)?,
+            request_params_max_tokens: add.histogram(
+                "evenkeel_request_params_max_tokens",
+                "max_new_tokens of a request.",
+                TOKENS,
+            )?,
+            iteration_tokens: add.histogram(
+                "evenkeel_iteration_tokens",
+                "Tokens computed in a step.",
+                ITERATION_TOKENS,
+            )?,
+            adapter_requests: add.counters(
+                "evenkeel_adapter_requests_total",
+                "Requests by the name they used, adapter or alias; base is no name, _other every name past the first hundred.",
+                &["adapter"],
+            )?,
+            adapters_resident: add.gauge("evenkeel_adapters_resident", "Adapter generations in memory.")?,
+            adapters_registered: add.gauge("evenkeel_adapters_registered", "Adapters known.")?,
+            adapter_bytes: add.gauge("evenkeel_adapter_bytes", "Bytes of adapter weights in memory.")?,
+            adapter_bytes_limit: add.gauge("evenkeel_adapter_bytes_limit", "Budget of adapter weights in memory.")?,
+            adapter_resident: add.gauges(
+                "evenkeel_adapter_resident",
+                "1 while the current generation is in memory.",
+                &["adapter"],
+            )?,
+            adapter_loads: add.counters(
+                "evenkeel_adapter_loads_total",
+                "Loads of adapters into memory, by outcome.",
+                &["outcome"],
+            )?,
+            adapter_evictions: add
+                .counter("evenkeel_adapter_evictions_total", "Adapter generations that left memory to make room.")?,
+            adapter_load_seconds: add.histogram(
+                "evenkeel_adapter_load_seconds",
+                "Seconds to read, check and prove an adapter.",
+                TIME_TO_FIRST_TOKEN,
+            )?,
+            adapter_swap_stall: add.histogram(
+                "evenkeel_adapter_swap_stall_seconds",
+                "Seconds for which a change of name or alias held up lookups.",
+                STALL,
+            )?,
+            grpc_started: add.counters("grpc_server_started_total", "RPCs that began.", &rpc)?,
+            grpc_handled: add.counters("grpc_server_handled_total", "RPCs that ended, by code.", &handled)?,
+            grpc_handling: add.histograms(
+                "grpc_server_handling_seconds",
+                "Seconds of an RPC, streams to their end.",
+                RPC_LATENCY,
+                &rpc,
+            )?,
+            grpc_connections: add.gauge("evenkeel_grpc_connections", "Open connections.")?,
+            registry,
+        })
+    }
+
+    /// Publishes version, model and device as labels of a constant 1.
+    ///
+    /// # Errors
+    /// When called twice.
+    pub fn build_info(&self, model: &str, fingerprint: &str, device: &str, dtype: &str) -> prometheus::Result<()> {
+        let names = ["version", "model", "fingerprint", "device", "dtype"];
+        let info = Adder(&self.registry).gauges("evenkeel_build_info", "Constant 1.", &names)?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION"), model, fingerprint, device, dtype]).set(1);
+        Ok(())
+    }
+
+    /// Returns the label value of an adapter: its name for the first [`ADAPTER_LABELS`], then `_other`.
+    pub fn adapter_label<'a>(&self, name: &'a str) -> &'a str {
+        let mut named = self.named_adapters.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.contains(name) {
+            return name;
+        }
+        if named.len() < ADAPTER_LABELS {
+            named.insert(name.to_owned());
+            return name;
+        }
+        "_other"
+    }
+
+    /// Forgets the series of a deleted adapter.
+    pub fn forget_adapter(&self, name: &str) {
+        let mut named = self.named_adapters.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.remove(name) {
+            // A series that was never written cannot be removed: nothing to do.
+            let _ = self.adapter_requests.remove_label_values(&[name]);
+            let _ = self.adapter_resident.remove_label_values(&[name]);
+        }
+    }
+
+    /// Returns all metrics in the text format 0.0.4.
+    ///
+    /// # Errors
+    /// When an instrument cannot be written.
+    pub fn text(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Builds instruments and registers them.
+struct Adder<'a>(&'a Registry);
+
+impl Adder<'_> {
+    fn keep<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> prometheus::Result<C> {
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.keep(IntGauge::new(name, help)?)
+    }
+
+    fn ratio(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.keep(Gauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.keep(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.keep(IntCounter::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.keep(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+        self.keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+    }
+
+    fn histograms(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> prometheus::Result<HistogramVec> {
+        self.keep(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
+    }
+}

@@ -1,0 +1,150 @@
+//! Keys and values of one sequence, for all layers.
+//!
+//! Memory grows in blocks, so that a token costs a write and not a copy of all before it. Does not decide who may have
+//! how much: that is the engine's budget.
+//! Shapes: `[kv_heads, capacity, head_dim]` a layer, of which the first `len` tokens count.
+
+use candle_core::{Result, Tensor};
+
+use super::ModelError;
+
+/// Tokens by which memory grows at least.
+const BLOCK: usize = 64;
+
+/// Keys and values of the tokens of one sequence computed so far.
+#[derive(Debug, Default)]
+pub struct KvCache {
+    len: usize,
+    layers: Vec<Option<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl KvCache {
+    /// Returns an empty cache for a model of `layers` layers; memory is taken when tokens arrive.
+    pub fn new(layers: usize) -> Self {
+        Self { len: 0, layers: std::iter::repeat_with(|| None).take(layers).collect() }
+    }
+
+    /// Returns the number of tokens held; the next token gets this position.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns for how many tokens memory is taken at most when a sequence has `tokens`.
+    pub fn capacity(tokens: usize) -> usize {
+        tokens.saturating_add(tokens / 4).checked_next_multiple_of(BLOCK).unwrap_or(usize::MAX)
+    }
+
+    /// Counts `tokens` as held: the last act of a `forward`, when all layers have them.
+    pub fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+
+    /// Returns a cache with the same content that goes its own way from here.
+    ///
+    /// # Errors
+    /// When memory for the copy cannot be had.
+    pub fn fork(&self) -> std::result::Result<Self, ModelError> {
+        let copy = |entry: &Option<Entry>| match entry {
+            None => Ok(None),
+            Some(entry) => Ok(Some(Entry { keys: entry.keys.copy()?, values: entry.values.copy()? })),
+        };
+        Ok(Self { len: self.len, layers: self.layers.iter().map(copy).collect::<Result<_>>()? })
+    }
+
+    pub(super) fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Writes the keys and values `[kv_heads, tokens, head_dim]` of one layer behind those held, and returns all,
+    /// `[kv_heads, len + tokens, head_dim]`. What is written counts only after [`Self::advance`].
+    pub(super) fn write(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+        let total = self.len + keys.dim(1)?;
+        let Some(slot) = self.layers.get_mut(layer) else { candle_core::bail!("the cache has no layer {layer}") };
+        let entry = match slot.take() {
+            Some(entry) if entry.keys.dim(1)? >= total => entry,
+            held => Entry {
+                keys: grown(held.as_ref().map(|e| &e.keys), self.len, total, keys)?,
+                values: grown(held.as_ref().map(|e| &e.values), self.len, total, values)?,
+            },
+        };
+        entry.keys.slice_set(&keys.detach().contiguous()?, 1, self.len)?;
+        entry.values.slice_set(&values.detach().contiguous()?, 1, self.len)?;
+        let all = (entry.keys.narrow(1, 0, total)?, entry.values.narrow(1, 0, total)?);
+        *slot = Some(entry);
+        Ok(all)
+    }
+}
+
+/// Returns room for `total` tokens and a quarter more, with the first `len` tokens of `held` in it.
+fn grown(held: Option<&Tensor>, len: usize, total: usize, like: &Tensor) -> Result<Tensor> {
+    let (heads, _, head_dim) = like.dims3()?;
+    let capacity = KvCache::capacity(total);
+    let room = Tensor::zeros((heads, capacity, head_dim), like.dtype(), like.device())?;
+    if let Some(held) = held.filter(|_| len > 0) {
+        room.slice_set(&held.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
+    }
+    Ok(room)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn tokens(from: usize, count: usize) -> Tensor {
+        let data: Vec<f32> = (0..2 * count).map(|i| (from + i % count) as f32 + 1000.0 * (i / count) as f32).collect();
+        Tensor::from_vec(data, (2, count, 1), &Device::Cpu).unwrap()
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn tokens_come_back_in_order_across_growth() {
+        let mut cache = KvCache::new(1);
+        let mut last = None;
+        for (from, count) in [(0, 3), (3, 1), (4, 100), (104, 1), (105, 200)] {
+            assert_eq!(cache.len(), from);
+            last = Some(cache.write(0, &tokens(from, count), &tokens(from + 5, count)).unwrap());
+            cache.advance(count);
+        }
+        let (keys, values) = last.unwrap();
+        assert_eq!(flat(&keys), flat(&tokens(0, 305)));
+        assert_eq!(flat(&values), flat(&tokens(5, 305)));
+    }
+
+    #[test]
+    fn a_fork_goes_its_own_way() {
+        let mut cache = KvCache::new(1);
+        cache.write(0, &tokens(0, 4), &tokens(0, 4)).unwrap();
+        cache.advance(4);
+        let mut fork = cache.fork().unwrap();
+        fork.write(0, &tokens(50, 2), &tokens(50, 2)).unwrap();
+        fork.advance(2);
+        let (keys, _) = cache.write(0, &tokens(4, 1), &tokens(4, 1)).unwrap();
+        assert_eq!(flat(&keys), flat(&tokens(0, 5)));
+        let (keys, _) = fork.write(0, &tokens(52, 1), &tokens(52, 1)).unwrap();
+        assert_eq!(flat(&keys)[..7], [0.0, 1.0, 2.0, 3.0, 50.0, 51.0, 52.0]);
+    }
+
+    #[test]
+    fn what_was_not_counted_is_overwritten() {
+        let mut cache = KvCache::new(1);
+        cache.write(0, &tokens(90, 4), &tokens(90, 4)).unwrap();
+        let (keys, _) = cache.write(0, &tokens(0, 2), &tokens(0, 2)).unwrap();
+        assert_eq!(flat(&keys), flat(&tokens(0, 2)));
+    }
+}

@@ -1,0 +1,425 @@
+//! Reads GGUF files of architecture `llama` (Llama and Mistral); weights stay quantised.
+//!
+//! Turns names, shapes and the order of rows into those of transformers, so that nothing above knows where weights came
+//! from: GGUF stores the query and key rows of a head for interleaved rotation (0, half, 1, half+1, …), and rows are
+//! independent runs of quantised blocks, so they are put back by moving bytes. The tokenizer inside the file is not
+//! read here. Every length is checked against what is left of the file before memory is taken.
+//! After: ggml `docs/gguf.md`; llama.cpp `convert_hf_to_gguf.py` (`LlamaModel.permute`).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Tensor};
+
+use super::ModelError;
+use super::config::{Config, Head, MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, RopeScaling};
+use super::gguf_header::{Header, TensorInfo, Value};
+use super::weights::{Fingerprint, Parts, fault_in, invalid, unreadable};
+use crate::ops::Linear;
+
+/// Reads configuration and weights of a file. With `dequantise` the weights are turned into that format; without, they
+/// stay as they are and activations are f32.
+pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> Result<(Config, Parts), ModelError> {
+    let file = File::open(path).map_err(unreadable(path))?;
+    let size = file.metadata().map_err(unreadable(path))?.len();
+    let header = Header::read(BufReader::new(&file), size).map_err(|fault| invalid(path, fault))?;
+    let mut source = Source { path, file, size, header };
+    let config = source.config()?;
+    let dtype = dequantise.unwrap_or(DType::F32);
+    let mut digest = Fingerprint::new(&config);
+    let mut parts = Parts {
+        matrices: BTreeMap::new(),
+        vectors: BTreeMap::new(),
+        fingerprint: String::new(),
+        parameters: 0,
+        dtype,
+        weight_format: String::new(),
+    };
+    let mut formats = BTreeMap::<String, u64>::new();
+    for (name, shape) in config.tensors() {
+        let (format, mut bytes) = source.tensor(&stored_name(&name), &shape)?;
+        digest.tensor(&name, format, &shape, &bytes);
+        if name.contains(".q_proj.") || name.contains(".k_proj.") {
+            bytes = rotation_halves(&bytes, shape[0], config.head_dim);
+        }
+        let weights = shape.iter().product::<usize>() as u64;
+        parts.parameters += weights;
+        *formats.entry(format!("{format:?}").to_lowercase()).or_default() += weights;
+        match (plain(format), shape.len()) {
+            (Some(stored), 2) => {
+                let tensor = Tensor::from_raw_buffer(&bytes, stored, &shape, device)?.to_dtype(dtype)?;
+                parts.matrices.insert(name, Linear::dense(tensor));
+            }
+            (None, 2) => {
+                let storage = QStorage::from_data(Cow::Owned(bytes), device, format)?;
+                let quantised = QTensor::new(storage, shape.as_slice())?;
+                let linear = if dequantise.is_some() || wants_pairs(format, shape[1]) {
+                    Linear::dense(quantised.dequantize(device)?.to_dtype(dtype)?)
+                } else {
+                    Linear::quantized(Arc::new(quantised))
+                };
+                parts.matrices.insert(name, linear);
+            }
+            (Some(stored), _) => {
+                let tensor = Tensor::from_raw_buffer(&bytes, stored, &shape, device)?.to_dtype(dtype)?;
+                parts.vectors.insert(name, tensor);
+            }
+            (None, _) => return Err(invalid(path, format!("`{}` is quantised as {format:?}", stored_name(&name)))),
+        }
+    }
+    parts.fingerprint = digest.finish();
+    let stored = formats.into_iter().max_by_key(|(_, weights)| *weights).map(|(format, _)| format);
+    parts.weight_format = match (dequantise, stored) {
+        (None, Some(stored)) => stored,
+        _ => dtype.as_str().into(),
+    };
+    Ok((config, parts))
+}
+
+/// Returns the format as candle's when it is not quantised.
+fn plain(format: GgmlDType) -> Option<DType> {
+    match format {
+        GgmlDType::F32 => Some(DType::F32),
+        GgmlDType::F16 => Some(DType::F16),
+        GgmlDType::BF16 => Some(DType::BF16),
+        GgmlDType::Q4_0
+        | GgmlDType::Q4_1
+        | GgmlDType::Q5_0
+        | GgmlDType::Q5_1
+        | GgmlDType::Q8_0
+        | GgmlDType::Q8_1
+        | GgmlDType::Q2K
+        | GgmlDType::Q3K
+        | GgmlDType::Q4K
+        | GgmlDType::Q5K
+        | GgmlDType::Q6K
+        | GgmlDType::Q8K => None,
+    }
+}
+
+/// Whether candle's product cannot take rows of this length: for these formats it demands pairs of blocks, by an
+/// assertion that in debug builds ends the process' thread pool.
+fn wants_pairs(format: GgmlDType, row: usize) -> bool {
+    let paired = matches!(format, GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1);
+    paired && !row.is_multiple_of(2 * format.block_size())
+}
+
+/// Returns GGUF's name of a tensor.
+fn stored_name(name: &str) -> String {
+    let renamed = [
+        ("model.embed_tokens.", "token_embd."),
+        ("model.norm.", "output_norm."),
+        ("lm_head.", "output."),
+        ("model.layers.", "blk."),
+        ("input_layernorm.", "attn_norm."),
+        ("post_attention_layernorm.", "ffn_norm."),
+        ("self_attn.q_proj.", "attn_q."),
+        ("self_attn.k_proj.", "attn_k."),
+        ("self_attn.v_proj.", "attn_v."),
+        ("self_attn.o_proj.", "attn_output."),
+        ("mlp.gate_proj.", "ffn_gate."),
+        ("mlp.up_proj.", "ffn_up."),
+        ("mlp.down_proj.", "ffn_down."),
+    ];
+    renamed.iter().fold(name.to_owned(), |name, (ours, theirs)| name.replace(ours, theirs))
+}
+
+/// Puts the rows of each head back from interleaved order (0, half, 1, half+1, …) into the order of transformers.
+fn rotation_halves(bytes: &[u8], rows: usize, head_dim: usize) -> Vec<u8> {
+    let row_bytes = bytes.len() / rows;
+    let half = head_dim / 2;
+    let mut out = Vec::with_capacity(bytes.len());
+    for head in bytes.chunks_exact(head_dim * row_bytes) {
+        for row in 0..head_dim {
+            let from = (2 * (row % half) + row / half) * row_bytes;
+            out.extend_from_slice(&head[from..from + row_bytes]);
+        }
+    }
+    out
+}
+
+/// An open file with its header.
+struct Source<'a> {
+    path: &'a Path,
+    file: File,
+    size: u64,
+    header: Header,
+}
+
+impl Source<'_> {
+    fn fault<T>(&self, fault: impl Into<String>) -> Result<T, ModelError> {
+        Err(invalid(self.path, fault))
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.header.metadata.get(key)
+    }
+
+    fn whole(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Whole(n)) if (1..=max as u64).contains(n) => Ok(Some(*n as usize)),
+            Some(other) => self.fault(format!("`{key}` is {other}, a whole number from 1 to {max} is needed")),
+        }
+    }
+
+    fn needed(&self, key: &str, max: usize) -> Result<usize, ModelError> {
+        match self.whole(key, max)? {
+            Some(n) => Ok(n),
+            None => self.fault(format!("`{key}` is missing")),
+        }
+    }
+
+    fn positive(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Float(x)) if x.is_finite() && *x > 0.0 => Ok(Some(*x)),
+            Some(other) => self.fault(format!("`{key}` is {other}, a number above 0 is needed")),
+        }
+    }
+
+    fn config(&mut self) -> Result<Config, ModelError> {
+        match self.value("general.architecture") {
+            Some(Value::Text(name)) if name == "llama" => {}
+            Some(other) => return Err(ModelError::Unsupported(format!("GGUF architecture {other}"))),
+            None => return self.fault("`general.architecture` is missing"),
+        }
+        for key in ["llama.expert_count", "split.count"] {
+            if let Some(Value::Whole(2..)) = self.value(key) {
+                return Err(ModelError::Unsupported(format!("GGUF with `{key}` above 1")));
+            }
+        }
+        let hidden_size = self.needed("llama.embedding_length", MAX_WIDTH)?;
+        let heads = self.needed("llama.attention.head_count", MAX_HEADS)?;
+        let head_dim = match self.whole("llama.attention.key_length", MAX_WIDTH)? {
+            Some(head_dim) => head_dim,
+            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+            None => return self.fault(format!("embedding length {hidden_size} is not a multiple of {heads} heads")),
+        };
+        for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
+            if self.whole(key, MAX_WIDTH)?.is_some_and(|size| size != head_dim) {
+                return Err(ModelError::Unsupported(format!("`{key}` other than the head size {head_dim}")));
+            }
+        }
+        let Some(vocab_size) = self.header.tensors.get("token_embd.weight").and_then(|t| t.shape.first().copied())
+        else {
+            return self.fault("tensor `token_embd.weight` is missing");
+        };
+        if !(1..=MAX_VOCAB).contains(&vocab_size) {
+            return self.fault(format!("a vocabulary of {vocab_size} is outside 1 to {MAX_VOCAB}"));
+        }
+        let has = |name: &str| self.header.tensors.contains_key(name);
+        let config = Config {
+            architecture: "LlamaForCausalLM".into(),
+            head: Head::Language,
+            vocab_size,
+            hidden_size,
+            intermediate_size: self.needed("llama.feed_forward_length", MAX_WIDTH)?,
+            layers: self.needed("llama.block_count", MAX_LAYERS)?,
+            heads,
+            kv_heads: self.whole("llama.attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads),
+            head_dim,
+            context_length: self.needed("llama.context_length", MAX_CONTEXT)?,
+            rms_norm_eps: self.positive("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+            rope_theta: self.positive("llama.rope.freq_base")?.unwrap_or(10_000.0),
+            rope_scaling: self.rope_scaling()?,
+            sliding_window: self.whole("llama.attention.sliding_window", MAX_CONTEXT)?,
+            attention_bias: has("blk.0.attn_q.bias"),
+            mlp_bias: has("blk.0.ffn_up.bias"),
+            tied: !has("output.weight"),
+            eos_token_ids: self.eos(vocab_size)?,
+            pad_token_id: None,
+            dtype: None,
+        };
+        config.check().map_err(|fault| fault_in(self.path, fault))?;
+        self.with_frequency_factors(config)
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling, ModelError> {
+        let factor = match self.positive("llama.rope.scaling.factor")? {
+            Some(factor) => Some(factor),
+            None => self.positive("llama.rope.scale_linear")?,
+        };
+        match (self.value("llama.rope.scaling.type"), factor) {
+            (Some(Value::Text(kind)), _) if kind == "none" => Ok(RopeScaling::Default),
+            (Some(Value::Text(kind)), None) if kind == "linear" => self.fault("linear rope scaling has no factor"),
+            (Some(Value::Text(kind)), Some(factor)) if kind == "linear" => Ok(RopeScaling::Linear(factor)),
+            (Some(kind), _) => Err(ModelError::Unsupported(format!("rope scaling {kind}"))),
+            (None, Some(factor)) => Ok(RopeScaling::Linear(factor)),
+            (None, None) => Ok(RopeScaling::Default),
+        }
+    }
+
+    /// Llama 3.1's scaling is stored as a tensor of factors.
+    fn with_frequency_factors(&mut self, mut config: Config) -> Result<Config, ModelError> {
+        if !self.header.tensors.contains_key("rope_freqs.weight") {
+            return Ok(config);
+        }
+        let (format, bytes) = self.tensor("rope_freqs.weight", &[config.head_dim / 2])?;
+        let (GgmlDType::F32, true) = (format, matches!(config.rope_scaling, RopeScaling::Default)) else {
+            return Err(ModelError::Unsupported("`rope_freqs.weight` other than f32, or beside a rope scaling".into()));
+        };
+        let factors: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        if factors.iter().any(|f| !f.is_finite() || *f <= 0.0) {
+            return self.fault("`rope_freqs.weight` holds a factor that is not above 0");
+        }
+        config.rope_scaling = RopeScaling::Factors(factors);
+        Ok(config)
+    }
+
+    fn eos(&self, vocab_size: usize) -> Result<Vec<u32>, ModelError> {
+        let mut ids = Vec::new();
+        for kind in ["eos", "eot", "eom"] {
+            let key = format!("tokenizer.ggml.{kind}_token_id");
+            match self.value(&key) {
+                None => {}
+                Some(Value::Whole(id)) if *id < vocab_size as u64 => ids.push(*id as u32),
+                Some(other) => return self.fault(format!("`{key}` is {other}, not in the vocabulary of {vocab_size}")),
+            }
+        }
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// Checks a tensor and reads its bytes.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<(GgmlDType, Vec<u8>), ModelError> {
+        let Some(TensorInfo { format, shape: stored, offset }) = self.header.tensors.get(name) else {
+            return self.fault(format!("tensor `{name}` is missing"));
+        };
+        if stored != shape {
+            return self.fault(format!("tensor `{name}` has shape {stored:?}, the metadata need {shape:?}"));
+        }
+        let (format, row) = (*format, shape.last().copied().unwrap_or(0));
+        if row == 0 || !row.is_multiple_of(format.block_size()) {
+            return self.fault(format!("tensor `{name}` has rows of {row}, not whole blocks of {format:?}"));
+        }
+        // At most MAX_VOCAB · MAX_WIDTH weights: no product here overflows.
+        let bytes = shape.iter().product::<usize>() / format.block_size() * format.type_size();
+        let start = self.header.data.checked_add(*offset);
+        let Some(start) = start.filter(|s| s.checked_add(bytes as u64).is_some_and(|end| end <= self.size)) else {
+            return self.fault(format!("tensor `{name}` reaches beyond the end of the file"));
+        };
+        let mut buffer = vec![0; bytes];
+        self.file.seek(SeekFrom::Start(start)).map_err(unreadable(self.path))?;
+        self.file.read_exact(&mut buffer).map_err(unreadable(self.path))?;
+        Ok((format, buffer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::gguf_file;
+    use proptest::prelude::*;
+
+    use super::super::testing::{forward, ids, largest_difference, mistral, tensors, write};
+    use super::*;
+    use crate::model::{CausalLm, open};
+
+    /// The order in which `convert_hf_to_gguf.py` writes the rows of a head, spelt with tensors.
+    fn interleaved(tensor: &Tensor, head_dim: usize) -> Tensor {
+        let (rows, columns) = tensor.dims2().unwrap();
+        let split = tensor.reshape((rows / head_dim, 2, head_dim / 2, columns)).unwrap();
+        split.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
+    }
+
+    /// A GGUF file and the folder of the same model, whose weights are the dequantised ones.
+    fn pair(format: GgmlDType) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let json = mistral();
+        let config = Config::parse(json.to_string().as_bytes()).unwrap();
+        let mut plain = tensors(&config, 3);
+        let mut stored = Vec::new();
+        for (name, tensor) in &mut plain {
+            if tensor.rank() == 1 {
+                stored.push((stored_name(name), QTensor::quantize(tensor, GgmlDType::F32).unwrap()));
+                continue;
+            }
+            *tensor = QTensor::quantize(tensor, format).unwrap().dequantize(&Device::Cpu).unwrap();
+            let rotated = name.contains("q_proj") || name.contains("k_proj");
+            let written = if rotated { interleaved(tensor, config.head_dim) } else { tensor.clone() };
+            stored.push((stored_name(name), QTensor::quantize(&written, format).unwrap()));
+        }
+        write(folder.path(), &json, &plain, 1);
+        let whole = |n: usize| gguf_file::Value::U32(n as u32);
+        let metadata = [
+            ("general.architecture", gguf_file::Value::String("llama".into())),
+            ("llama.block_count", whole(config.layers)),
+            ("llama.context_length", whole(config.context_length)),
+            ("llama.embedding_length", whole(config.hidden_size)),
+            ("llama.feed_forward_length", whole(config.intermediate_size)),
+            ("llama.attention.head_count", whole(config.heads)),
+            ("llama.attention.head_count_kv", whole(config.kv_heads)),
+            ("llama.attention.key_length", whole(config.head_dim)),
+            ("llama.attention.sliding_window", whole(config.sliding_window.unwrap())),
+            ("llama.attention.layer_norm_rms_epsilon", gguf_file::Value::F32(1e-5)),
+            ("tokenizer.ggml.eos_token_id", whole(2)),
+            ("tokenizer.ggml.tokens", gguf_file::Value::Array(vec![gguf_file::Value::String("a".into()); 96])),
+        ];
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+        let stored: Vec<_> = stored.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let mut file = File::create(folder.path().join("model.gguf")).unwrap();
+        gguf_file::write(&mut file, &metadata, &stored).unwrap();
+        folder
+    }
+
+    fn logits(path: &Path, dtype: &str) -> Vec<Vec<f32>> {
+        let model = open(path, "cpu", dtype).unwrap();
+        forward(&model, &[&ids(40, 1)], &mut [&mut model.new_cache()])
+    }
+
+    #[test]
+    fn a_file_computes_what_the_folder_computes() {
+        // Quantised products round activations to 8 bits: 0.1 at most was seen here, of logits up to 5.
+        for (format, tolerance) in
+            [(GgmlDType::F32, 1e-4), (GgmlDType::Q8_0, 0.3), (GgmlDType::Q4_1, 0.3), (GgmlDType::Q5_0, 0.3)]
+        {
+            let folder = pair(format);
+            let file = folder.path().join("model.gguf");
+            let expected = logits(folder.path(), "auto");
+            let exact = largest_difference(&logits(&file, "f32"), &expected);
+            assert!(exact < 1e-4, "{format:?}, dequantised: {exact}");
+            let quantised = largest_difference(&logits(&file, "auto"), &expected);
+            assert!(quantised < tolerance, "{format:?}: {quantised}");
+            let info = open(&file, "cpu", "auto").unwrap().info().clone();
+            assert_eq!(info.dtype, format!("{format:?}").to_lowercase());
+            assert_eq!((info.vocab_size, info.eos_token_ids), (96, vec![2]));
+        }
+    }
+
+    #[test]
+    fn cut_files_are_refused() {
+        let folder = pair(GgmlDType::Q8_0);
+        let file = folder.path().join("model.gguf");
+        let bytes = std::fs::read(&file).unwrap();
+        for len in [0, 3, 4, 24, 500, 2000, bytes.len() / 2, bytes.len() - 64] {
+            std::fs::write(&file, &bytes[..len]).unwrap();
+            let error = open(&file, "cpu", "auto").unwrap_err();
+            assert!(matches!(error, ModelError::Invalid { .. }), "{len} bytes: {error}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn damaged_headers_never_panic(damage in proptest::collection::vec((0..3000_usize, any::<u8>()), 1..4)) {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("model.gguf");
+            let mut bytes = SOUND.with(Clone::clone);
+            for (at, byte) in damage {
+                bytes[at] = byte;
+            }
+            std::fs::write(&file, bytes).unwrap();
+            let _ = open(&file, "cpu", "auto");
+        }
+    }
+
+    thread_local! {
+        static SOUND: Vec<u8> = std::fs::read(pair(GgmlDType::Q8_0).path().join("model.gguf")).unwrap();
+    }
+}

@@ -1,0 +1,136 @@
+//! What the blocks of a decoder are made of: projections, rotation angles, attention over packed sequences.
+//!
+//! Knows no architecture: who stacks these is in `llama.rs`. Attention loops over sequences; a fused kernel takes its
+//! place behind [`attend`].
+//! Shapes: rows are packed tokens; keys and values are `[kv_heads, tokens, head_dim]`.
+//! After: Vaswani et al. 2017, Ainslie et al. 2023 (grouped queries), Jiang et al. 2023 (sliding window).
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::lora::{LoraBatch, SiteId};
+use crate::ops::{Linear, matmul, softmax};
+
+/// A linear layer that adapters can change.
+#[derive(Debug)]
+pub(super) struct Projection {
+    pub(super) site: SiteId,
+    pub(super) weight: Linear,
+    pub(super) bias: Option<Tensor>,
+}
+
+impl Projection {
+    /// Returns Wx + bias `[rows, output]`, with the changes of the adapters of `lora`; `x` is `[rows, input]`.
+    pub(super) fn forward(&self, x: &Tensor, lora: &LoraBatch) -> Result<Tensor> {
+        let product = self.weight.forward(x)?;
+        if !lora.runs.is_empty() {
+            return lora.linear(self.site, x, product, self.bias.as_ref());
+        }
+        match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
+    }
+}
+
+/// Cosine and sine of the rotation angles, `[tokens, head_dim/2]` each.
+#[derive(Debug)]
+pub(super) struct Angles {
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
+}
+
+impl Angles {
+    /// Computes them for the positions of a packed batch; `frequencies` are radians a token. In f32, as transformers.
+    pub(super) fn new(
+        positions: impl ExactSizeIterator<Item = usize>,
+        frequencies: &[f32],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let shape = (positions.len(), frequencies.len());
+        let mut cos = Vec::with_capacity(shape.0 * shape.1);
+        let mut sin = Vec::with_capacity(shape.0 * shape.1);
+        for position in positions {
+            for frequency in frequencies {
+                let (s, c) = (position as f32 * frequency).sin_cos();
+                cos.push(c);
+                sin.push(s);
+            }
+        }
+        let tensor = |data| Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device);
+        Ok(Self { cos: tensor(cos)?, sin: tensor(sin)? })
+    }
+}
+
+/// Queries computed together: bounds the memory of their scores, and skips keys that none of them sees.
+const QUERY_BLOCK: usize = 128;
+
+/// The rows of one sequence in a packed batch, and what each of them sees.
+#[derive(Debug)]
+pub(super) struct Span {
+    /// Rows of the packed batch.
+    pub(super) rows: Range<usize>,
+    blocks: Vec<QueryBlock>,
+}
+
+#[derive(Debug)]
+struct QueryBlock {
+    /// Rows within the span.
+    rows: Range<usize>,
+    /// Positions that at least one of the rows sees.
+    keys: Range<usize>,
+    /// 0 or -∞, `[rows, keys]`; none when every row sees all keys.
+    mask: Option<Tensor>,
+}
+
+impl Span {
+    /// Plans the attention of `rows` whose first has position `past`: the token at position i sees the positions
+    /// i-window+1 to i.
+    pub(super) fn new(rows: Range<usize>, past: usize, window: Option<usize>, device: &Device) -> Result<Self> {
+        let first_seen = |position: usize| window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let mut blocks = Vec::with_capacity(rows.len().div_ceil(QUERY_BLOCK));
+        for start in (0..rows.len()).step_by(QUERY_BLOCK) {
+            let end = (start + QUERY_BLOCK).min(rows.len());
+            let keys = first_seen(past + start)..past + end;
+            let mask = if end - start == 1 {
+                None
+            } else {
+                let mut mask = vec![f32::NEG_INFINITY; (end - start) * keys.len()];
+                for (row, position) in mask.chunks_exact_mut(keys.len()).zip(past + start..) {
+                    row[first_seen(position) - keys.start..=position - keys.start].fill(0.0);
+                }
+                Some(Tensor::from_vec(mask, (end - start, keys.len()), device)?)
+            };
+            blocks.push(QueryBlock { rows: start..end, keys, mask });
+        }
+        Ok(Self { rows, blocks })
+    }
+}
+
+/// Returns softmax(q·kᵀ/√head_dim)·v of one sequence, `[tokens, heads·head_dim]`.
+///
+/// `q` is `[tokens, heads, head_dim]`; `keys` and `values` hold the whole sequence up to its last token. Heads that
+/// share a key and value head are stacked as rows of one product, so nothing is repeated.
+pub(super) fn attend(span: &Span, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+    let (_, heads, head_dim) = q.dims3()?;
+    let kv_heads = keys.dim(0)?;
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let mut out = Vec::with_capacity(span.blocks.len());
+    for block in &span.blocks {
+        let (rows, seen) = (block.rows.len(), block.keys.len());
+        let stacked = (kv_heads, heads / kv_heads * rows, head_dim);
+        let q = (q.narrow(0, block.rows.start, rows)?.transpose(0, 1)?.contiguous()?.reshape(stacked)? * scale)?;
+        let keys = keys.narrow(1, block.keys.start, seen)?;
+        let values = values.narrow(1, block.keys.start, seen)?;
+
+        let mut scores = matmul(&q, &keys.t()?)?.to_dtype(DType::F32)?; // [kv_heads, group·rows, keys]
+        if let Some(mask) = &block.mask {
+            scores = scores.reshape((heads, rows, seen))?.broadcast_add(mask)?.reshape((kv_heads, (), seen))?;
+        }
+        let mixed = matmul(&softmax(&scores)?.to_dtype(values.dtype())?, &values)?;
+        out.push(mixed.reshape((heads, rows, head_dim))?.transpose(0, 1)?.reshape((rows, heads * head_dim))?);
+    }
+    if out.len() == 1 { Ok(out.remove(0)) } else { Tensor::cat(&out, 0) }
+}

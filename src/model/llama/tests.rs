@@ -1,0 +1,127 @@
+//! Tests of the assembled model: properties, not reference values (those are `golden_language`).
+
+use candle_core::DType;
+
+use super::*;
+use crate::model::open;
+use crate::model::testing::{forward, ids, largest_difference, llama, mistral, tensors, write};
+
+fn model(config: &serde_json::Value) -> Llama {
+    let folder = tempfile::tempdir().unwrap();
+    let parsed = Config::parse(config.to_string().as_bytes()).unwrap();
+    write(folder.path(), config, &tensors(&parsed, 7), 1);
+    open(folder.path(), "cpu", "auto").unwrap()
+}
+
+/// Rounding of f32 over two blocks, at logits of about 1.
+const ROUNDING: f32 = 1e-4;
+
+#[test]
+fn packed_equals_one_by_one() {
+    for config in [mistral(), llama()] {
+        let model = model(&config);
+        // Longer than the window and than a block of queries, single tokens among them.
+        let sequences: Vec<Vec<u32>> = [1, 150, 30, 2].iter().map(|n| ids(*n, *n)).collect();
+        let mut caches: Vec<_> = sequences.iter().map(|_| model.new_cache()).collect();
+        let chunks: Vec<_> = sequences.iter().map(Vec::as_slice).collect();
+        let packed = forward(&model, &chunks, &mut caches.iter_mut().collect::<Vec<_>>());
+        let mut single = Vec::new();
+        for sequence in &sequences {
+            let mut cache = model.new_cache();
+            for token in sequence {
+                single.extend(forward(&model, &[&[*token]], &mut [&mut cache]));
+            }
+        }
+        assert!(largest_difference(&packed, &single) < ROUNDING);
+        assert!(caches.iter().zip(&sequences).all(|(c, s)| c.len() == s.len()));
+    }
+}
+
+#[test]
+fn a_window_forgets_what_lies_before_it() {
+    let mut config = mistral();
+    config["num_hidden_layers"] = 1.into();
+    let model = model(&config);
+    let (mut first, mut second) = (ids(40, 1), ids(40, 1));
+    (first[19], second[19]) = (5, 60);
+    let run = |tokens: &[u32]| forward(&model, &[tokens], &mut [&mut model.new_cache()]);
+    let (first, second) = (run(&first), run(&second));
+    // One layer and window 20: token 19 is seen by 19 to 38 and by no other.
+    assert_eq!(first[..19], second[..19]);
+    assert!((19..39).all(|row| first[row] != second[row]));
+    assert_eq!(first[39], second[39]);
+}
+
+#[test]
+fn a_fork_answers_as_its_own_sequence() {
+    let model = model(&mistral());
+    let mut cache = model.new_cache();
+    forward(&model, &[&ids(70, 1)], &mut [&mut cache]);
+    let mut fork = cache.fork().unwrap();
+    forward(&model, &[&[1, 2, 3]], &mut [&mut fork]);
+    let after = forward(&model, &[&[9]], &mut [&mut cache]);
+    let whole = forward(&model, &[&[ids(70, 1), vec![9]].concat()], &mut [&mut model.new_cache()]);
+    assert!(largest_difference(&after, &whole[70..]) < ROUNDING);
+}
+
+#[test]
+fn rows_asked_for_come_in_the_order_of_segments() {
+    let model = model(&mistral());
+    let (a, b, c) = (ids(5, 1), ids(4, 2), ids(3, 3));
+    let mut caches = [model.new_cache(), model.new_cache(), model.new_cache()];
+    let all = forward(&model, &[&a, &b, &c], &mut caches.iter_mut().collect::<Vec<_>>());
+    let asked = |rows: [Rows; 3]| {
+        let segments = [(5, rows[0]), (4, rows[1]), (3, rows[2])].map(|(len, logits)| Segment { len, logits });
+        let batch = Batch { tokens: &[&a[..], &b, &c].concat(), segments: &segments, lora: &LoraBatch::default() };
+        let mut caches = [model.new_cache(), model.new_cache(), model.new_cache()];
+        model.forward(&batch, &mut caches.iter_mut().collect::<Vec<_>>())
+    };
+    let got: Vec<Vec<f32>> = asked([Rows::Last(2), Rows::None, Rows::Last(1)]).unwrap().to_vec2().unwrap();
+    let expected = [all[3].clone(), all[4].clone(), all[11].clone()];
+    assert!(largest_difference(&got, &expected) < ROUNDING);
+    assert_eq!(asked([Rows::None; 3]).unwrap().dims(), [0, 96]);
+    assert!(matches!(asked([Rows::Last(6), Rows::None, Rows::None]), Err(ModelError::Input(_))));
+}
+
+#[test]
+fn faulty_batches_are_refused_and_leave_the_cache_alone() {
+    let model = model(&mistral());
+    let mut cache = model.new_cache();
+    let run = |tokens: &[u32], lengths: &[usize], cache: &mut KvCache| {
+        let segments: Vec<_> = lengths.iter().map(|len| Segment { len: *len, logits: Rows::None }).collect();
+        model.forward(&Batch { tokens, segments: &segments, lora: &LoraBatch::default() }, &mut [cache]).map(|_| ())
+    };
+    for (tokens, lengths) in [
+        (vec![96], vec![1]),
+        (vec![u32::MAX], vec![1]),
+        (vec![1, 2], vec![1]),
+        (vec![1], vec![usize::MAX, 2]),
+        (vec![1], vec![1, 0]),
+        (vec![1, 2], vec![1, 1]),
+        (vec![1; 513], vec![513]),
+    ] {
+        assert!(matches!(run(&tokens, &lengths, &mut cache), Err(ModelError::Input(_))), "{lengths:?}");
+    }
+    assert!(matches!(run(&[1], &[1], &mut KvCache::new(3)), Err(ModelError::Input(_))));
+    assert!(cache.is_empty());
+    run(&[1; 512], &[512], &mut cache).unwrap();
+    assert!(run(&[1], &[1], &mut cache).is_err());
+}
+
+#[test]
+fn sites_are_named_and_hold_their_weights() {
+    let model = model(&llama());
+    let parsed = Config::parse(llama().to_string().as_bytes()).unwrap();
+    let written = tensors(&parsed, 7);
+    assert_eq!(model.sites().len(), 2 + 7 * 2);
+    for (i, site) in model.sites().iter().enumerate() {
+        let weight = model.weight(SiteId(i)).unwrap();
+        let expected = &written[&format!("{}.weight", site.path)];
+        let dims = if site.kind == SiteKind::Embedding { [site.input, site.output] } else { [site.output, site.input] };
+        assert_eq!(weight.dims(), dims, "{}", site.path);
+        assert_eq!((weight.dtype(), weight.to_vec2::<f32>().unwrap()), (DType::F32, expected.to_vec2().unwrap()));
+        assert_eq!(site.bias, written.contains_key(&format!("{}.bias", site.path)));
+    }
+    assert_eq!(model.info().eos_token_ids, [2, 3]);
+    assert_eq!(model.info().kv_bytes_per_token, 2 * 2 * 2 * 32 * 4);
+}

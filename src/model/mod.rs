@@ -1,0 +1,217 @@
+//! The base model: immutable, shared, and blind to who runs it.
+//!
+//! Everything enters [`CausalLm::forward`] packed: the tokens of all sequences one after the other, no padding.
+
+mod cache;
+pub mod chat;
+mod chat_functions;
+mod config;
+mod gguf;
+mod gguf_header;
+mod gguf_tokenizer;
+mod layers;
+mod llama;
+#[cfg(test)]
+mod testing;
+mod text_stream;
+pub mod tokenizer;
+mod weights;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+pub use self::cache::KvCache;
+pub use self::llama::Llama;
+use crate::lora::{Adapter, LoraBatch, LoraError, Run};
+
+/// What the rest of the house needs to know of a base model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// Architecture as in the configuration, for example `LlamaForCausalLM`.
+    pub architecture: String,
+    /// SHA-256 over configuration and tensors, hexadecimal.
+    pub fingerprint: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Number format of the weights in memory.
+    pub dtype: String,
+    /// Longest sequence, in tokens.
+    pub context_length: usize,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+    /// Number of labels when the head is a classifier instead of a language head.
+    pub labels: Option<usize>,
+    /// Where it runs: `cpu` or `cuda:N`.
+    pub device: String,
+    /// Bytes of key and value cache of one token.
+    pub kv_bytes_per_token: u64,
+}
+
+/// Which rows of a segment get logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// None: a chunk of a prompt.
+    None,
+    /// The last this many rows of the segment.
+    Last(usize),
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment {
+    /// Number of tokens.
+    pub len: usize,
+    /// Rows that get logits.
+    pub logits: Rows,
+}
+
+/// Tokens to compute in one pass.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// Ids of all segments, packed.
+    pub tokens: &'a [u32],
+    /// Segments in order; their lengths sum to `tokens.len()`.
+    pub segments: &'a [Segment],
+    /// Adapters by rows of `tokens`.
+    pub lora: &'a LoraBatch,
+}
+
+/// A base model that can be run.
+///
+/// Two kinds exist: the real architectures, and the scripted model of the engine's tests.
+pub trait CausalLm: Send + Sync {
+    /// Describes the model.
+    fn info(&self) -> &ModelInfo;
+
+    /// Returns an empty cache for one sequence.
+    fn new_cache(&self) -> KvCache;
+
+    /// Computes a batch and appends its keys and values to `caches`, one a segment.
+    ///
+    /// Returns f32 logits `[rows asked for, vocab]` in the order of the segments.
+    ///
+    /// # Errors
+    /// When a shape or id does not fit, or the device fails.
+    fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError>;
+
+    /// Classifies whole sequences, one a segment: f32 logits `[segments, labels]`.
+    ///
+    /// # Errors
+    /// When the head is not a classifier, a shape or id does not fit, or the device fails.
+    fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError>;
+
+    /// Reads a PEFT folder's two files and binds them to this model.
+    ///
+    /// # Errors
+    /// Names the fault, the unsupported feature or the misfit.
+    fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError>;
+}
+
+/// Reads a base model: a transformers folder or a GGUF file.
+///
+/// `device` is `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `f32`, `bf16` or `f16`. For a folder `auto` means f32 on
+/// the CPU and the checkpoint's own format on CUDA. The weights of a GGUF file stay quantised with `auto`, under f32
+/// activations; any other value turns them into that format.
+///
+/// # Errors
+/// Names the file and its fault, the unsupported feature, or the missing device.
+pub fn open(path: &Path, device: &str, dtype: &str) -> Result<Llama, ModelError> {
+    let device = weights::device(device)?;
+    let dtype = weights::dtype(dtype)?;
+    let (config, parts) = match path.extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("gguf") => gguf::read(path, &device, dtype)?,
+        _ => weights::read(path, &device, dtype)?,
+    };
+    Llama::new(config, parts, device)
+}
+
+/// Reads a base model as [`open`] does, for whoever only runs it; `name` is what clients call it.
+///
+/// # Errors
+/// As [`open`].
+pub fn load(path: &Path, name: &str, device: &str, dtype: &str) -> Result<Arc<dyn CausalLm>, ModelError> {
+    let model = open(path, device, dtype)?;
+    let info = model.info();
+    tracing::info!(
+        model = name,
+        architecture = %info.architecture,
+        fingerprint = %info.fingerprint,
+        parameters = info.parameters,
+        dtype = %info.dtype,
+        device = %info.device,
+        "base model loaded"
+    );
+    Ok(Arc::new(model))
+}
+
+/// Tokens of the fixed prompt of [`effect`].
+const EFFECT_TOKENS: usize = 16;
+
+/// Returns the largest absolute change that `adapter` makes to a logit of a fixed prompt.
+///
+/// The prompt is up to 16 ids spread over the vocabulary; logits of all its positions are compared, or those of its
+/// labels where the head is a classifier.
+///
+/// # Errors
+/// When the pass fails, or when the adapter makes a logit NaN or infinite.
+pub fn effect(model: &dyn CausalLm, adapter: &Arc<Adapter>) -> Result<f64, ModelError> {
+    let vocab = model.info().vocab_size;
+    let count = EFFECT_TOKENS.min(vocab).min(model.info().context_length);
+    // Odd numbers of sixteenths: neither the control tokens at the start nor the rare ones at the end alone.
+    let tokens: Vec<u32> = (0..count).map(|i| ((2 * i + 1) * vocab / (2 * count)) as u32).collect();
+    let logits = |lora: &LoraBatch| {
+        let segments = [Segment { len: count, logits: Rows::Last(count) }];
+        let batch = Batch { tokens: &tokens, segments: &segments, lora };
+        match model.info().labels {
+            Some(_) => model.classify(&batch),
+            None => model.forward(&batch, &mut [&mut model.new_cache()]),
+        }
+    };
+    let run = Run { adapter: Arc::clone(adapter), rows: 0..count, scale: 1.0 };
+    let changed = logits(&LoraBatch { runs: vec![run] })?.to_device(&Device::Cpu)?;
+    let plain = logits(&LoraBatch::default())?.to_device(&Device::Cpu)?;
+    let difference = (changed - plain)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
+    // `max` would pass over NaN.
+    if difference.iter().any(|d| !d.is_finite()) {
+        return Err(ModelError::Input("the adapter makes logits that are not finite numbers".into()));
+    }
+    Ok(difference.iter().fold(0.0, |a: f64, d| a.max(f64::from(*d))))
+}
+
+/// Why the model cannot be read or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path}: {fault}")]
+    Invalid {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// Something this server does not support.
+    #[error("{0} is not supported")]
+    Unsupported(String),
+    /// The device asked for is not there.
+    #[error("{0}")]
+    Device(String),
+    /// What was passed in cannot be computed.
+    #[error("{0}")]
+    Input(String),
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+}

@@ -1,0 +1,154 @@
+//! Products of activations with frozen weights, dense or quantised, behind one interface.
+//!
+//! Knows neither bias nor adapter: those are added by who calls. Kernels that repack the weights at load take the place
+//! of the bodies here, not of the interface.
+//! Shapes: `x` is `[rows, input]`, a weight is `[output, input]`, a product is `[rows, output]`.
+
+use std::sync::Arc;
+
+use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
+
+/// Rows of f32 on the CPU for which (W·xᵀ)ᵀ beats x·Wᵀ: candle's product is up to 19 times slower in the second form.
+const TRANSPOSED_ROWS: std::ops::RangeInclusive<usize> = 2..=64;
+
+/// A frozen weight matrix `[output, input]`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Weight,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    Dense(Tensor),
+    Quantized(Arc<QTensor>),
+}
+
+impl Linear {
+    /// Takes an f32, f16 or bf16 weight `[output, input]`.
+    pub fn dense(weight: Tensor) -> Self {
+        Self { weight: Weight::Dense(weight) }
+    }
+
+    /// Takes a quantised weight `[output, input]`.
+    pub fn quantized(weight: Arc<QTensor>) -> Self {
+        Self { weight: Weight::Quantized(weight) }
+    }
+
+    /// Returns x·Wᵀ in the number format of `x`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => dense_product(weight, x),
+            // candle's quantised product has no backward.
+            Weight::Quantized(weight) if x.track_op() => {
+                dense_product(&weight.dequantize(x.device())?.to_dtype(x.dtype())?, x)
+            }
+            Weight::Quantized(weight) => {
+                let wide = x.to_dtype(DType::F32)?.contiguous()?;
+                QMatMul::QTensor(Arc::clone(weight)).forward(&wide)?.to_dtype(x.dtype())
+            }
+        }
+    }
+
+    /// Returns the rows `ids` of the weight, `[ids, input]`, as an embedding does; the format is `dtype`.
+    ///
+    /// # Errors
+    /// When an id is out of range or the device fails.
+    pub fn rows(&self, ids: &Tensor, dtype: DType) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => weight.index_select(ids, 0)?.to_dtype(dtype),
+            Weight::Quantized(weight) => weight.embedding(ids)?.to_dtype(dtype),
+        }
+    }
+
+    /// Returns the weight as f32 `[output, input]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn to_f32(&self) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => weight.to_dtype(DType::F32),
+            Weight::Quantized(weight) => weight.dequantize(&weight.device()),
+        }
+    }
+}
+
+fn dense_product(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let transposed = matches!(x.device(), Device::Cpu) && x.dtype() == DType::F32;
+    if transposed && TRANSPOSED_ROWS.contains(&x.dim(0)?) {
+        return weight.matmul(&x.t()?)?.t()?.contiguous();
+    }
+    matmul(x, &weight.t()?)
+}
+
+/// Returns the product of two matrices, or batches of them, in the number format of `a`.
+///
+/// On the CPU the half formats are computed in f32: candle has no bf16 product there.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let half = matches!(a.dtype(), DType::BF16 | DType::F16);
+    if half && a.device().is_cpu() {
+        return a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(a.dtype());
+    }
+    a.matmul(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+    use candle_core::quantized::GgmlDType;
+
+    use super::*;
+    use crate::ops::fused::tests::{largest_difference, values};
+
+    #[test]
+    fn every_number_of_rows_gives_the_plain_product() {
+        let weight = values(&[96, 40], 1);
+        let linear = Linear::dense(weight.clone());
+        for rows in [1, 2, 3, 64, 65] {
+            let x = values(&[rows, 40], rows as u64);
+            let got = linear.forward(&x).unwrap();
+            let expected = x.matmul(&weight.t().unwrap()).unwrap();
+            assert!(got.is_contiguous());
+            assert!(largest_difference(&got, &expected) < 1e-5, "{rows} rows");
+        }
+    }
+
+    #[test]
+    fn half_formats_stay_close_to_f32() {
+        let (weight, x) = (values(&[32, 64], 1), values(&[5, 64], 2));
+        let expected = Linear::dense(weight.clone()).forward(&x).unwrap();
+        for (dtype, tolerance) in [(DType::BF16, 0.03), (DType::F16, 0.004)] {
+            let got = Linear::dense(weight.to_dtype(dtype).unwrap()).forward(&x.to_dtype(dtype).unwrap()).unwrap();
+            assert_eq!(got.dtype(), dtype);
+            assert!(largest_difference(&got.to_dtype(DType::F32).unwrap(), &expected) < tolerance);
+        }
+    }
+
+    #[test]
+    fn a_quantised_weight_multiplies_looks_up_and_carries_gradients() {
+        let weight = Arc::new(QTensor::quantize(&values(&[48, 64], 1), GgmlDType::Q8_0).unwrap());
+        let plain = weight.dequantize(&Device::Cpu).unwrap();
+        let linear = Linear::quantized(weight);
+        assert_eq!(largest_difference(&linear.to_f32().unwrap(), &plain), 0.0);
+
+        let x = values(&[3, 64], 2);
+        let expected = x.matmul(&plain.t().unwrap()).unwrap();
+        // The activations are rounded to 8 bits: 1/254 of the largest of 64 products of size about 1.
+        assert!(largest_difference(&linear.forward(&x).unwrap(), &expected) < 0.05);
+
+        let ids = Tensor::new(&[7_u32, 0, 47], &Device::Cpu).unwrap();
+        let rows = linear.rows(&ids, DType::F32).unwrap();
+        assert_eq!(largest_difference(&rows, &plain.index_select(&ids, 0).unwrap()), 0.0);
+
+        let x = Var::from_tensor(&x).unwrap();
+        let gradients = linear.forward(&x).unwrap().sum_all().unwrap().backward().unwrap();
+        let expected = plain.sum(0).unwrap().broadcast_as((3, 64)).unwrap();
+        assert!(largest_difference(gradients.get(&x).unwrap(), &expected) < 1e-4);
+    }
+}

@@ -1,0 +1,439 @@
+//! Every change of a name: check, write, show, acknowledge.
+//!
+//! A change is one transaction together with the answer to its request id; what it means for memory and files is
+//! gathered in an [`Aftermath`] and happens after the commit only. Looks nothing up for a request: see `lookup`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::lookup::{Info, adapter_entry, alias_entry, alias_record, lock, parse_generation};
+use super::{
+    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Name, Publish, Reference, Registry, RegistryError,
+    RequestKey, directory,
+};
+use crate::lora::{Adapter, Generation, LoraError};
+use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow, StoreError};
+
+/// How long the answer to a request id is kept.
+const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
+/// Largest change of a logit that rounding alone can make: the last bit of an f32 at 10.
+const NOISE: f64 = 1e-6;
+
+/// What a change does outside the database once it is committed.
+#[derive(Debug, Default)]
+pub(super) struct Aftermath {
+    /// Names that stand for something else now, or nothing.
+    pub(super) names: Vec<(Name, Option<Entry>)>,
+    /// To be held in memory.
+    pub(super) hold: Option<Arc<Adapter>>,
+    /// Leave memory unless another name leads to them.
+    pub(super) retire: Vec<Generation>,
+    /// Leave memory whatever leads to them.
+    pub(super) unload: Vec<Generation>,
+    /// Blobs that rows may not name any more.
+    pub(super) orphans: Vec<String>,
+}
+
+impl Registry {
+    /// Checks, stores, loads and makes current. The same content again is harmless.
+    ///
+    /// # Errors
+    /// Those of [`RegistryError`] that name the adapter, its files, the budget, the request id or the disk.
+    pub fn publish(&self, files: AdapterFiles, publish: Publish) -> Result<AdapterRecord, RegistryError> {
+        self.publish_from(publish, || Ok(files))
+    }
+
+    /// As [`Self::publish`], with the files of a folder below the adapter folder.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; [`RegistryError::NoAdapterDir`], [`RegistryError::Directory`].
+    pub fn publish_directory(&self, directory: &str, publish: Publish) -> Result<AdapterRecord, RegistryError> {
+        self.publish_from(publish, || {
+            let root = self.settings.adapter_dir.as_ref().ok_or(RegistryError::NoAdapterDir)?;
+            directory::read(root, directory, self.settings.max_upload_bytes)
+        })
+    }
+
+    fn publish_from(
+        &self,
+        publish: Publish,
+        files: impl FnOnce() -> Result<AdapterFiles, RegistryError>,
+    ) -> Result<AdapterRecord, RegistryError> {
+        let _preparing = lock(&self.preparing);
+        let request = publish.request.as_ref();
+        let first = self.store.read(|catalog| {
+            let first = answered(catalog, request)?;
+            if first.is_none() {
+                // Again below, where it counts; here it saves the pass.
+                expected_adapter(catalog, &publish)?;
+            }
+            Ok::<_, RegistryError>(first)
+        })?;
+        if let Some(first) = first {
+            return Ok(first);
+        }
+        let files = files()?;
+        let (adapter, effect) = self.timed(|| self.check(&files, publish.allow_no_effect))?;
+
+        let _changing = lock(&self.changing);
+        let mut after = Aftermath::default();
+        let stored = self.store_files(files, &mut after);
+        let record = stored.and_then(|(config_blob, tensor_blob)| {
+            let info = serde_json::to_string(&Info::from(adapter.info())).map_err(unwritable)?;
+            let row = GenerationRow {
+                adapter: publish.name.to_string(),
+                id: adapter.generation().to_string(),
+                base: self.model.info().fingerprint.clone(),
+                config_blob,
+                tensor_blob,
+                info,
+                effect,
+                bytes: adapter.info().bytes,
+                created: now(),
+            };
+            self.commit(request, &mut after, |catalog, after| self.put(catalog, after, &publish, adapter, row))
+        });
+        self.sweep(&after.orphans);
+        let record = record?;
+        tracing::info!(adapter = %publish.name, generation = record.current, "adapter published");
+        Ok(record)
+    }
+
+    /// Parses, binds, takes bytes, and proves that the adapter does something.
+    fn check(&self, files: &AdapterFiles, allow_no_effect: bool) -> Result<(Arc<Adapter>, f64), RegistryError> {
+        let adapter = self.model.load_adapter(&files.config, &files.tensors)?;
+        let adapter = match self.memory.get(&adapter.generation()) {
+            Some(alive) => alive,
+            None => {
+                let reserved = self.reserve(adapter.info().bytes)?;
+                Arc::new(adapter.with_guard(Box::new(reserved)))
+            }
+        };
+        let effect = (self.prove)(&*self.model, &adapter)?;
+        if !effect.is_finite() {
+            return Err(LoraError::Invalid("logits of a fixed prompt are not finite with it".into()).into());
+        }
+        if effect <= NOISE && !allow_no_effect {
+            return Err(RegistryError::NoEffect);
+        }
+        Ok((adapter, effect))
+    }
+
+    /// Writes both files; they are orphans until a row names them.
+    fn store_files(&self, files: AdapterFiles, after: &mut Aftermath) -> Result<(String, String), RegistryError> {
+        let config = self.store.blobs().put(files.config)?;
+        after.orphans.push(config.clone());
+        let tensors = self.store.blobs().put(files.tensors)?;
+        after.orphans.push(tensors.clone());
+        Ok((config, tensors))
+    }
+
+    /// Writes the rows of a publish.
+    fn put(
+        &self,
+        catalog: &Catalog<'_>,
+        after: &mut Aftermath,
+        publish: &Publish,
+        adapter: Arc<Adapter>,
+        mut row: GenerationRow,
+    ) -> Result<AdapterRecord, RegistryError> {
+        let before = expected_adapter(catalog, publish)?;
+        let name = publish.name.as_str();
+        let pinned = publish.pinned.unwrap_or(before.as_ref().is_some_and(|before| before.pinned));
+        let current = AdapterRow { name: name.to_owned(), current: row.id.clone(), pinned };
+        catalog.put_adapter(&current, row.created)?;
+        if let Some(stored) = catalog.generation(name, &row.id)? {
+            if before.as_ref().is_some_and(|before| before.current == row.id) {
+                row.created = stored.created;
+            }
+            after.orphans.extend([stored.config_blob, stored.tensor_blob]);
+        }
+        catalog.put_generation(&row)?;
+
+        let aliased: HashSet<_> = catalog.aliases_of(name)?.into_iter().map(|alias| alias.generation).collect();
+        if let Some(before) = before
+            && before.current != row.id
+            && !aliased.contains(&before.current)
+        {
+            after.retire.push(parse_generation(&before.current)?);
+        }
+        let old = catalog.generations(name)?.into_iter().filter(|g| g.id != row.id && !aliased.contains(&g.id));
+        for old in old.skip(self.settings.keep_generations) {
+            let generation = parse_generation(&old.id)?;
+            if self.memory.leases(&generation) > 0 {
+                continue;
+            }
+            catalog.delete_generation(name, &old.id)?;
+            after.orphans.extend([old.config_blob, old.tensor_blob]);
+            after.retire.push(generation);
+        }
+        after.names.push((publish.name.clone(), Some(adapter_entry(catalog, &current)?)));
+        after.hold = Some(adapter);
+        Ok(self.record(catalog, current, after)?)
+    }
+
+    /// Brings a stored generation into memory; `pinned` changes whether the adapter stays there.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`]; [`RegistryError::RequestIdReused`].
+    pub fn load(
+        &self,
+        reference: &Reference,
+        pinned: Option<bool>,
+        request: Option<RequestKey>,
+    ) -> Result<AdapterRecord, RegistryError> {
+        let request = request.as_ref();
+        if let Some(first) = self.store.read(|catalog| answered(catalog, request))? {
+            return Ok(first);
+        }
+        let (name, generation) = self.find(reference)?;
+        let adapter = self.bring(&name, generation)?;
+        if pinned == Some(true) {
+            let (name, current) = self.find(&Reference { name: name.clone(), generation: None })?;
+            self.bring(&name, current)?;
+        }
+        let _changing = lock(&self.changing);
+        self.commit(request, &mut Aftermath::default(), |catalog, after| {
+            let mut row = stored_adapter(catalog, &name)?;
+            if let Some(pinned) = pinned {
+                row.pinned = pinned;
+                catalog.put_adapter(&row, now())?;
+                after.names.push((name.clone(), Some(adapter_entry(catalog, &row)?)));
+            }
+            after.hold = Some(adapter);
+            Ok(self.record(catalog, row, after)?)
+        })
+    }
+
+    /// Takes one generation, or all, out of memory; running leases keep theirs. An alias stands for its generation.
+    ///
+    /// # Errors
+    /// [`RegistryError::AdapterNotFound`], [`RegistryError::Pinned`].
+    pub fn unload(&self, reference: &Reference, request: Option<RequestKey>) -> Result<AdapterRecord, RegistryError> {
+        let _changing = lock(&self.changing);
+        self.commit(request.as_ref(), &mut Aftermath::default(), |catalog, after| {
+            let (name, generation) = self.find(reference)?;
+            let row = stored_adapter(catalog, &name)?;
+            if name == reference.name && reference.generation.is_none() {
+                for stored in catalog.generations(name.as_str())? {
+                    after.unload.push(parse_generation(&stored.id)?);
+                }
+            } else {
+                after.unload.push(generation);
+            }
+            // Another adapter may have the same content.
+            if let Some((pinned, _)) = self.pinned().into_iter().find(|(_, current)| after.unload.contains(current)) {
+                return Err(RegistryError::Pinned(pinned.to_string()));
+            }
+            Ok(self.record(catalog, row, after)?)
+        })
+    }
+
+    /// Deletes an adapter and its generations; running leases keep theirs.
+    ///
+    /// # Errors
+    /// [`RegistryError::AdapterNotFound`], [`RegistryError::GenerationMismatch`], [`RegistryError::InUse`].
+    pub fn delete(&self, name: &Name, expected: Expected, request: Option<RequestKey>) -> Result<(), RegistryError> {
+        let _changing = lock(&self.changing);
+        let mut after = Aftermath::default();
+        self.commit(request.as_ref(), &mut after, |catalog, after| {
+            let row = stored_adapter(catalog, name)?;
+            compare(name, &expected, Some(&row.current))?;
+            let aliases: Vec<_> = catalog.aliases_of(name.as_str())?.into_iter().map(|alias| alias.name).collect();
+            if !aliases.is_empty() {
+                return Err(RegistryError::InUse { name: name.to_string(), aliases });
+            }
+            for stored in catalog.generations(name.as_str())? {
+                after.retire.push(parse_generation(&stored.id)?);
+                after.orphans.extend([stored.config_blob, stored.tensor_blob]);
+            }
+            catalog.delete_adapter(name.as_str())?;
+            after.names.push((name.clone(), None));
+            Ok(())
+        })?;
+        self.sweep(&after.orphans);
+        if !self.names.contains_key(name) {
+            self.metrics.forget_adapter(name.as_str());
+        }
+        Ok(())
+    }
+
+    /// Points an alias at a generation; `target` may be an alias itself and stands for its generation then.
+    ///
+    /// # Errors
+    /// [`RegistryError::AdapterNotFound`], [`RegistryError::NameTaken`], [`RegistryError::GenerationMismatch`].
+    pub fn set_alias(
+        &self,
+        alias: &Name,
+        target: &Reference,
+        expected: Expected,
+        request: Option<RequestKey>,
+    ) -> Result<AliasRecord, RegistryError> {
+        let _changing = lock(&self.changing);
+        self.commit(request.as_ref(), &mut Aftermath::default(), |catalog, after| {
+            if catalog.adapter(alias.as_str())?.is_some() {
+                return Err(RegistryError::NameTaken(alias.to_string(), "an adapter"));
+            }
+            let before = catalog.alias(alias.as_str())?;
+            compare(alias, &expected, before.as_ref().map(|before| before.generation.as_str()))?;
+            let (adapter, generation) = self.find(target)?;
+            let row = AliasRow {
+                name: alias.to_string(),
+                adapter: adapter.to_string(),
+                generation: generation.to_string(),
+                updated: now(),
+            };
+            catalog.put_alias(&row)?;
+            after.names.push((alias.clone(), Some(alias_entry(&row)?)));
+            if let Some(before) = before {
+                after.retire.push(parse_generation(&before.generation)?);
+            }
+            Ok(alias_record(row))
+        })
+    }
+
+    /// Removes an alias.
+    ///
+    /// # Errors
+    /// [`RegistryError::AliasNotFound`], [`RegistryError::GenerationMismatch`].
+    pub fn delete_alias(
+        &self,
+        name: &Name,
+        expected: Expected,
+        request: Option<RequestKey>,
+    ) -> Result<(), RegistryError> {
+        let _changing = lock(&self.changing);
+        self.commit(request.as_ref(), &mut Aftermath::default(), |catalog, after| {
+            let row = catalog.alias(name.as_str())?;
+            let row = row.ok_or_else(|| RegistryError::AliasNotFound(name.to_string()))?;
+            compare(name, &expected, Some(&row.generation))?;
+            catalog.delete_alias(name.as_str())?;
+            after.names.push((name.clone(), None));
+            after.retire.push(parse_generation(&row.generation)?);
+            Ok(())
+        })
+    }
+
+    /// Runs `change` and keeps its answer in one transaction, or returns the first answer to this request id; then
+    /// shows the change in the table. The caller holds `changing`.
+    fn commit<T: Serialize + DeserializeOwned>(
+        &self,
+        request: Option<&RequestKey>,
+        after: &mut Aftermath,
+        change: impl FnOnce(&Catalog<'_>, &mut Aftermath) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let answer = self.store.change(|catalog| {
+            if let Some(first) = answered(catalog, request)? {
+                return Ok(first);
+            }
+            let answer = change(catalog, after)?;
+            if let Some(key) = request {
+                let response = serde_json::to_string(&answer).map_err(unwritable)?;
+                let row = RequestRow { fingerprint: key.fingerprint, response };
+                catalog.put_request((key.method, &key.id), &row, now(), since())?;
+            }
+            Ok::<_, RegistryError>(answer)
+        })?;
+        // Weights first: a name must never lead to what is not there yet.
+        if let Some(adapter) = after.hold.take()
+            && !self.memory.holds(&adapter.generation())
+        {
+            self.memory.hold(adapter);
+        }
+        if !after.names.is_empty() {
+            let begin = Instant::now();
+            for (name, entry) in after.names.drain(..) {
+                match entry {
+                    Some(entry) => self.names.insert(name, entry),
+                    None => self.names.remove(&name).map(|(_, entry)| entry),
+                };
+            }
+            self.metrics.adapter_swap_stall.observe(begin.elapsed().as_secs_f64());
+        }
+        for generation in after.retire.drain(..) {
+            if !self.is_wanted(&generation) {
+                self.memory.release(&generation);
+            }
+        }
+        for generation in after.unload.drain(..) {
+            self.memory.release(&generation);
+        }
+        self.show();
+        Ok(answer)
+    }
+
+    /// Removes the blobs that no row names. The caller holds `changing`: nothing is about to be named.
+    fn sweep(&self, orphans: &[String]) {
+        for digest in orphans {
+            let removed = self
+                .store
+                .read(|catalog| catalog.names_blob(digest))
+                .and_then(|named| if named { Ok(()) } else { self.store.blobs().remove(digest) });
+            if let Err(error) = removed {
+                // The change is committed; the file goes when the store is opened next.
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(digest, error, "a file that is not needed could not be removed");
+            }
+        }
+    }
+}
+
+/// Returns the first answer to a request id, if it was given in the last 24 hours.
+fn answered<T: DeserializeOwned>(
+    catalog: &Catalog<'_>,
+    request: Option<&RequestKey>,
+) -> Result<Option<T>, RegistryError> {
+    let Some(key) = request else { return Ok(None) };
+    let Some(row) = catalog.request(key.method, &key.id, since())? else { return Ok(None) };
+    if row.fingerprint != key.fingerprint {
+        return Err(RegistryError::RequestIdReused(key.id.clone()));
+    }
+    let corrupt = |_| StoreError::Corrupt(format!("the answer to request `{}`", key.id));
+    Ok(Some(serde_json::from_str(&row.response).map_err(corrupt)?))
+}
+
+/// Returns what a publish replaces, if it may.
+fn expected_adapter(catalog: &Catalog<'_>, publish: &Publish) -> Result<Option<AdapterRow>, RegistryError> {
+    let name = &publish.name;
+    if catalog.alias(name.as_str())?.is_some() {
+        return Err(RegistryError::NameTaken(name.to_string(), "an alias"));
+    }
+    let before = catalog.adapter(name.as_str())?;
+    compare(name, &publish.expected, before.as_ref().map(|before| before.current.as_str()))?;
+    Ok(before)
+}
+
+fn stored_adapter(catalog: &Catalog<'_>, name: &Name) -> Result<AdapterRow, RegistryError> {
+    catalog.adapter(name.as_str())?.ok_or_else(|| RegistryError::AdapterNotFound(name.to_string()))
+}
+
+fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(), RegistryError> {
+    let expected = match expected {
+        Expected::Any => return Ok(()),
+        Expected::Absent => String::new(),
+        Expected::Generation(generation) => generation.to_string(),
+    };
+    let actual = actual.unwrap_or("");
+    if expected == actual {
+        return Ok(());
+    }
+    Err(RegistryError::GenerationMismatch { name: name.to_string(), expected, actual: actual.to_owned() })
+}
+
+fn unwritable(error: serde_json::Error) -> StoreError {
+    StoreError::Io { path: "evenkeel.db".into(), source: error.into() }
+}
+
+fn since() -> i64 {
+    now() - i64::try_from(REMEMBERED.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Microseconds since 1970.
+fn now() -> i64 {
+    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX)
+}

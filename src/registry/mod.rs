@@ -1,0 +1,370 @@
+//! Adapters by name: generations, aliases, leases, and the byte budget.
+//!
+//! Reads no PEFT file and runs no request: the model makes an adapter, the engine uses it. A change is on the disk
+//! before the table in memory shows it, and in the table before it is acknowledged. `lookup` finds and loads, `changes`
+//! changes, `memory` keeps the budget, `directory` reads folders.
+//!
+//! Locks, in the order in which they are taken: `preparing` (one adapter is checked at a time, so that what is checked
+//! but not yet counted is bounded), `changing` (commit and table change together), the store. `resident` takes none of
+//! them. Guards of `names` may be held while the memory is asked, never the other way round. Units: bytes.
+
+mod changes;
+mod directory;
+mod lookup;
+mod memory;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use dashmap::DashMap;
+
+use crate::config::RegistrySettings;
+use crate::lora::{Adapter, Generation, LoraError};
+use crate::metrics::Metrics;
+use crate::model::{CausalLm, ModelError};
+use crate::store::{Store, StoreError};
+use memory::Memory;
+
+/// A checked name of an adapter or alias: `[a-z0-9][a-z0-9._-]{0,62}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(String);
+
+impl Name {
+    /// Checks a name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut chars = text.bytes();
+        let first = chars.next().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let rest = chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"._-".contains(&c));
+        (first && rest && text.len() <= 63).then(|| Self(text.to_owned()))
+    }
+
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a request calls an adapter: a name or alias, or one generation of an adapter (`name@` and at least 8
+/// hexadecimal digits).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// Adapter or alias.
+    pub name: Name,
+    /// Leading hexadecimal digits of the generation, lower case.
+    pub generation: Option<String>,
+}
+
+impl Reference {
+    /// Checks a reference.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, generation) = match text.split_once('@') {
+            None => (text, None),
+            Some((name, digits)) => {
+                let hexadecimal = digits.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+                if !hexadecimal || !(8..=64).contains(&digits.len()) {
+                    return None;
+                }
+                (name, Some(digits.to_owned()))
+            }
+        };
+        Some(Self { name: Name::parse(name)?, generation })
+    }
+}
+
+impl std::fmt::Display for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.generation {
+            Some(digits) => write!(f, "{}@{digits}", self.name),
+            None => self.name.fmt(f),
+        }
+    }
+}
+
+/// What must be current for a change to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Anything.
+    Any,
+    /// Nothing: the name is free.
+    Absent,
+    /// This generation.
+    Generation(Generation),
+}
+
+/// Makes a repeated call harmless: the first answer is kept with the change, in one transaction, for 24 hours.
+#[derive(Debug, Clone)]
+pub struct RequestKey {
+    /// The method, for example `SetAlias`.
+    pub method: &'static str,
+    /// The caller's id.
+    pub id: String,
+    /// SHA-256 of the request's content.
+    pub fingerprint: [u8; 32],
+}
+
+/// The two files of a PEFT folder.
+#[derive(Debug, Clone)]
+pub struct AdapterFiles {
+    /// `adapter_config.json`.
+    pub config: Vec<u8>,
+    /// `adapter_model.safetensors`.
+    pub tensors: Vec<u8>,
+}
+
+/// Publishes an adapter.
+#[derive(Debug)]
+pub struct Publish {
+    /// Name to publish under.
+    pub name: Name,
+    /// What must be current.
+    pub expected: Expected,
+    /// Keeps it in memory; `None` leaves it as it was.
+    pub pinned: Option<bool>,
+    /// Accepts an adapter that changes nothing.
+    pub allow_no_effect: bool,
+    /// Makes a repeated call harmless.
+    pub request: Option<RequestKey>,
+}
+
+/// One stored generation.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct GenerationRecord {
+    /// Hexadecimal id.
+    pub id: String,
+    /// When it was published.
+    pub created: SystemTime,
+    /// Whether it is in memory.
+    pub resident: bool,
+    /// Bytes of its tensors in memory.
+    pub bytes: u64,
+    /// Requests that run on it.
+    pub leases: u32,
+    /// Largest change of a logit of the fixed prompt.
+    pub effect: f64,
+}
+
+/// One adapter.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct AdapterRecord {
+    /// Name.
+    pub name: String,
+    /// Id of the current generation.
+    pub current: String,
+    /// Base model it was checked against.
+    pub base_fingerprint: String,
+    /// Whether weights are decomposed (DoRA).
+    pub dora: bool,
+    /// Largest rank.
+    pub rank: usize,
+    /// `lora_alpha`.
+    pub alpha: f64,
+    /// Modules it changes.
+    pub modules: Vec<String>,
+    /// PEFT task type.
+    pub task_type: String,
+    /// Stays in memory.
+    pub pinned: bool,
+    /// Newest first.
+    pub generations: Vec<GenerationRecord>,
+    /// Aliases that point to it.
+    pub aliases: Vec<String>,
+}
+
+/// One alias.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct AliasRecord {
+    /// Name.
+    pub name: String,
+    /// Adapter.
+    pub adapter: String,
+    /// Generation.
+    pub generation: String,
+    /// When it was last set.
+    pub updated: SystemTime,
+}
+
+/// A stored file of an adapter, for download.
+#[derive(Debug, Clone)]
+pub struct StoredFile {
+    /// Its name in the PEFT folder.
+    pub name: &'static str,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its size.
+    pub size: u64,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// Why the registry refuses or fails.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No adapter or alias of this name, or no such generation.
+    #[error("there is no adapter `{0}`")]
+    AdapterNotFound(String),
+    /// No alias of this name.
+    #[error("there is no alias `{0}`")]
+    AliasNotFound(String),
+    /// An alias or adapter has the name already.
+    #[error("`{0}` is taken by {1}")]
+    NameTaken(String, &'static str),
+    /// Something else is current.
+    #[error("`{name}` is at generation `{actual}`, not `{expected}`")]
+    GenerationMismatch {
+        /// Adapter or alias.
+        name: String,
+        /// What the caller expected; empty: nothing.
+        expected: String,
+        /// What is; empty: nothing.
+        actual: String,
+    },
+    /// The adapter's files are faulty, unsupported or do not fit.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// The adapter changes no logit of the fixed prompt.
+    #[error("the adapter changes no logit of a fixed prompt; allow_no_effect accepts it all the same")]
+    NoEffect,
+    /// Does not fit into the byte budget.
+    #[error("needs {needed} bytes, the budget is {budget} and {busy} are pinned or in use")]
+    Budget {
+        /// Bytes needed.
+        needed: u64,
+        /// The whole budget.
+        budget: u64,
+        /// Bytes that cannot leave now.
+        busy: u64,
+    },
+    /// It is pinned.
+    #[error("`{0}` is pinned")]
+    Pinned(String),
+    /// Aliases point to it.
+    #[error("aliases point to `{name}`: {}", aliases.join(", "))]
+    InUse {
+        /// The adapter.
+        name: String,
+        /// The aliases.
+        aliases: Vec<String>,
+    },
+    /// The server has no adapter folder.
+    #[error("the server was started without an adapter folder")]
+    NoAdapterDir,
+    /// The folder or a file in it cannot be taken.
+    #[error("{0}")]
+    Directory(String),
+    /// The request id was used for another request.
+    #[error("request_id `{0}` was used for another request")]
+    RequestIdReused(String),
+    /// A pass of the model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The disk failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Measures what an adapter changes: the model's, or a test's.
+type Prove = fn(&dyn CausalLm, &Arc<Adapter>) -> Result<f64, ModelError>;
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Entry {
+    /// An adapter.
+    Adapter {
+        /// What the next request gets.
+        current: Generation,
+        /// Whether the current generation stays in memory.
+        pinned: bool,
+        /// All that are stored, newest first.
+        generations: Vec<Generation>,
+    },
+    /// An alias.
+    Alias {
+        /// Adapter.
+        adapter: Name,
+        /// Its generation.
+        generation: Generation,
+    },
+}
+
+/// Adapters by name. Methods block (disk, hashing, a pass of the model): call them off the async threads, except
+/// [`Registry::resident`].
+pub struct Registry {
+    store: Arc<Store>,
+    model: Arc<dyn CausalLm>,
+    settings: RegistrySettings,
+    metrics: Arc<Metrics>,
+    prove: Prove,
+    // Shows what the store holds; written under `changing` only.
+    names: DashMap<Name, Entry>,
+    memory: Memory,
+    // Generations being read from disk: one reader each, the others wait for it.
+    loading: DashMap<Generation, Arc<Mutex<()>>>,
+    preparing: Mutex<()>,
+    changing: Mutex<()>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("names", &self.names.len()).field("memory", &self.memory).finish()
+    }
+}
+
+impl Registry {
+    /// Opens the registry and forgets nothing that was acknowledged; pinned adapters are loaded.
+    ///
+    /// A pinned adapter that cannot be loaded (damaged, of another base model, over the budget) is logged and stays on
+    /// disk: it is no reason not to serve the others.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn open(
+        store: Arc<Store>,
+        model: Arc<dyn CausalLm>,
+        settings: RegistrySettings,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, RegistryError> {
+        Self::open_with(store, model, settings, metrics, crate::model::effect)
+    }
+
+    fn open_with(
+        store: Arc<Store>,
+        model: Arc<dyn CausalLm>,
+        settings: RegistrySettings,
+        metrics: Arc<Metrics>,
+        prove: Prove,
+    ) -> Result<Self, RegistryError> {
+        metrics.adapter_bytes_limit.set(i64::try_from(settings.memory_bytes).unwrap_or(i64::MAX));
+        let memory = Memory::new(settings.memory_bytes, metrics.adapter_bytes.clone());
+        let registry = Self {
+            store,
+            model,
+            settings,
+            metrics,
+            prove,
+            names: DashMap::new(),
+            memory,
+            loading: DashMap::new(),
+            preparing: Mutex::default(),
+            changing: Mutex::default(),
+        };
+        registry.read_names()?;
+        for (name, generation) in registry.pinned() {
+            if let Err(error) = registry.bring(&name, generation) {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(adapter = %name, %generation, error, "pinned adapter not loaded");
+            }
+        }
+        registry.show();
+        Ok(registry)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,456 @@
+//! AdapterService: checks names, asks the registry off the async threads, and maps its records.
+//!
+//! Keeps nothing: idempotency, transactions and files are the registry's.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::Stream;
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::context::Context;
+use super::info::count;
+use super::page::{self, PageTokens};
+use super::pb::{self, download_adapter_response::Part};
+use super::services::in_registry;
+use super::status::{self, Reason};
+use super::upload;
+use super::violations::Violations;
+use crate::lora::Generation;
+use crate::registry::{
+    AdapterRecord, AliasRecord, Expected, GenerationRecord, Name, Publish, Reference, Registry, RequestKey, StoredFile,
+};
+use crate::store::StoreError;
+
+/// Bytes of a chunk of a download.
+const CHUNK: usize = 1 << 20;
+/// Largest number of characters of a request id.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Answers AdapterService.
+#[derive(Debug)]
+pub(super) struct Adapters {
+    pub(super) registry: Arc<Registry>,
+    pub(super) pages: PageTokens,
+    /// Memory for uploads, see `upload`.
+    pub(super) upload_memory: Arc<Semaphore>,
+    pub(super) max_upload_bytes: u64,
+}
+
+fn name(v: &mut Violations, field: &str, text: &str) -> Option<Name> {
+    let name = Name::parse(text);
+    let rule = "must be 1 to 63 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit";
+    v.require(field, name.is_some(), rule);
+    name
+}
+
+fn reference(v: &mut Violations, field: &str, text: &str) -> Option<Reference> {
+    let reference = Reference::parse(text);
+    v.require(field, reference.is_some(), "must be a name, or name@ and 8 to 64 hexadecimal digits");
+    reference
+}
+
+/// A name and, in a field of its own, a generation that may be empty.
+fn parts(v: &mut Violations, text: &str, generation: &str) -> Option<Reference> {
+    let name = name(v, "name", text);
+    if generation.is_empty() {
+        return name.map(|name| Reference { name, generation: None });
+    }
+    let whole = Reference::parse(&format!("x@{generation}"));
+    v.require("generation", whole.is_some(), "must be 8 to 64 hexadecimal digits");
+    name.zip(whole).map(|(name, whole)| Reference { name, generation: whole.generation })
+}
+
+fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
+    match text {
+        None => Expected::Any,
+        Some("") => Expected::Absent,
+        Some(text) => match Generation::parse(text) {
+            Some(generation) => Expected::Generation(generation),
+            None => {
+                v.add(field, "must be 64 hexadecimal digits or empty");
+                Expected::Any
+            }
+        },
+    }
+}
+
+/// Checks the id that makes a repeated call harmless.
+fn request_id(v: &mut Violations, field: &str, id: &str) {
+    let sound = id.chars().count() <= MAX_REQUEST_ID && !id.chars().any(char::is_control);
+    v.require(field, sound, "must be at most 128 printable characters");
+}
+
+/// Builds the key that makes a repeated call harmless; `content` is the request with its id taken out.
+fn request_key(method: &'static str, id: String, content: &[u8]) -> Option<RequestKey> {
+    (!id.is_empty()).then(|| RequestKey { method, id, fingerprint: Sha256::digest(content).into() })
+}
+
+/// Ends the checks: all faults, or the values.
+fn checked<T>(v: Violations, value: Option<T>) -> Result<T, Status> {
+    v.finish(value).map_err(|v| status::violations(&v))
+}
+
+fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+    time.into()
+}
+
+fn generation_out(record: GenerationRecord) -> pb::Generation {
+    let residency = if record.resident { pb::Residency::Resident } else { pb::Residency::OnDisk };
+    pb::Generation {
+        id: record.id,
+        create_time: Some(timestamp(record.created)),
+        residency: residency.into(),
+        bytes: record.bytes,
+        active_leases: record.leases,
+        effect: record.effect,
+    }
+}
+
+fn adapter_out(record: AdapterRecord) -> pb::Adapter {
+    pb::Adapter {
+        name: record.name,
+        generation: record.current,
+        base_fingerprint: record.base_fingerprint,
+        method: if record.dora { "DORA" } else { "LORA" }.to_owned(),
+        rank: count(record.rank),
+        alpha: record.alpha,
+        modules: record.modules,
+        task_type: record.task_type,
+        pinned: record.pinned,
+        generations: record.generations.into_iter().map(generation_out).collect(),
+        aliases: record.aliases,
+    }
+}
+
+fn alias_out(record: AliasRecord) -> pb::Alias {
+    pb::Alias {
+        name: record.name,
+        adapter: record.adapter,
+        generation: record.generation,
+        update_time: Some(timestamp(record.updated)),
+    }
+}
+
+impl Adapters {
+    /// Runs `work` on the registry, off the async threads and to its end.
+    async fn ask<T: Send + 'static>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&Registry) -> Result<T, crate::registry::RegistryError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let registry = Arc::clone(&self.registry);
+        in_registry(context, move || work(&registry)).await
+    }
+
+    /// Checks a page's size and token.
+    fn page(&self, method: &str, wire: i32, token: &str) -> Result<(usize, Option<String>), Status> {
+        let size = page::size(wire).map_err(|v| status::violations(&v))?;
+        let after = self.pages.open(method, token).map_err(|page::Forged| {
+            let text = "was not made by this server for this method";
+            status::field(Reason::PageToken, "page_token", text)
+        })?;
+        Ok((size, after))
+    }
+
+    /// Cuts the one entry too many that was asked for, and makes the token of the next page from the last that stays.
+    fn next_page<T>(&self, method: &str, entries: &mut Vec<T>, size: usize, name: impl Fn(&T) -> &str) -> String {
+        if entries.len() <= size {
+            return String::new();
+        }
+        entries.truncate(size);
+        entries.last().map_or_else(String::new, |last| self.pages.seal(method, name(last)))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::adapter_service_server::AdapterService for Adapters {
+    type DownloadAdapterStream = Pin<Box<dyn Stream<Item = Result<pb::DownloadAdapterResponse, Status>> + Send>>;
+
+    async fn upload_adapter(
+        &self,
+        request: Request<Streaming<pb::UploadAdapterRequest>>,
+    ) -> Result<Response<pb::Adapter>, Status> {
+        let context = Context::of(&request);
+        let mut stream = request.into_inner();
+        let check = |header: &pb::UploadAdapterHeader, v: &mut Violations| {
+            let expected = expected(v, "header.expected_generation", header.expected_generation.as_deref());
+            request_id(v, "header.request_id", &header.request_id);
+            name(v, "header.name", &header.name).map(|name| (name, expected))
+        };
+        let upload::Upload { checked: (name, expected), mut header, files, memory } =
+            upload::receive(&mut stream, &self.upload_memory, self.max_upload_bytes, check).await?;
+        let id = std::mem::take(&mut header.request_id);
+        let request = request_key("UploadAdapter", id, &header.encode_to_vec());
+        let (pinned, allow_no_effect) = (header.pinned, header.allow_no_effect);
+        let publish = Publish { name, expected, pinned, allow_no_effect, request };
+        let work = move |registry: &Registry| {
+            let record = registry.publish(files, publish);
+            drop(memory);
+            record
+        };
+        Ok(Response::new(adapter_out(self.ask(&context, work).await?)))
+    }
+
+    async fn load_adapter(&self, request: Request<pb::LoadAdapterRequest>) -> Result<Response<pb::Adapter>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let mut v = Violations::default();
+        let id = std::mem::take(&mut wire.request_id);
+        request_id(&mut v, "request_id", &id);
+        let request = request_key("LoadAdapter", id, &wire.encode_to_vec());
+        let reference = parts(&mut v, &wire.name, &wire.generation);
+        let expected = expected(&mut v, "expected_generation", wire.expected_generation.as_deref());
+        let pinned = wire.pinned;
+        if wire.directory.is_empty() {
+            v.require("expected_generation", expected == Expected::Any, "is for publishing from a directory");
+            let reference = checked(v, reference)?;
+            let work = move |registry: &Registry| registry.load(&reference, pinned, request);
+            return Ok(Response::new(adapter_out(self.ask(&context, work).await?)));
+        }
+        v.require("generation", wire.generation.is_empty(), "is for stored adapters: leave directory empty");
+        v.require("directory", wire.directory.len() <= 255, "must be at most 255 bytes");
+        let allow_no_effect = wire.allow_no_effect;
+        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request });
+        let publish = checked(v, publish)?;
+        let work = move |registry: &Registry| registry.publish_directory(&wire.directory, publish);
+        Ok(Response::new(adapter_out(self.ask(&context, work).await?)))
+    }
+
+    async fn unload_adapter(
+        &self,
+        request: Request<pb::UnloadAdapterRequest>,
+    ) -> Result<Response<pb::Adapter>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let mut v = Violations::default();
+        let id = std::mem::take(&mut wire.request_id);
+        request_id(&mut v, "request_id", &id);
+        let request = request_key("UnloadAdapter", id, &wire.encode_to_vec());
+        let reference = parts(&mut v, &wire.name, &wire.generation);
+        let reference = checked(v, reference)?;
+        let record = self.ask(&context, move |registry| registry.unload(&reference, request)).await?;
+        Ok(Response::new(adapter_out(record)))
+    }
+
+    async fn delete_adapter(&self, request: Request<pb::DeleteAdapterRequest>) -> Result<Response<()>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let mut v = Violations::default();
+        let id = std::mem::take(&mut wire.request_id);
+        request_id(&mut v, "request_id", &id);
+        let request = request_key("DeleteAdapter", id, &wire.encode_to_vec());
+        let expected = expected(&mut v, "expected_generation", wire.expected_generation.as_deref());
+        v.require("expected_generation", expected != Expected::Absent, "must not be empty text");
+        let name = name(&mut v, "name", &wire.name);
+        let name = checked(v, name)?;
+        self.ask(&context, move |registry| registry.delete(&name, expected, request)).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn get_adapter(&self, request: Request<pb::GetAdapterRequest>) -> Result<Response<pb::Adapter>, Status> {
+        let context = Context::of(&request);
+        let mut v = Violations::default();
+        let name = name(&mut v, "name", &request.get_ref().name);
+        let name = checked(v, name)?;
+        let record = self.ask(&context, move |registry| registry.get(&name)).await?;
+        Ok(Response::new(adapter_out(record)))
+    }
+
+    async fn list_adapters(
+        &self,
+        request: Request<pb::ListAdaptersRequest>,
+    ) -> Result<Response<pb::ListAdaptersResponse>, Status> {
+        let context = Context::of(&request);
+        let wire = request.into_inner();
+        let (size, after) = self.page("ListAdapters", wire.page_size, &wire.page_token)?;
+        let work = move |registry: &Registry| registry.list(after.as_deref(), size + 1);
+        let mut entries = self.ask(&context, work).await?;
+        let next_page_token = self.next_page("ListAdapters", &mut entries, size, |r| &r.name);
+        let adapters = entries.into_iter().map(adapter_out).collect();
+        Ok(Response::new(pb::ListAdaptersResponse { adapters, next_page_token }))
+    }
+
+    async fn download_adapter(
+        &self,
+        request: Request<pb::DownloadAdapterRequest>,
+    ) -> Result<Response<Self::DownloadAdapterStream>, Status> {
+        let context = Context::of(&request);
+        let mut v = Violations::default();
+        let reference = reference(&mut v, "name", &request.get_ref().name);
+        let reference = checked(v, reference)?;
+        let files = self.ask(&context, move |registry| registry.files(&reference)).await?;
+        // Two chunks ahead of the reader, no more: a slow one holds 3 MiB. The task ends when the reader leaves.
+        let (pieces, stream) = mpsc::channel(2);
+        tokio::spawn(async move {
+            for file in files {
+                if let Err(status) = send_file(&file, &pieces, &context).await {
+                    let _ = pieces.send(Err(status)).await;
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn set_alias(&self, request: Request<pb::SetAliasRequest>) -> Result<Response<pb::Alias>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let mut v = Violations::default();
+        let id = std::mem::take(&mut wire.request_id);
+        request_id(&mut v, "request_id", &id);
+        let request = request_key("SetAlias", id, &wire.encode_to_vec());
+        let alias = name(&mut v, "name", &wire.name);
+        let target = reference(&mut v, "adapter", &wire.adapter);
+        let expected = expected(&mut v, "expected_generation", wire.expected_generation.as_deref());
+        let (alias, target) = checked(v, alias.zip(target))?;
+        let work = move |registry: &Registry| registry.set_alias(&alias, &target, expected, request);
+        Ok(Response::new(alias_out(self.ask(&context, work).await?)))
+    }
+
+    async fn get_alias(&self, request: Request<pb::GetAliasRequest>) -> Result<Response<pb::Alias>, Status> {
+        let context = Context::of(&request);
+        let mut v = Violations::default();
+        let name = name(&mut v, "name", &request.get_ref().name);
+        let name = checked(v, name)?;
+        let record = self.ask(&context, move |registry| registry.alias(&name)).await?;
+        Ok(Response::new(alias_out(record)))
+    }
+
+    async fn list_aliases(
+        &self,
+        request: Request<pb::ListAliasesRequest>,
+    ) -> Result<Response<pb::ListAliasesResponse>, Status> {
+        let context = Context::of(&request);
+        let wire = request.into_inner();
+        let (size, after) = self.page("ListAliases", wire.page_size, &wire.page_token)?;
+        let work = move |registry: &Registry| registry.aliases(after.as_deref(), size + 1);
+        let mut entries = self.ask(&context, work).await?;
+        let next_page_token = self.next_page("ListAliases", &mut entries, size, |r| &r.name);
+        let aliases = entries.into_iter().map(alias_out).collect();
+        Ok(Response::new(pb::ListAliasesResponse { aliases, next_page_token }))
+    }
+
+    async fn delete_alias(&self, request: Request<pb::DeleteAliasRequest>) -> Result<Response<()>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let mut v = Violations::default();
+        let id = std::mem::take(&mut wire.request_id);
+        request_id(&mut v, "request_id", &id);
+        let request = request_key("DeleteAlias", id, &wire.encode_to_vec());
+        let expected = expected(&mut v, "expected_generation", wire.expected_generation.as_deref());
+        v.require("expected_generation", expected != Expected::Absent, "must not be empty text");
+        let name = name(&mut v, "name", &wire.name);
+        let name = checked(v, name)?;
+        self.ask(&context, move |registry| registry.delete_alias(&name, expected, request)).await?;
+        Ok(Response::new(()))
+    }
+}
+
+type Pieces = mpsc::Sender<Result<pb::DownloadAdapterResponse, Status>>;
+
+/// Sends a file's name and size, then its bytes; returns early, without a fault, when the reader has left.
+async fn send_file(file: &StoredFile, pieces: &Pieces, context: &Context) -> Result<(), Status> {
+    let failed = |source| {
+        let error = StoreError::Io { path: file.path.display().to_string(), source };
+        status::internal(&error, &context.request_id)
+    };
+    let info = pb::FileInfo { name: file.name.to_owned(), size: file.size, sha256: file.sha256.clone() };
+    if !send(pieces, Part::File(info)).await {
+        return Ok(());
+    }
+    let mut source = tokio::fs::File::open(&file.path).await.map_err(failed)?;
+    let mut offset = 0;
+    while offset < file.size {
+        let length = (file.size - offset).min(CHUNK as u64);
+        let mut data = Vec::with_capacity(CHUNK);
+        let read = (&mut source).take(length).read_to_end(&mut data).await.map_err(failed)?;
+        if read as u64 != length {
+            return Err(status::plain(Reason::DataCorrupt, format!("{} is cut short", file.name)));
+        }
+        let chunk = pb::FileChunk { name: file.name.to_owned(), offset, data };
+        if !send(pieces, Part::Chunk(chunk)).await {
+            return Ok(());
+        }
+        offset += length;
+    }
+    Ok(())
+}
+
+/// Returns whether somebody still reads.
+async fn send(pieces: &Pieces, part: Part) -> bool {
+    pieces.send(Ok(pb::DownloadAdapterResponse { part: Some(part) })).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_bounded_and_printable() {
+        for (id, faulty) in [("x".repeat(128), false), ("x".repeat(129), true), ("a\nb".into(), true)] {
+            let mut v = Violations::default();
+            request_id(&mut v, "request_id", &id);
+            assert_eq!(!v.list().is_empty(), faulty);
+        }
+        assert!(request_key("SetAlias", String::new(), b"").is_none());
+    }
+
+    #[test]
+    fn the_fingerprint_covers_the_content_and_not_the_id() {
+        let key = |id: &str, content: &[u8]| request_key("SetAlias", id.into(), content).unwrap().fingerprint;
+        assert_eq!(key("a", b"same"), key("b", b"same"));
+        assert_ne!(key("a", b"same"), key("a", b"other"));
+    }
+
+    #[test]
+    fn expected_generations_are_any_none_or_one() {
+        let mut v = Violations::default();
+        assert_eq!(expected(&mut v, "expected_generation", None), Expected::Any);
+        assert_eq!(expected(&mut v, "expected_generation", Some("")), Expected::Absent);
+        assert!(matches!(expected(&mut v, "expected_generation", Some(&"ab".repeat(32))), Expected::Generation(_)));
+        assert!(v.list().is_empty());
+        expected(&mut v, "expected_generation", Some("abcd"));
+        assert_eq!(v.fields(), ["expected_generation"]);
+    }
+
+    #[test]
+    fn names_and_generations_are_checked_together() {
+        let mut v = Violations::default();
+        assert!(parts(&mut v, "poet", "").is_some_and(|r| r.generation.is_none()));
+        assert!(parts(&mut v, "poet", "0123abcd").is_some_and(|r| r.generation.as_deref() == Some("0123abcd")));
+        assert!(v.list().is_empty());
+        assert!(parts(&mut v, "../x", "0123").is_none());
+        assert_eq!(v.fields(), ["name", "generation"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_is_sent_in_chunks_with_its_offsets() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let bytes: Vec<u8> = (0..CHUNK + 7).map(|i| i as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = |size: u64| StoredFile { name: "file", path: path.clone(), size, sha256: String::new() };
+        let context = Context { request_id: "r".into(), deadline: None };
+        let (pieces, mut stream) = mpsc::channel(8);
+        send_file(&file(bytes.len() as u64), &pieces, &context).await.unwrap();
+        drop(pieces);
+        let mut back = Vec::new();
+        while let Some(piece) = stream.recv().await {
+            if let Some(Part::Chunk(chunk)) = piece.unwrap().part {
+                assert_eq!(chunk.offset, back.len() as u64);
+                back.extend(chunk.data);
+            }
+        }
+        assert_eq!(back, bytes);
+        let (pieces, _stream) = mpsc::channel(8);
+        let short = send_file(&file(bytes.len() as u64 + 1), &pieces, &context).await;
+        assert_eq!(short.unwrap_err().code(), tonic::Code::DataLoss);
+    }
+}

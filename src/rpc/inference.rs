@@ -1,0 +1,268 @@
+//! InferenceService: checks, resolves the adapter once, hands over to the engine, and maps its events.
+//!
+//! Computes nothing. Leaving a call drops the engine's receiver, which is how the engine learns of it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt as _};
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status};
+
+use super::context::Context;
+use super::convert::{self, Bounds};
+use super::info::count;
+use super::pb;
+use super::prompt::{PromptError, Prompts};
+use super::services::{blocking, in_registry};
+use super::status;
+use crate::engine::{Engine, EngineError, Event, FinishReason, Token};
+use crate::lora::Adapter;
+use crate::metrics::Metrics;
+use crate::registry::{Reference, Registry};
+
+/// Answers InferenceService.
+#[derive(Debug)]
+pub(super) struct Inference {
+    pub(super) engine: Engine,
+    pub(super) registry: Arc<Registry>,
+    pub(super) prompts: Prompts,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = Result<pb::GenerateStreamResponse, Status>> + Send>>;
+
+impl Inference {
+    fn bounds(&self) -> Bounds {
+        Bounds { vocab: self.prompts.model.vocab_size }
+    }
+
+    /// Resolves what to run, without a change of thread where the weights are in memory.
+    async fn adapter(&self, reference: Option<Reference>, context: &Context) -> Result<Option<Arc<Adapter>>, Status> {
+        let Some(reference) = reference else {
+            self.metrics.adapter_requests.with_label_values(&["base"]).inc();
+            return Ok(None);
+        };
+        let name = reference.name.clone();
+        let adapter = match self.registry.resident(&reference) {
+            Some(adapter) => adapter,
+            None => {
+                let registry = Arc::clone(&self.registry);
+                in_registry(context, move || registry.resolve(&reference)).await?
+            }
+        };
+        let label = self.metrics.adapter_label(name.as_str());
+        self.metrics.adapter_requests.with_label_values(&[label]).inc();
+        Ok(Some(adapter))
+    }
+
+    /// Does the tokenizer's work off the async threads.
+    async fn prepare<T: Send + 'static>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&Prompts) -> Result<T, PromptError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let prompts = self.prompts.clone();
+        blocking(context, move || work(&prompts)).await?.map_err(|error| status::prompt(&error, context))
+    }
+
+    /// Checks and submits a request for text.
+    async fn submit(&self, request: Request<pb::GenerateRequest>) -> Result<Running, Status> {
+        let context = Context::of(&request);
+        let checked = convert::generate(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
+        let reference = checked.adapter.clone();
+        let mut request = self.prepare(&context, move |prompts| prompts.generate(checked)).await?;
+        request.adapter = self.adapter(reference, &context).await?;
+        request.deadline = context.deadline;
+        let labels = Labels {
+            generation: request.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string()),
+            seed: request.sampling.seed,
+            prompt_tokens: count(request.prompt.len()),
+            n: request.n,
+        };
+        let events = self.engine.generate(request).map_err(|error| status::engine(&error, &context))?;
+        Ok(Running {
+            events,
+            pieces: PieceMaker { prompts: self.prompts.clone(), labels, generated: 0, ended: 0 },
+            context,
+        })
+    }
+}
+
+/// What every piece of an answer tells.
+#[derive(Debug)]
+struct Labels {
+    generation: String,
+    seed: u64,
+    prompt_tokens: u32,
+    n: usize,
+}
+
+/// A request in the engine.
+struct Running {
+    events: mpsc::Receiver<Event>,
+    pieces: PieceMaker,
+    context: Context,
+}
+
+/// Turns events into pieces.
+#[derive(Debug)]
+struct PieceMaker {
+    prompts: Prompts,
+    labels: Labels,
+    /// Tokens generated, all completions together.
+    generated: usize,
+    /// Completions that ended.
+    ended: usize,
+}
+
+impl Running {
+    /// Returns the next piece, `None` at the end.
+    async fn next(&mut self) -> Option<Result<pb::GenerateStreamResponse, Status>> {
+        match self.events.recv().await {
+            Some(Event::Delta { index, text, tokens, finish }) => {
+                Some(Ok(self.pieces.piece(index, text, tokens, finish)))
+            }
+            Some(Event::Done) => None,
+            Some(Event::Failed(error)) => Some(Err(status::engine(&error, &self.context))),
+            None => Some(Err(status::engine(&EngineError::Stopped, &self.context))),
+        }
+    }
+}
+
+impl PieceMaker {
+    fn piece(
+        &mut self,
+        index: usize,
+        text: String,
+        tokens: Vec<Token>,
+        finish: Option<FinishReason>,
+    ) -> pb::GenerateStreamResponse {
+        self.generated += tokens.len();
+        self.ended += usize::from(finish.is_some());
+        let last = self.ended == self.labels.n && finish.is_some();
+        let (finish_reason, stop_string) = match finish {
+            None => (pb::FinishReason::Unspecified, String::new()),
+            Some(FinishReason::Stop(text)) => (pb::FinishReason::Stop, text.unwrap_or_default()),
+            Some(FinishReason::Length) => (pb::FinishReason::Length, String::new()),
+        };
+        pb::GenerateStreamResponse {
+            index: count(index),
+            text,
+            token_ids: tokens.iter().map(|token| token.id).collect(),
+            logprobs: tokens.iter().filter_map(|token| self.logprobs(token)).collect(),
+            finish_reason: finish_reason.into(),
+            stop_string,
+            usage: last.then(|| self.usage()),
+            generation: self.labels.generation.clone(),
+            seed: self.labels.seed,
+        }
+    }
+
+    fn usage(&self) -> pb::Usage {
+        pb::Usage { prompt_tokens: self.labels.prompt_tokens, completion_tokens: count(self.generated) }
+    }
+
+    fn logprobs(&self, token: &Token) -> Option<pb::PositionLogprobs> {
+        let (own, top) = token.logprobs.as_ref()?;
+        let entry = |token_id: u32, logprob: f64| {
+            let token = self.prompts.tokenizer.decode(&[token_id], false).unwrap_or_default();
+            pb::TokenLogprob { token_id, token, logprob }
+        };
+        Some(pb::PositionLogprobs {
+            chosen: Some(entry(token.id, *own)),
+            top: top.iter().map(|t| entry(t.token, t.logprob)).collect(),
+        })
+    }
+}
+
+/// Adds a piece to the completion it belongs to.
+fn append(choices: &mut [pb::Choice], piece: pb::GenerateStreamResponse) {
+    let Some(choice) = choices.get_mut(piece.index as usize) else { return };
+    choice.text.push_str(&piece.text);
+    choice.token_ids.extend(piece.token_ids);
+    choice.logprobs.extend(piece.logprobs);
+    if piece.finish_reason != i32::from(pb::FinishReason::Unspecified) {
+        choice.finish_reason = piece.finish_reason;
+        choice.stop_string = piece.stop_string;
+    }
+}
+
+#[tonic::async_trait]
+impl pb::inference_service_server::InferenceService for Inference {
+    type GenerateStreamStream = Pieces;
+
+    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<pb::GenerateResponse>, Status> {
+        let mut running = self.submit(request).await?;
+        let n = running.pieces.labels.n;
+        let mut choices: Vec<_> =
+            (0..n).map(|index| pb::Choice { index: count(index), ..Default::default() }).collect();
+        while let Some(piece) = running.next().await {
+            append(&mut choices, piece?);
+        }
+        for choice in &mut choices {
+            running.pieces.prompts.decode_whole(choice);
+        }
+        let usage = Some(running.pieces.usage());
+        let Labels { generation, seed, .. } = running.pieces.labels;
+        Ok(Response::new(pb::GenerateResponse { choices, usage, generation, seed }))
+    }
+
+    async fn generate_stream(
+        &self,
+        request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStreamStream>, Status> {
+        let running = self.submit(request).await?;
+        let pieces = futures_util::stream::unfold(Some(running), |running| async {
+            let mut running = running?;
+            let piece = running.next().await?;
+            // An error is the end of the stream.
+            let rest = piece.is_ok().then_some(running);
+            Some((piece, rest))
+        });
+        let mut response = Response::new(pieces.boxed() as Pieces);
+        // A token a message does not shrink, and compressing would hold it back.
+        response.disable_compression();
+        Ok(response)
+    }
+
+    async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
+        let context = Context::of(&request);
+        let checked = convert::score(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
+        let reference = checked.adapter.clone();
+        let mut request = self.prepare(&context, move |prompts| prompts.score(checked)).await?;
+        request.adapter = self.adapter(reference, &context).await?;
+        request.deadline = context.deadline;
+        let generation = request.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string());
+        let prompt_tokens = count(request.prompt.len());
+        let ids = request.candidates.clone();
+        let completion_tokens = count(ids.iter().map(Vec::len).sum());
+        let refused = |error: EngineError| status::engine(&error, &context);
+        let answer = self.engine.score(request).map_err(refused)?;
+        let scored = answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?;
+        let candidates = scored.into_iter().zip(ids).map(|(scored, token_ids)| {
+            let sum_logprob: f64 = scored.logprobs.iter().sum();
+            pb::CandidateScore {
+                sum_logprob,
+                mean_logprob: sum_logprob / token_ids.len() as f64,
+                token_count: count(token_ids.len()),
+                token_logprobs: scored.logprobs,
+                token_ids,
+                is_greedy: scored.is_greedy,
+            }
+        });
+        let usage = Some(pb::Usage { prompt_tokens, completion_tokens });
+        Ok(Response::new(pb::ScoreResponse { candidates: candidates.collect(), generation, usage }))
+    }
+
+    async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
+        let context = Context::of(&request);
+        let checked = convert::tokenize(request.into_inner()).map_err(|v| status::violations(&v))?;
+        let work = move |prompts: &Prompts| {
+            let (text, ids) = prompts.tokenize(checked)?;
+            let pieces = ids.iter().map(|id| prompts.tokenizer.piece(*id).unwrap_or_default()).collect();
+            Ok(pb::TokenizeResponse { ids, pieces, text })
+        };
+        Ok(Response::new(self.prepare(&context, work).await?))
+    }
+}

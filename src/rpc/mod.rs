@@ -1,0 +1,31 @@
+//! The border: sole user of gRPC and the generated types.
+//!
+//! A request crosses it once: `convert` checks it completely, the engine or the registry answers in plain values, and
+//! `status` gives every error its code and details. What is the same for all methods (request id, metrics, deadline)
+//! is done once in [`layers`]. Nothing here computes or stores anything.
+
+mod adapters;
+mod context;
+mod convert;
+mod inference;
+mod info;
+pub mod layers;
+pub mod listener;
+mod page;
+mod prompt;
+mod services;
+mod status;
+mod upload;
+mod violations;
+
+pub use services::{Services, readiness_names};
+pub use status::{DOMAIN, Reason};
+
+/// Messages and services generated from `proto/`.
+#[expect(clippy::allow_attributes_without_reason, reason = "generated")]
+pub mod pb {
+    tonic::include_proto!("evenkeel.v1");
+
+    /// The descriptors of `proto/` and all they import, for reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evenkeel.binpb"));
+}

@@ -1,0 +1,230 @@
+//! Wires the rooms together: store → registry → engine → services, and takes them down in order.
+//!
+//! The model is loaded before: `bind` opens the listeners first, so that a taken port is found out before the adapters
+//! are read, and is ready when it returns. Signals, logs and the ready line are `main`'s.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::config::Settings;
+use crate::engine::Engine;
+use crate::metrics::Metrics;
+use crate::model::CausalLm;
+use crate::model::chat::ChatTemplate;
+use crate::model::tokenizer::Tokenizer;
+use crate::registry::{Registry, RegistryError};
+use crate::rpc::listener::{Listener, Stop};
+use crate::rpc::{Services, readiness_names};
+use crate::store::{Store, StoreError};
+
+/// Time that calls outside of the engine get at least to end, however long the engine took.
+const LAST_GRACE: Duration = Duration::from_secs(1);
+
+/// A base model, read and ready.
+pub struct Loaded {
+    /// Name shown to clients.
+    pub name: String,
+    /// The weights.
+    pub model: Arc<dyn CausalLm>,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Conversations to text, if the model has a template.
+    pub chat: Option<Arc<ChatTemplate>>,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").field("name", &self.name).field("model", self.model.info()).finish_non_exhaustive()
+    }
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// An address that others can reach, without authentication.
+    #[error("{0} can be reached from outside and there is no authentication: use loopback, or set insecure")]
+    Insecure(SocketAddr),
+    /// An address cannot be had.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The instruments clash.
+    #[error("cannot build the metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// The data directory cannot be used.
+    #[error("cannot open the data directory")]
+    Store(#[from] StoreError),
+    /// The adapters cannot be read.
+    #[error("cannot open the registry")]
+    Registry(#[from] RegistryError),
+    /// The descriptors cannot be read.
+    #[error("cannot serve reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// Opening failed unexpectedly.
+    #[error("opening was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// A server that listens and has everything it needs.
+pub struct Server {
+    grpc: Listener,
+    grpc_addr: SocketAddr,
+    http: TcpListener,
+    http_addr: SocketAddr,
+    pages: axum::Router,
+    engine: Engine,
+    health: HealthReporter,
+    ready: watch::Sender<bool>,
+    draining: watch::Sender<bool>,
+    stop: Stop,
+    drain: Duration,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { grpc_addr, http_addr, .. } = self;
+        f.debug_struct("Server").field("grpc", grpc_addr).field("http", http_addr).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens the listeners, the data directory and the adapters, and starts the engine.
+    ///
+    /// # Errors
+    /// When an address is open to others without `insecure`, cannot be had, or something durable cannot be opened.
+    pub async fn bind(settings: Settings, loaded: Loaded) -> Result<Self, ServerError> {
+        let settings = Arc::new(settings);
+        let (listener, grpc_addr) = listen(settings.server.listen, settings.server.insecure).await?;
+        let (http, http_addr) = listen(settings.server.http_listen, settings.server.insecure).await?;
+        let metrics = Arc::new(Metrics::new()?);
+        let info = loaded.model.info().clone();
+        metrics.build_info(&loaded.name, &info.fingerprint, &info.device, &info.dtype)?;
+
+        let (opening, model, counts) = (Arc::clone(&settings), Arc::clone(&loaded.model), Arc::clone(&metrics));
+        // Reads and checks adapters: long, and blocking.
+        let registry = tokio::task::spawn_blocking(move || {
+            let store = Arc::new(Store::open(&opening.server.data_dir)?);
+            Ok::<_, ServerError>(Registry::open(store, model, opening.registry.clone(), counts)?)
+        });
+        let registry = Arc::new(registry.await??);
+        let engine = Engine::start(
+            Arc::clone(&loaded.model),
+            Arc::clone(&loaded.tokenizer),
+            settings.engine.clone(),
+            Arc::clone(&metrics),
+        );
+
+        let services = Services {
+            engine: engine.clone(),
+            registry,
+            tokenizer: loaded.tokenizer,
+            chat: loaded.chat,
+            model: info,
+            model_name: loaded.name,
+            settings: Arc::clone(&settings),
+            metrics: Arc::clone(&metrics),
+        };
+        let health = HealthReporter::new();
+        for name in readiness_names() {
+            health.set_service_status(name, ServingStatus::Serving).await;
+        }
+        let (ready, is_ready) = watch::channel(true);
+        let (draining, is_draining) = watch::channel(false);
+        let router = services.router(health.clone(), is_draining)?;
+        let stop = Stop::default();
+        Ok(Self {
+            grpc: Listener::new(listener, router, &settings.server, Arc::clone(&metrics), stop.clone()),
+            grpc_addr,
+            http,
+            http_addr,
+            pages: crate::http::router(metrics, is_ready),
+            engine,
+            health,
+            ready,
+            draining,
+            stop,
+            drain: settings.server.drain(),
+        })
+    }
+
+    /// Returns where gRPC listens.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc_addr
+    }
+
+    /// Returns where metrics and health pages are.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// Serves until `shutdown` ends, then drains: health and readiness say no, new work is refused, what runs gets
+    /// `drain_seconds` to end, connections get GOAWAY, and both listeners close.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let grpc = tokio::spawn(self.grpc.run());
+        let http_stop = self.stop.forced.clone();
+        let http = tokio::spawn(async move {
+            let serving = axum::serve(self.http, self.pages).with_graceful_shutdown(http_stop.cancelled_owned());
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the HTTP listener failed");
+            }
+        });
+        shutdown.await;
+        tracing::info!(seconds = self.drain.as_secs(), "draining");
+        let began = Instant::now();
+        for name in readiness_names().into_iter().chain([""]) {
+            self.health.set_service_status(name, ServingStatus::NotServing).await;
+        }
+        self.ready.send_replace(false);
+        self.draining.send_replace(true);
+        self.engine.drain(self.drain).await;
+        self.stop.graceful.cancel();
+        // What is no matter of the engine (uploads, downloads, health watches) gets what is left of the time.
+        let left = self.drain.saturating_sub(began.elapsed()).max(LAST_GRACE);
+        let mut grpc = grpc;
+        if tokio::time::timeout(left, &mut grpc).await.is_err() {
+            tracing::warn!("connections are closed with calls still open");
+            self.stop.forced.cancel();
+            let _ = grpc.await;
+        }
+        self.stop.forced.cancel();
+        // A scraper that keeps its connection open must not keep the process alive.
+        let _ = tokio::time::timeout(LAST_GRACE, http).await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Opens a listener, on loopback only unless `insecure`.
+async fn listen(address: SocketAddr, insecure: bool) -> Result<(TcpListener, SocketAddr), ServerError> {
+    if !insecure && !address.ip().is_loopback() {
+        return Err(ServerError::Insecure(address));
+    }
+    let failed = |source| ServerError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_of_the_outside_are_refused_unless_meant() {
+        let open = SocketAddr::from(([0, 0, 0, 0], 0));
+        assert!(matches!(listen(open, false).await, Err(ServerError::Insecure(_))));
+        assert!(listen(open, true).await.is_ok());
+        let (_held, taken) = listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).await.unwrap();
+        assert!(matches!(listen(taken, false).await, Err(ServerError::Bind { .. })));
+    }
+}

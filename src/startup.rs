@@ -1,0 +1,66 @@
+//! Finds and reads the base model that the settings name: weights, tokenizer, chat template.
+//!
+//! Blocks for seconds and opens no port: what is read here goes to [`crate::server::Server::bind`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+
+use crate::config::ModelSettings;
+use crate::hub;
+use crate::model;
+use crate::model::tokenizer::Tokenizer;
+use crate::server::Loaded;
+
+/// Reads the model, from the hub if it is a name and not in the cache yet.
+///
+/// # Errors
+/// When there is no such model, or one of its files is missing, faulty or not supported.
+pub fn load(settings: &ModelSettings) -> anyhow::Result<Loaded> {
+    let path = find(&settings.path)?;
+    let name = settings.name.clone().unwrap_or_else(|| default_name(&settings.path));
+    let model = model::load(&path, &name, &settings.device, &settings.dtype).context("cannot load the model")?;
+    let (tokenizer, chat) = Tokenizer::load(&path).context("cannot load the tokenizer")?;
+    Ok(Loaded { name, model, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) })
+}
+
+/// Returns where a model lies: what `named` points to, or else the model of that name from cache or hub.
+fn find(named: &str) -> anyhow::Result<PathBuf> {
+    let path = Path::new(named);
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let looks_like_a_path = path.is_absolute() || named.starts_with('.') || named.ends_with(".gguf");
+    ensure!(!looks_like_a_path, "there is no model at {named}");
+    let pulled = hub::pull(named, &hub::default_cache(), hub::Progress::Bars);
+    pulled.with_context(|| format!("`{named}` is no folder or file here and cannot be pulled"))
+}
+
+/// Returns the last part of a path or name.
+fn default_name(named: &str) -> String {
+    let path = Path::new(named);
+    // `.` and `..` have no name of their own.
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    whole.file_name().map_or_else(|| named.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_last_part() {
+        assert_eq!(default_name("smollm2-135m"), "smollm2-135m");
+        assert_eq!(default_name("owner/name"), "name");
+        assert_ne!(default_name("."), ".");
+    }
+
+    #[test]
+    fn what_looks_like_a_path_is_not_asked_of_the_hub() {
+        for path in ["/nowhere/model", "./model", "model.gguf", "../model"] {
+            let message = find(path).unwrap_err().to_string();
+            assert!(message.starts_with("there is no model at"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The disk: one data directory with an SQLite database and content-addressed files.
+//!
+//! Holds rows and bytes and knows nothing of what they mean: no adapter is read here. One process holds a data
+//! directory at a time. What [`Store::change`] returned is on the disk: WAL with `synchronous=FULL`, and every blob is
+//! written, synced and renamed before a row names it. A blob that no row names is removed when the store opens.
+//! Units: bytes; times in microseconds since 1970.
+
+mod blobs;
+mod catalog;
+mod schema;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::{Connection, TransactionBehavior};
+
+pub use blobs::Blobs;
+pub use catalog::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow};
+
+/// The data directory, held by one process at a time.
+#[derive(Debug)]
+pub struct Store {
+    // One connection: writers never meet, and a reader waits for one commit at most.
+    database: Mutex<Connection>,
+    blobs: Blobs,
+    // Released by the system when the process ends, however it ends. Declared last: dropped after the database.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens or makes a data directory, brings an older one up to date, and removes what a crash left behind.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process holds it; [`StoreError::Io`] when it was written by a newer version.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let io = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| StoreError::from_io(path, source)
+        };
+        std::fs::create_dir_all(directory).map_err(io(directory))?;
+        let path = directory.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io(&path))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => StoreError::Locked(directory.display().to_string()),
+            TryLockError::Error(source) => io(&path)(source),
+        })?;
+        let mut database = Connection::open(directory.join("evenkeel.db"))?;
+        schema::prepare(&mut database)?;
+        let blobs = Blobs::open(&directory.join("blobs"))?;
+        let store = Self { database: Mutex::new(database), blobs, _lock: lock };
+        let named = store.read(|catalog| catalog.blobs())?;
+        let removed = store.blobs.sweep(&named)?;
+        if removed > 0 {
+            tracing::info!(removed, "files of unfinished changes removed");
+        }
+        Ok(store)
+    }
+
+    /// Returns the content-addressed files.
+    pub fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// Reads rows, all of one moment.
+    ///
+    /// # Errors
+    /// What `read` returns, or when the database fails.
+    pub fn read<T, E: From<StoreError>>(&self, read: impl FnOnce(&Catalog<'_>) -> Result<T, E>) -> Result<T, E> {
+        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = database.transaction().map_err(StoreError::from)?;
+        read(&Catalog::new(&transaction))
+    }
+
+    /// Changes rows in one transaction: all of it is on the disk when this returns, or nothing.
+    ///
+    /// # Errors
+    /// What `change` returns, or when the database fails.
+    pub fn change<T, E: From<StoreError>>(&self, change: impl FnOnce(&Catalog<'_>) -> Result<T, E>) -> Result<T, E> {
+        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction =
+            database.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
+        let value = change(&Catalog::new(&transaction))?;
+        transaction.commit().map_err(StoreError::from)?;
+        Ok(value)
+    }
+}
+
+/// Why the disk fails.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds the data directory.
+    #[error("{0} is in use by another process")]
+    Locked(String),
+    /// No space is left.
+    #[error("no space left on the disk")]
+    Full,
+    /// A stored file is not what was written.
+    #[error("{0} is corrupt")]
+    Corrupt(String),
+    /// The database failed.
+    #[error("database failed")]
+    Database(#[source] rusqlite::Error),
+    /// A file operation failed.
+    #[error("{path}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    fn from_io(path: String, source: std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        if matches!(source.kind(), StorageFull | QuotaExceeded) { Self::Full } else { Self::Io { path, source } }
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                Self::Corrupt("the database".into())
+            }
+            _ => Self::Database(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

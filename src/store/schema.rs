@@ -1,0 +1,121 @@
+//! The tables, and how an older database becomes this one.
+//!
+//! Says nothing about what is read or written: see `catalog`. A migration that was released is never edited; a change
+//! is a further entry of [`MIGRATIONS`].
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Scripts in order; the version of a database is the number of those that ran.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE adapters (
+        name TEXT PRIMARY KEY,
+        current TEXT NOT NULL,
+        pinned INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        FOREIGN KEY (name, current) REFERENCES generations (adapter, id) DEFERRABLE INITIALLY DEFERRED
+    ) STRICT;
+    CREATE TABLE generations (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        adapter TEXT NOT NULL REFERENCES adapters (name) ON DELETE CASCADE,
+        id TEXT NOT NULL,
+        base TEXT NOT NULL,
+        config_blob TEXT NOT NULL,
+        tensor_blob TEXT NOT NULL,
+        info TEXT NOT NULL,
+        effect REAL NOT NULL,
+        bytes INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        UNIQUE (adapter, id)
+    ) STRICT;
+    CREATE INDEX generations_config ON generations (config_blob);
+    CREATE INDEX generations_tensor ON generations (tensor_blob);
+    CREATE TABLE aliases (
+        name TEXT PRIMARY KEY,
+        adapter TEXT NOT NULL,
+        generation TEXT NOT NULL,
+        updated INTEGER NOT NULL,
+        FOREIGN KEY (adapter, generation) REFERENCES generations (adapter, id)
+    ) STRICT;
+    CREATE INDEX aliases_target ON aliases (adapter, generation);
+    CREATE TABLE requests (
+        method TEXT NOT NULL,
+        id TEXT NOT NULL,
+        fingerprint BLOB NOT NULL,
+        response TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        PRIMARY KEY (method, id)
+    ) STRICT;
+    CREATE INDEX requests_created ON requests (created);
+"];
+
+/// Sets the connection up and runs the migrations that are missing.
+///
+/// # Errors
+/// When the database was written by a newer version, or fails.
+pub(super) fn prepare(database: &mut Connection) -> Result<(), StoreError> {
+    database.busy_timeout(Duration::from_secs(5))?;
+    database.pragma_update(None, "journal_mode", "WAL")?;
+    database.pragma_update(None, "synchronous", "FULL")?;
+    database.pragma_update(None, "foreign_keys", true)?;
+    migrate(database, MIGRATIONS)
+}
+
+fn migrate(database: &mut Connection, migrations: &[&str]) -> Result<(), StoreError> {
+    let transaction = database.transaction()?;
+    transaction.execute_batch(
+        "CREATE TABLE IF NOT EXISTS migrations (version INTEGER PRIMARY KEY, applied INTEGER NOT NULL) STRICT",
+    )?;
+    let found: u32 = transaction.query_row("SELECT coalesce(max(version), 0) FROM migrations", [], |r| r.get(0))?;
+    let found = found as usize;
+    if found > migrations.len() {
+        let known = migrations.len();
+        let fault = format!("schema {found} was written by a newer version; this one knows schema {known}");
+        let source = std::io::Error::new(std::io::ErrorKind::Unsupported, fault);
+        return Err(StoreError::Io { path: "evenkeel.db".into(), source });
+    }
+    for (version, script) in (1_i64..).zip(migrations).skip(found) {
+        transaction.execute_batch(script)?;
+        transaction.execute("INSERT INTO migrations VALUES (?1, unixepoch())", [version])?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_database_is_migrated_and_a_newer_one_is_refused() {
+        let mut database = Connection::open_in_memory().unwrap();
+        migrate(&mut database, &["CREATE TABLE a (x)"]).unwrap();
+        let two = ["CREATE TABLE a (x)", "CREATE TABLE b (x)"];
+        migrate(&mut database, &two).unwrap();
+        database.execute("INSERT INTO b VALUES (1)", []).unwrap();
+        migrate(&mut database, &two).unwrap();
+        let versions: Vec<i64> = database
+            .prepare("SELECT version FROM migrations ORDER BY version")
+            .unwrap()
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert_eq!(versions, [1, 2]);
+        let error = migrate(&mut database, &two[..1]).unwrap_err();
+        let StoreError::Io { source, .. } = error else { panic!("{error}") };
+        assert!(source.to_string().contains("newer"), "{source}");
+    }
+
+    #[test]
+    fn a_failing_migration_leaves_the_older_database() {
+        let mut database = Connection::open_in_memory().unwrap();
+        migrate(&mut database, &["CREATE TABLE a (x)"]).unwrap();
+        migrate(&mut database, &["", "CREATE TABLE b (x); nonsense"]).unwrap_err();
+        database.execute("INSERT INTO b VALUES (1)", []).unwrap_err();
+        migrate(&mut database, &["", "CREATE TABLE b (x)"]).unwrap();
+    }
+}

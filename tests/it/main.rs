@@ -1,0 +1,26 @@
+//! The one integration binary: a module a theme.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that fails says so by a panic, and prints what it counted"
+)]
+
+mod adapters;
+mod cli;
+mod client;
+mod generate;
+mod golden;
+mod layering;
+mod limits;
+mod metrics;
+mod process;
+mod reference_models;
+mod restart;
+mod score;
+mod swap;
+mod transport;
+mod uploads;
+mod wire;

