@@ -43,8 +43,6 @@ pub async fn run() -> anyhow::Result<()> {
     let mut settings = Settings::default();
     settings.model.path = model.to_str().context("the path of the model is not Unicode")?.to_owned();
     settings.model.name = Some(hub::DEFAULT_MODEL.to_owned());
-    // Faster on a CPU than the file's own 4 bits, and small enough here.
-    settings.model.dtype = "f32".to_owned();
     settings.server.data_dir = folder.0.join("data");
     settings.server.listen.set_port(0);
     settings.server.http_listen.set_port(0);

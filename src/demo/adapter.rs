@@ -21,7 +21,7 @@ const TARGETS: [(&str, usize); 2] = [("q_proj", 576), ("v_proj", 192)];
 const RANK: usize = 8;
 const ALPHA: usize = 16;
 /// Half the width of B's uniform distribution: enough to change words, not enough to lose the language.
-const SPREAD: f32 = 0.03;
+const SPREAD: f32 = 0.05;
 const CHUNK: usize = 1 << 20;
 
 /// Returns the messages that upload an adapter drawn from `seed` as `name`.
