@@ -165,10 +165,9 @@ impl Loader {
         }
     }
 
-    /// Takes a value that came as text: as TOML if the setting takes that, else as it stands.
+    /// Takes a value that came as text.
     fn text(&mut self, key: &str, text: &str, source: &str) {
-        let Ok(parsed) = text.parse::<Value>();
-        self.value(key, vec![Value::from(text), parsed], source);
+        self.value(key, forms(text), source);
     }
 
     /// Takes the last of `forms` that the setting can be read from.
@@ -209,6 +208,17 @@ impl Loader {
         }
         Err(ConfigError { faults: self.faults })
     }
+}
+
+/// Returns a text as it stands and, if it spells one, the truth value or number.
+///
+/// figment's own reader of texts is not used: it panics on a backslash behind a character of several bytes (0.10.19).
+fn forms(text: &str) -> Vec<Value> {
+    let truth = text.parse::<bool>().ok().map(Value::from);
+    let whole = || text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<i64>().map(Value::from)).ok();
+    let number = || text.parse::<f64>().ok().map(Value::from);
+    let spelled = truth.or_else(whole).or_else(number);
+    std::iter::once(Value::from(text)).chain(spelled).collect()
 }
 
 fn first_line(text: &str) -> &str {
@@ -331,6 +341,13 @@ mod tests {
         for key in keys {
             assert!(faults.iter().any(|fault| fault.contains(&format!("`{key}` (--set)"))), "{key}: {faults:#?}");
         }
+    }
+
+    #[test]
+    fn a_backslash_behind_a_long_character_is_text() {
+        let text = "\"¡𐀀0A¡\\A\"";
+        let sources = Sources { flags: vec![flag("model.name", text)], ..Sources::default() };
+        assert_eq!(load(&sources).unwrap().settings.model.name.as_deref(), Some(text));
     }
 
     proptest::proptest! {
