@@ -1,7 +1,7 @@
 //! The HTTP listener's pages: metrics, liveness, readiness.
 //!
 //! `/metrics` is Prometheus' text format 0.0.4. `/healthz` answers while the process lives; `/readyz` only while the
-//! server takes requests: 503 before the model is loaded and again from the first sign of a shutdown. No page changes
+//! server takes requests: 503 from the first sign of a shutdown. No page changes
 //! anything, and none shows a prompt.
 
 use std::sync::Arc;

@@ -103,7 +103,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     }
     loader.variables(&sources.environment);
     for flag in &sources.flags {
-        loader.text(&flag.key, &flag.value, &flag.flag);
+        loader.value(&flag.key, forms(&flag.value), &flag.flag);
     }
     loader.finish()
 }
@@ -161,13 +161,8 @@ impl Loader {
                 self.faults.push(format!("{source} is not Unicode"));
                 continue;
             };
-            self.text(&rest.to_lowercase().replace("__", "."), value, &source);
+            self.value(&rest.to_lowercase().replace("__", "."), forms(value), &source);
         }
-    }
-
-    /// Takes a value that came as text.
-    fn text(&mut self, key: &str, text: &str, source: &str) {
-        self.value(key, forms(text), source);
     }
 
     /// Takes the last of `forms` that the setting can be read from.
@@ -210,14 +205,12 @@ impl Loader {
     }
 }
 
-/// Returns a text as it stands and, if it spells one, the truth value or number.
+/// Returns a text as it stands and, if it spells one, the truth value or whole number: no setting is of another type.
 ///
 /// figment's own reader of texts is not used: it panics on a backslash behind a character of several bytes (0.10.19).
 fn forms(text: &str) -> Vec<Value> {
     let truth = text.parse::<bool>().ok().map(Value::from);
-    let whole = || text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<i64>().map(Value::from)).ok();
-    let number = || text.parse::<f64>().ok().map(Value::from);
-    let spelled = truth.or_else(whole).or_else(number);
+    let spelled = truth.or_else(|| text.parse::<u64>().ok().map(Value::from));
     std::iter::once(Value::from(text)).chain(spelled).collect()
 }
 

@@ -8,8 +8,8 @@ here=target/bench
 mkdir -p "$here"
 if [ ! -e "$here/venv/.ok" ]; then
     python3 -m venv "$here/venv"
-    "$here/venv/bin/pip" install -q torch transformers peft gguf safetensors numpy psutil \
-        grpcio llama-cpp-python
+    "$here/venv/bin/pip" install -q torch transformers peft gguf safetensors numpy llama-cpp-python \
+        grpcio grpcio-status
     touch "$here/venv/.ok"
 fi
 cargo build --release

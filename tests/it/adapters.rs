@@ -254,7 +254,7 @@ async fn an_adapter_above_the_budget_is_refused() {
     let server = client::start_with(client::MODEL, |settings| settings.registry.memory_bytes = 1000).await;
     let status =
         refused(server.client.upload("poet", &files("lora_qv")).await, Code::ResourceExhausted, "ADAPTER_BUDGET");
-    assert!(status.get_details_quota_failure().is_some() || status.get_details_retry_info().is_some(), "{status:?}");
+    assert!(status.get_details_quota_failure().is_some() && status.get_details_retry_info().is_some(), "{status:?}");
     refused(server.client.adapter("poet").await, Code::NotFound, "ADAPTER_NOT_FOUND");
 }
 
