@@ -145,6 +145,7 @@ CASES = [
     ("prefill 512, 1 adapter", prefill, dict(streams=1, prompt=512, new=1, adapters=1)),
     ("decode 1 stream, 1 adapter", decode, dict(streams=1, prompt=8, new=64, adapters=1)),
     ("8 streams, 1 adapter", aggregate, dict(streams=8, prompt=32, new=32, adapters=1)),
+    ("32 streams, 1 adapter", aggregate, dict(streams=32, prompt=32, new=32, adapters=1)),
 ]
 OURS_ONLY = [("8 streams, 8 adapters", aggregate, dict(streams=8, prompt=32, new=32, adapters=8))]
 
@@ -154,6 +155,7 @@ def main():
     for name in ("binary", "gguf", "work"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="cases whose title holds this text")
     options = parser.parse_args()
     work = os.path.abspath(options.work)
     model_dir = f"{work}/smollm2-f32"
@@ -173,6 +175,8 @@ def main():
         system.generate(streams=2, prompt=16, new=4, seed=0)
     for round_number in range(1, options.rounds + 1):
         for title, figure, case in CASES + OURS_ONLY:
+            if options.only not in title:
+                continue
             for name, system in systems.items():
                 if (title, figure, case) in OURS_ONLY and not isinstance(system, Evenkeel):
                     continue

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures evenkeel against llama.cpp and transformers + PEFT in one interleaved run and prints ratios.
 # Everything it needs goes below target/bench. Nothing else should run on the machine meanwhile.
-# usage: tests/bench/run.sh [--rounds N]
+# usage: tests/bench/run.sh [--rounds N] [--only TEXT]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=target/bench
