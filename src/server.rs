@@ -185,8 +185,8 @@ impl Server {
         for name in readiness_names().into_iter().chain([""]) {
             self.health.set_service_status(name, ServingStatus::NotServing).await;
         }
-        self.ready.send_replace(false);
         self.draining.send_replace(true);
+        self.ready.send_replace(false);
         self.engine.drain(self.drain).await;
         self.stop.graceful.cancel();
         // What is no matter of the engine (uploads, downloads, health watches) gets what is left of the time.
