@@ -11,6 +11,7 @@
 //! is immutable and shared; anything long is a durable job; identity is content; only `rpc` knows gRPC.
 
 pub mod config;
+pub mod dataset;
 pub mod demo;
 pub mod engine;
 pub mod http;
@@ -25,3 +26,4 @@ pub mod server;
 pub mod startup;
 pub mod store;
 pub mod telemetry;
+pub mod train;

@@ -13,15 +13,19 @@ const TABLE: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("hub", &[]),
     ("store", &[]),
+    ("turns", &[]),
+    ("dataset", &["store"]),
     ("ops", &[]),
     ("lora", &["ops"]),
     ("model", &["lora", "ops"]),
-    ("engine", &["lora", "model"]),
+    ("engine", &["lora", "model", "turns"]),
+    ("train", &["dataset", "lora", "model", "ops"]),
+    ("jobs", &["dataset", "model", "registry", "store", "train", "turns"]),
     ("registry", &["lora", "model", "store"]),
-    ("rpc", &["engine", "lora", "model", "registry", "store"]),
+    ("rpc", &["dataset", "engine", "jobs", "lora", "model", "registry", "store", "train"]),
     ("http", &[]),
     ("startup", &["hub", "model", "server"]),
-    ("server", &["engine", "http", "lora", "model", "registry", "rpc", "store"]),
+    ("server", &["dataset", "engine", "http", "jobs", "lora", "model", "registry", "rpc", "store", "turns"]),
     // A client of the server it starts: it may name the generated messages.
     ("demo", &["hub", "rpc", "server", "startup"]),
     ("main", &["demo", "hub", "server", "startup", "telemetry"]),
@@ -31,7 +35,7 @@ const LEAVES: &[&str] = &["config", "metrics"];
 /// Where tonic and the generated code may be named.
 const GRPC: &[&str] = &["rpc", "server", "demo"];
 /// Mathematics: no tokio.
-const NO_TOKIO: &[&str] = &["lora", "model", "ops"];
+const NO_TOKIO: &[&str] = &["dataset", "lora", "model", "ops", "train"];
 const LONGEST: usize = 500;
 
 struct Source {

@@ -1,0 +1,80 @@
+//! Labelled rows with group columns: read from files of strangers, checked, named by their content.
+//!
+//! Says what a row is and where it came from; tokenises nothing and trains nothing. Readers of JSONL, CSV and Parquet
+//! end in the same [`Row`]s; a fault names its row (counted from 1) and its column.
+
+/// What one turn of a conversation says.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or what else the chat template knows.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+/// What a row holds for the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// One text.
+    Text(String),
+    /// A prompt and what should follow it.
+    Completion {
+        /// Given.
+        prompt: String,
+        /// To be learnt.
+        completion: String,
+    },
+    /// A conversation.
+    Messages(Vec<Message>),
+}
+
+/// What a row is labelled with; numbers are indices into [`Dataset::labels`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Label {
+    /// One class.
+    Class(usize),
+    /// Any number of classes (multi-label), ascending.
+    Classes(Vec<usize>),
+}
+
+/// The part of a data set that a row belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Learnt from.
+    Train,
+    /// Looked at while learning: evaluation, early stopping.
+    Validation,
+    /// Kept apart for audits.
+    Test,
+}
+
+/// One row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// For the model.
+    pub content: Content,
+    /// For classification.
+    pub label: Option<Label>,
+    /// One a group column, in the order of [`Dataset::group_columns`]; `None` where the value is missing.
+    pub groups: Vec<Option<String>>,
+    /// Its part.
+    pub split: Split,
+    /// SHA-256 of content and label.
+    pub hash: [u8; 32],
+}
+
+/// A data set in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    /// SHA-256 of the uploaded bytes and of what was declared about them, hexadecimal.
+    pub id: String,
+    /// Names of the classes; empty without a label column.
+    pub labels: Vec<String>,
+    /// Whether a row may have several classes.
+    pub multi_label: bool,
+    /// Names of the group columns.
+    pub group_columns: Vec<String>,
+    /// All rows, in the order of the file.
+    pub rows: Vec<Row>,
+}
