@@ -184,5 +184,5 @@ impl ScoreTask {
 /// Returns the request's adapter over all rows.
 fn lora(request: &ScoreRequest, rows: usize) -> LoraBatch {
     let run = |adapter: &Arc<Adapter>| Run { adapter: adapter.clone(), rows: 0..rows, scale: 1.0 };
-    LoraBatch { runs: request.adapter.iter().map(run).collect() }
+    LoraBatch { runs: request.adapter.iter().map(run).collect(), dropout: None }
 }

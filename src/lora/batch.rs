@@ -4,9 +4,12 @@
 //! rows and knows no model.
 //! After: S-LoRA's runs of rows by adapter, any rank beside any other, no padding.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
-use super::{Change, LinearDelta, LoraBatch, Run, SiteId};
+use super::{Change, Dropout, LinearDelta, LoraBatch, Run, SiteId};
+use crate::ops::rms_norm;
 
 impl LoraBatch {
     /// Finishes a linear layer: `x` is `[rows, input]`, `product` is the base's W·x without bias `[rows, output]`.
@@ -22,17 +25,61 @@ impl LoraBatch {
             None => Ok(product),
         };
         let runs = self.touching(site, product.dim(0)?)?;
+        let dropout = self.dropout.map(|dropout| Dropout { seed: dropout.seed ^ ((site.0 as u64) << 40), ..dropout });
         if let [(run, change)] = runs.as_slice()
             && run.rows.len() == product.dim(0)?
         {
-            return linear_rows(change, run.scale, x, &product, bias);
+            return linear_rows(change, (run.scale, dropout), x, &product, bias);
         }
         let changed = runs.iter().map(|(run, change)| {
             let (start, len) = (run.rows.start, run.rows.len());
-            linear_rows(change, run.scale, &x.narrow(0, start, len)?, &product.narrow(0, start, len)?, bias)
+            let (x, product) = (x.narrow(0, start, len)?, product.narrow(0, start, len)?);
+            linear_rows(change, (run.scale, dropout), &x, &product, bias)
         });
         let changed = changed.collect::<Result<Vec<_>>>()?;
         overlay(&runs, plain(product)?, changed)
+    }
+
+    /// Returns the layer that takes the place of the base's on all `rows`, if one adapter replaces it for all of them:
+    /// then the base's product is not needed.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows.
+    pub fn whole(&self, site: SiteId, x: &Tensor) -> Result<Option<Tensor>> {
+        let rows = x.dim(0)?;
+        match self.touching(site, rows)?.as_slice() {
+            [(run, Change::Replaced { weight, bias })] if run.rows.len() == rows => {
+                let product = whole(&x.to_dtype(DType::F32)?, weight)?;
+                let product = match bias {
+                    Some(bias) => product.broadcast_add(bias)?,
+                    None => product,
+                };
+                product.to_dtype(x.dtype()).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Normalises `[rows, hidden]` with the base's weight `[hidden]`, or with that of the adapter of each row.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows or the device fails.
+    pub fn rms_norm(&self, site: SiteId, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+        let runs = self.touching(site, x.dim(0)?)?;
+        let own = |change: &Change, x: &Tensor| match change {
+            Change::Replaced { weight, .. } => rms_norm(x, &weight.to_dtype(x.dtype())?, eps),
+            Change::Linear(_) | Change::Bias(_) | Change::Embedding { .. } => {
+                bail!("a change of another layer stands at a norm")
+            }
+        };
+        if let [(run, change)] = runs.as_slice()
+            && run.rows.len() == x.dim(0)?
+        {
+            return own(change, x);
+        }
+        let changed = runs.iter().map(|(run, change)| own(change, &x.narrow(0, run.rows.start, run.rows.len())?));
+        let changed = changed.collect::<Result<Vec<_>>>()?;
+        overlay(&runs, rms_norm(x, weight, eps)?, changed)
     }
 
     /// Finishes an embedding lookup: `ids` is `[tokens]`, `rows` is `[tokens, hidden]` as the base has it.
@@ -61,7 +108,7 @@ impl LoraBatch {
     pub fn select(&self, rows: &[usize]) -> Self {
         let place = |row: usize| rows.partition_point(|selected| *selected < row);
         let runs = self.runs.iter().map(|run| Run { rows: place(run.rows.start)..place(run.rows.end), ..run.clone() });
-        Self { runs: runs.filter(|run| !run.rows.is_empty()).collect() }
+        Self { runs: runs.filter(|run| !run.rows.is_empty()).collect(), dropout: self.dropout }
     }
 
     /// Returns the runs that change a site, after checking all of them.
@@ -110,10 +157,16 @@ fn overlay(runs: &[(&Run, &Change)], rows: Tensor, changed: Vec<Tensor>) -> Resu
 }
 
 /// Computes a linear layer on rows of one run.
-fn linear_rows(change: &Change, scale: f32, x: &Tensor, product: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+fn linear_rows(
+    change: &Change,
+    how: (f32, Option<Dropout>),
+    x: &Tensor,
+    product: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     let dtype = product.dtype();
     let (rows, bias) = match change {
-        Change::Linear(delta) => (low_rank(delta, scale, x, product)?, delta.bias.as_ref().or(bias)),
+        Change::Linear(delta) => (low_rank(delta, how, x, product)?, delta.bias.as_ref().or(bias)),
         Change::Replaced { weight, bias } => (whole(&x.to_dtype(DType::F32)?, weight)?, bias.as_ref()),
         Change::Bias(bias) => (product.clone(), Some(bias)),
         Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
@@ -126,8 +179,19 @@ fn linear_rows(change: &Change, scale: f32, x: &Tensor, product: &Tensor, bias: 
 }
 
 /// Returns mag ⊙ (Wx + scale·s·(B(Ax) + b)), f32 until the sum with the base's product.
-fn low_rank(delta: &LinearDelta, scale: f32, x: &Tensor, product: &Tensor) -> Result<Tensor> {
-    let mut change = x.to_dtype(DType::F32)?.matmul(&delta.a)?.matmul(&delta.b)?;
+///
+/// Dropout acts on the input of A alone. With DoRA, peft 0.21 drops inputs of W in (mag - 1)·Wx too.
+fn low_rank(
+    delta: &LinearDelta,
+    (scale, dropout): (f32, Option<Dropout>),
+    x: &Tensor,
+    product: &Tensor,
+) -> Result<Tensor> {
+    let mut x = x.to_dtype(DType::F32)?;
+    if let Some(dropout) = dropout {
+        x = (x.clone() * kept(dropout, x.dims(), x.device())?)?;
+    }
+    let mut change = x.matmul(&delta.a)?.matmul(&delta.b)?;
     if let Some(bias) = &delta.b_bias {
         change = change.broadcast_add(bias)?;
     }
@@ -168,6 +232,15 @@ fn whole(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         return weight.matmul(&x.t()?)?.t()?.contiguous();
     }
     x.matmul(&weight.t()?)
+}
+
+/// Returns 0 where an input is dropped and 1/(1-rate) elsewhere.
+fn kept(dropout: Dropout, shape: &[usize], device: &Device) -> Result<Tensor> {
+    let mut bits = vec![0_u8; 2 * shape.iter().product::<usize>()];
+    ChaCha8Rng::seed_from_u64(dropout.seed).fill_bytes(&mut bits);
+    let (limit, up) = (dropout.rate * 65536.0, (1.0 / (1.0 - dropout.rate)) as f32);
+    let factor = |pair: &[u8]| if f64::from(u16::from_le_bytes([pair[0], pair[1]])) < limit { 0.0 } else { up };
+    Tensor::from_vec(bits.chunks_exact(2).map(factor).collect::<Vec<f32>>(), shape, device)
 }
 
 fn is_scaled(scale: f32) -> bool {

@@ -30,7 +30,7 @@ impl Binder<'_> {
         }
         let meant = self.targets.meant(site)?;
         if meant == Meant::No || (meant == Meant::Either && parts.is_empty()) {
-            if site.kind != SiteKind::Linear {
+            if matches!(site.kind, SiteKind::Head | SiteKind::Embedding) {
                 self.skip_copy(id, site, parts.take(Part::Weight))?;
             }
             if self.config.biases == Biases::All && site.bias {
@@ -39,26 +39,15 @@ impl Binder<'_> {
             }
             return Ok(None);
         }
+        check_kind(site)?;
         self.skip_copy(id, site, parts.take(Part::BaseWeight))?;
         let (rank, alpha) = self.targets.rank_and_alpha(&site.path)?;
-        let scaling = self.scaling(site, rank, alpha)?;
+        let scaling = scaling(self.config, site, rank, alpha)?;
         if site.kind == SiteKind::Embedding {
             self.embedding(site, parts, (rank, scaling)).map(Some)
         } else {
             self.linear(id, site, parts, (rank, scaling)).map(Some)
         }
-    }
-
-    fn scaling(&self, site: &Site, rank: usize, alpha: f64) -> Result<f64, LoraError> {
-        #[expect(clippy::cast_precision_loss, reason = "ranks are below 2^16")]
-        let rank = rank as f64;
-        let scaling = alpha / if self.config.rslora { rank.sqrt() } else { rank };
-        #[expect(clippy::cast_possible_truncation, reason = "the overflow is what is looked for")]
-        let single = scaling as f32;
-        if !single.is_finite() {
-            return Err(LoraError::Invalid(format!("{}: the scaling {scaling:e} overflows f32", site.path)));
-        }
-        Ok(scaling)
     }
 
     fn linear(
@@ -124,8 +113,11 @@ impl Binder<'_> {
     fn replaced(&self, site: &Site, parts: &mut Parts<'_>) -> Result<Change, LoraError> {
         let weight = parts.need(&site.path, Part::Weight)?;
         let shape = match site.kind {
-            SiteKind::Embedding => [site.input, site.output],
-            SiteKind::Linear | SiteKind::Head => [site.output, site.input],
+            SiteKind::Embedding => vec![site.input, site.output],
+            SiteKind::Linear | SiteKind::Head => vec![site.output, site.input],
+            SiteKind::Norm => vec![site.output],
+            // As many labels as it has rows.
+            SiteKind::Classifier => vec![weight.view.shape.first().copied().unwrap_or_default().max(1), site.input],
         };
         if weight.view.shape != shape {
             return Err(mismatch(&weight, &shape));
@@ -182,6 +174,30 @@ impl Binder<'_> {
         let values = named.view.floats(&named.name)?;
         Ok(Tensor::from_vec(values, named.view.shape.as_slice(), self.base.device())?)
     }
+}
+
+/// Refuses low-rank matrices where there is no matrix product.
+pub(super) fn check_kind(site: &Site) -> Result<(), LoraError> {
+    match site.kind {
+        SiteKind::Linear | SiteKind::Head | SiteKind::Embedding => Ok(()),
+        SiteKind::Norm => Err(LoraError::Unsupported(format!("LoRA on the norm {}", site.path))),
+        SiteKind::Classifier => {
+            Err(LoraError::Mismatch(format!("target_modules names {}, which this base model lacks", site.path)))
+        }
+    }
+}
+
+/// Returns alpha/rank, or alpha/√rank with rsLoRA.
+pub(super) fn scaling(config: &LoraConfig, site: &Site, rank: usize, alpha: f64) -> Result<f64, LoraError> {
+    #[expect(clippy::cast_precision_loss, reason = "ranks are below 2^16")]
+    let rank = rank as f64;
+    let scaling = alpha / if config.rslora { rank.sqrt() } else { rank };
+    #[expect(clippy::cast_possible_truncation, reason = "the overflow is what is looked for")]
+    let single = scaling as f32;
+    if !single.is_finite() {
+        return Err(LoraError::Invalid(format!("{}: the scaling {scaling:e} overflows f32", site.path)));
+    }
+    Ok(scaling)
 }
 
 fn mismatch(named: &Named<'_>, needed: &[usize]) -> LoraError {

@@ -12,6 +12,7 @@ mod config;
 mod json;
 mod names;
 pub mod peft;
+mod plan;
 mod targets;
 mod tensors;
 #[cfg(test)]
@@ -22,6 +23,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+
+pub use plan::{Planned, plan};
 
 /// Identity of an adapter: SHA-256 over canonical configuration, tensors and base fingerprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +80,10 @@ pub enum SiteKind {
     Head,
     /// The token embedding.
     Embedding,
+    /// The weight of a norm, `[output]`; it can be replaced only.
+    Norm,
+    /// A classification head that the base model lacks: an adapter brings it, with as many outputs as it likes.
+    Classifier,
 }
 
 /// A place in the base model that an adapter can change.
@@ -99,10 +106,11 @@ pub trait Base {
     /// Returns all sites; a [`SiteId`] is an index into them.
     fn sites(&self) -> &[Site];
 
-    /// Returns the weight of a site as f32 `[output, input]` (`[vocab, hidden]` for an embedding), dequantised.
+    /// Returns the weight of a site as f32 `[output, input]` (`[vocab, hidden]` for an embedding, `[output]` for a norm),
+    /// dequantised.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the base model has none there, or the device fails.
     fn weight(&self, site: SiteId) -> candle_core::Result<Tensor>;
 
     /// Returns SHA-256 of the base model, hexadecimal.
@@ -131,7 +139,7 @@ pub enum Change {
     },
     /// The layer is replaced outright (`modules_to_save`).
     Replaced {
-        /// `[output, input]`, or `[vocab, hidden]` for an embedding.
+        /// `[output, input]`, `[vocab, hidden]` for an embedding, `[output]` for a norm.
         weight: Tensor,
         /// `[output]`.
         bias: Option<Tensor>,
@@ -227,6 +235,13 @@ impl Adapter {
         Self { guard: Guard(Some(guard)), ..self }
     }
 
+    /// Returns an adapter in the making: its tensors are variables, it has no identity yet.
+    pub fn unnamed(changes: BTreeMap<SiteId, Change>) -> Self {
+        let (modules, task_type) = (Vec::new(), String::new());
+        let info = AdapterInfo { dora: false, rank: 0, alpha: 0.0, modules, task_type, bytes: 0 };
+        Self { generation: Generation::from_digest([0; 32]), info, changes, guard: Guard(None) }
+    }
+
     /// An adapter that changes nothing, for tests of those who only name and count adapters.
     #[cfg(test)]
     pub(crate) fn hollow(generation: Generation, info: AdapterInfo) -> Self {
@@ -250,6 +265,17 @@ pub struct Run {
 pub struct LoraBatch {
     /// Runs in ascending order of rows, without overlap.
     pub runs: Vec<Run>,
+    /// Drops inputs of A; in training only.
+    pub dropout: Option<Dropout>,
+}
+
+/// Drops each input of each A with some probability, and scales the others up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// Probability, 0 to below 1.
+    pub rate: f64,
+    /// Decides, together with the site, what is dropped: the same seed drops the same.
+    pub seed: u64,
 }
 
 /// Why an adapter cannot be used.

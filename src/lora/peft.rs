@@ -83,7 +83,7 @@ fn bind(
 /// Refuses modules to save that the base model does not have.
 ///
 /// peft itself lists `classifier` and `score` for every classifier, of which a model has one.
-fn check_saved(config: &LoraConfig, sites: &[Site]) -> Result<(), LoraError> {
+pub(super) fn check_saved(config: &LoraConfig, sites: &[Site]) -> Result<(), LoraError> {
     let known = |name: &&String| sites.iter().any(|site| site.path == **name || is_suffix(name, &site.path));
     let is_head = |name: &&String| ["classifier", "score"].contains(&name.as_str());
     let unknown: Vec<&String> = config.modules_to_save.iter().filter(|name| !known(name)).collect();

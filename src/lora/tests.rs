@@ -118,7 +118,7 @@ fn refusal(more: &Value, stored: &Stored) -> String {
 }
 
 fn one(adapter: Adapter, rows: Range<usize>) -> LoraBatch {
-    LoraBatch { runs: vec![Run { adapter: Arc::new(adapter), rows, scale: 1.0 }] }
+    LoraBatch { runs: vec![Run { adapter: Arc::new(adapter), rows, scale: 1.0 }], dropout: None }
 }
 
 fn apply(lora: &LoraBatch, site: SiteId, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
@@ -231,7 +231,10 @@ fn packed_equals_one_by_one_and_selection_follows() {
         .map(|(up, down, seed)| Arc::new(read(&json!({"rank_pattern": {"up": up}}), &pairs(up, down, seed)).unwrap()))
         .into();
     let run = |adapter: usize, rows, scale| Run { adapter: adapters[adapter].clone(), rows, scale };
-    let lora = LoraBatch { runs: vec![run(0, 1..3, 1.0), run(1, 3..4, 0.5), run(2, 6..8, 1.0), run(0, 8..9, 2.0)] };
+    let lora = LoraBatch {
+        runs: vec![run(0, 1..3, 1.0), run(1, 3..4, 0.5), run(2, 6..8, 1.0), run(0, 8..9, 2.0)],
+        dropout: None,
+    };
     let x = tensor(&[10, 6], 1);
     let rows: Vec<Tensor> =
         (0..10).map(|row| apply(&lora.select(&[row]), UP, &x.narrow(0, row, 1).unwrap(), None)).collect();
@@ -254,7 +257,7 @@ fn packed_equals_one_by_one_and_selection_follows() {
     assert_close(&some, &one_by_one.index_select(&index, 0).unwrap());
     assert_eq!(lora.select(&[0, 4, 5, 9]).runs.len(), 0);
 
-    let overlapping = LoraBatch { runs: vec![run(0, 0..3, 1.0), run(1, 2..4, 1.0)] };
+    let overlapping = LoraBatch { runs: vec![run(0, 0..3, 1.0), run(1, 2..4, 1.0)], dropout: None };
     assert!(overlapping.linear(UP, &x, tensor(&[10, 9], 1), None).is_err());
     assert!(lora.linear(UP, &x.narrow(0, 0, 8).unwrap(), tensor(&[8, 9], 1), None).is_err());
 }

@@ -6,11 +6,12 @@
 //! After: Vaswani et al. 2017, Ainslie et al. 2023 (grouped queries), Jiang et al. 2023 (sliding window).
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::lora::{LoraBatch, SiteId};
-use crate::ops::{Linear, matmul, softmax};
+use crate::ops::{Linear, explicit, matmul, softmax, softmax_backward};
 
 /// A linear layer that adapters can change.
 #[derive(Debug)]
@@ -23,6 +24,9 @@ pub(super) struct Projection {
 impl Projection {
     /// Returns Wx + bias `[rows, output]`, with the changes of the adapters of `lora`; `x` is `[rows, input]`.
     pub(super) fn forward(&self, x: &Tensor, lora: &LoraBatch) -> Result<Tensor> {
+        if let Some(replaced) = lora.whole(self.site, x)? {
+            return Ok(replaced);
+        }
         let product = self.weight.forward(x)?;
         if !lora.runs.is_empty() {
             return lora.linear(self.site, x, product, self.bias.as_ref());
@@ -115,22 +119,97 @@ impl Span {
 /// share a key and value head are stacked as rows of one product, so nothing is repeated.
 pub(super) fn attend(span: &Span, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
     let (_, heads, head_dim) = q.dims3()?;
-    let kv_heads = keys.dim(0)?;
-    let scale = 1.0 / (head_dim as f64).sqrt();
     let mut out = Vec::with_capacity(span.blocks.len());
     for block in &span.blocks {
-        let (rows, seen) = (block.rows.len(), block.keys.len());
-        let stacked = (kv_heads, heads / kv_heads * rows, head_dim);
-        let q = (q.narrow(0, block.rows.start, rows)?.transpose(0, 1)?.contiguous()?.reshape(stacked)? * scale)?;
-        let keys = keys.narrow(1, block.keys.start, seen)?;
-        let values = values.narrow(1, block.keys.start, seen)?;
-
-        let mut scores = matmul(&q, &keys.t()?)?.to_dtype(DType::F32)?; // [kv_heads, group·rows, keys]
-        if let Some(mask) = &block.mask {
-            scores = scores.reshape((heads, rows, seen))?.broadcast_add(mask)?.reshape((kv_heads, (), seen))?;
-        }
-        let mixed = matmul(&softmax(&scores)?.to_dtype(values.dtype())?, &values)?;
+        let rows = block.rows.len();
+        let (_, shares) = block.shares(q, keys)?;
+        let values = values.narrow(1, block.keys.start, block.keys.len())?;
+        let mixed = matmul(&shares.to_dtype(values.dtype())?, &values)?;
         out.push(mixed.reshape((heads, rows, head_dim))?.transpose(0, 1)?.reshape((rows, heads * head_dim))?);
     }
     if out.len() == 1 { Ok(out.remove(0)) } else { Tensor::cat(&out, 0) }
+}
+
+/// Returns [`attend`] of whole sequences with a gradient; `q` is `[tokens, heads, head_dim]`, `k` and `v` are
+/// `[tokens, kv_heads, head_dim]` of the packed batch.
+///
+/// The backward computes the shares again: nothing of size tokens² is kept.
+pub(super) fn attend_all(spans: &Arc<Vec<Span>>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (queries, keys, values) = (q.detach(), k.detach(), v.detach());
+    let part = |tensor: &Tensor, span: &Span| tensor.narrow(0, span.rows.start, span.rows.len());
+    let by_head = move |tensor: &Tensor, span: &Span| part(tensor, span)?.transpose(0, 1)?.contiguous();
+    let mixed =
+        spans.iter().map(|span| attend(span, &part(&queries, span)?, &by_head(&keys, span)?, &by_head(&values, span)?));
+    let mixed = Tensor::cat(&mixed.collect::<Result<Vec<_>>>()?, 0)?;
+    let spans = Arc::clone(spans);
+    explicit(&[q, k, v], mixed, move |gradient| {
+        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+        for span in spans.iter() {
+            let (keys, values) = (by_head(&keys, span)?, by_head(&values, span)?);
+            let gradients = attend_backward(span, &part(&queries, span)?, &keys, &values, &part(gradient, span)?)?;
+            for (all, one) in parts.iter_mut().zip(gradients) {
+                all.push(one);
+            }
+        }
+        parts.into_iter().map(|parts| Tensor::cat(&parts, 0).map(Some)).collect()
+    })
+}
+
+/// Returns the gradients of queries, keys and values of one sequence, `[tokens, heads, head_dim]` each.
+fn attend_backward(span: &Span, q: &Tensor, keys: &Tensor, values: &Tensor, gradient: &Tensor) -> Result<[Tensor; 3]> {
+    let (_, heads, head_dim) = q.dims3()?;
+    let (kv_heads, tokens, _) = keys.dims3()?;
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let dtype = q.dtype();
+    let mut for_q = Vec::with_capacity(span.blocks.len());
+    let mut for_keys: Option<Tensor> = None;
+    let mut for_values: Option<Tensor> = None;
+    for block in &span.blocks {
+        let (rows, seen) = (block.rows.len(), block.keys.len());
+        let stacked = (kv_heads, heads / kv_heads * rows, head_dim);
+        let (q, shares) = block.shares(q, keys)?;
+        let gradient = gradient.narrow(0, block.rows.start, rows)?.reshape((rows, heads, head_dim))?;
+        let gradient = gradient.transpose(0, 1)?.contiguous()?.reshape(stacked)?;
+        let values = values.narrow(1, block.keys.start, seen)?;
+        let keys = keys.narrow(1, block.keys.start, seen)?;
+
+        let for_shares = matmul(&gradient, &values.t()?)?.to_dtype(DType::F32)?;
+        let for_scores = softmax_backward(&shares, &for_shares)?.to_dtype(dtype)?;
+        let turned = (matmul(&for_scores, &keys)? * scale)?;
+        for_q.push(turned.reshape((heads, rows, head_dim))?.transpose(0, 1)?.contiguous()?);
+        let widen = |part: Tensor| part.pad_with_zeros(1, block.keys.start, tokens - block.keys.end);
+        // `q` comes scaled.
+        let part = widen(matmul(&for_scores.t()?, &q)?)?;
+        for_keys = Some(match for_keys {
+            None => part,
+            Some(sum) => (sum + part)?,
+        });
+        let part = widen(matmul(&shares.to_dtype(dtype)?.t()?, &gradient)?)?;
+        for_values = Some(match for_values {
+            None => part,
+            Some(sum) => (sum + part)?,
+        });
+    }
+    match (for_keys, for_values) {
+        (Some(k), Some(v)) => Ok([Tensor::cat(&for_q, 0)?, k.transpose(0, 1)?, v.transpose(0, 1)?]),
+        _ => bail!("a sequence without tokens"),
+    }
+}
+
+impl QueryBlock {
+    /// Returns the scaled queries `[kv_heads, group·rows, head_dim]` and their shares `[kv_heads, group·rows, keys]`, f32.
+    fn shares(&self, q: &Tensor, keys: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (_, heads, head_dim) = q.dims3()?;
+        let kv_heads = keys.dim(0)?;
+        let (rows, seen) = (self.rows.len(), self.keys.len());
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        let stacked = (kv_heads, heads / kv_heads * rows, head_dim);
+        let q = (q.narrow(0, self.rows.start, rows)?.transpose(0, 1)?.contiguous()?.reshape(stacked)? * scale)?;
+        let keys = keys.narrow(1, self.keys.start, seen)?;
+        let mut scores = matmul(&q, &keys.t()?)?.to_dtype(DType::F32)?;
+        if let Some(mask) = &self.mask {
+            scores = scores.reshape((heads, rows, seen))?.broadcast_add(mask)?.reshape((kv_heads, (), seen))?;
+        }
+        Ok((q, softmax(&scores)?))
+    }
 }

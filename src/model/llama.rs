@@ -5,15 +5,17 @@
 //! Shapes: `[tokens, hidden]` between blocks, tokens of all sequences packed without padding.
 //! After: Touvron et al. 2023 (arXiv 2302.13971), Jiang et al. 2023 (arXiv 2310.06825), transformers `modeling_llama`.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 
 use super::cache::KvCache;
 use super::config::{Config, Head, Module};
-use super::layers::{Angles, Projection, Span, attend};
+use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
-use super::{Batch, CausalLm, ModelError, ModelInfo, Rows, Segment};
-use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Site, SiteId, SiteKind};
-use crate::ops::{Linear, rms_norm, rope, silu_mul};
+use super::{Batch, CausalLm, Differentiable, Layout, ModelError, ModelInfo, Rows, Segment};
+use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId, SiteKind};
+use crate::ops::{Linear, rope, silu_mul};
 
 /// Site of the token embedding; the sites of the blocks follow, that of the head is the last.
 const EMBEDDING: SiteId = SiteId(0);
@@ -49,8 +51,7 @@ struct Block {
 /// What all blocks of one pass share.
 struct Pass<'a> {
     lora: &'a LoraBatch,
-    spans: Vec<Span>,
-    angles: Angles,
+    layout: &'a Layout,
 }
 
 impl Llama {
@@ -110,7 +111,7 @@ impl Llama {
     pub fn hidden_states(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Vec<Tensor>, ModelError> {
         let mut seen = Vec::with_capacity(self.blocks.len() + 1);
         let last = self.run(batch, Some(caches), |x| seen.push(x.clone()))?;
-        seen.push(rms_norm(&last, &self.norm, self.config.rms_norm_eps)?);
+        seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
         Ok(seen)
     }
 
@@ -123,15 +124,13 @@ impl Llama {
         mut caches: Option<&mut [&mut KvCache]>,
         mut seen: impl FnMut(&Tensor),
     ) -> Result<Tensor, ModelError> {
-        let pass = self.plan(batch, caches.as_deref())?;
-        let ids = Tensor::new(batch.tokens, &self.device)?;
-        let mut x = self.embedding.rows(&ids, self.dtype)?;
-        if !batch.lora.runs.is_empty() {
-            x = batch.lora.embedding(EMBEDDING, &ids, x)?;
-        }
+        let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
+        let layout = self.plan(batch.tokens, &lengths, caches.as_deref())?;
+        let pass = Pass { lora: batch.lora, layout: &layout };
+        let mut x = self.embed_with(&layout, batch.lora)?;
         for layer in 0..self.blocks.len() {
             seen(&x);
-            x = self.block(layer, &x, &pass, caches.as_deref_mut())?;
+            x = self.pass_block(layer, &x, &pass, caches.as_deref_mut())?;
         }
         for (cache, segment) in caches.into_iter().flatten().zip(batch.segments) {
             cache.advance(segment.len);
@@ -139,38 +138,43 @@ impl Llama {
         Ok(x)
     }
 
+    fn embed_with(&self, layout: &Layout, lora: &LoraBatch) -> candle_core::Result<Tensor> {
+        let x = self.embedding.rows(&layout.ids, self.dtype)?;
+        if lora.runs.is_empty() { Ok(x) } else { lora.embedding(EMBEDDING, &layout.ids, x) }
+    }
+
     /// Checks the batch and lays out positions and spans.
-    fn plan<'a>(&self, batch: &Batch<'a>, caches: Option<&[&mut KvCache]>) -> Result<Pass<'a>, ModelError> {
+    fn plan(&self, tokens: &[u32], lengths: &[usize], caches: Option<&[&mut KvCache]>) -> Result<Layout, ModelError> {
         let fault = |text: String| Err(ModelError::Input(text));
-        if let Some(id) = batch.tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return fault(format!("token id {id} is not in the vocabulary of {}", self.config.vocab_size));
         }
-        let lengths = batch.segments.iter().try_fold(0_usize, |sum, s| sum.checked_add(s.len));
-        if lengths != Some(batch.tokens.len()) || batch.segments.iter().any(|s| s.len == 0) {
-            return fault(format!("segments do not divide the {} tokens into parts", batch.tokens.len()));
+        let total = lengths.iter().try_fold(0_usize, |sum, len| sum.checked_add(*len));
+        if total != Some(tokens.len()) || lengths.contains(&0) {
+            return fault(format!("segments do not divide the {} tokens into parts", tokens.len()));
         }
         if let Some(caches) = caches
-            && (caches.len() != batch.segments.len() || caches.iter().any(|c| c.layers() != self.blocks.len()))
+            && (caches.len() != lengths.len() || caches.iter().any(|c| c.layers() != self.blocks.len()))
         {
             return fault("every segment needs a cache of this model".into());
         }
-        let mut spans = Vec::with_capacity(batch.segments.len());
-        let mut positions = Vec::with_capacity(batch.tokens.len());
-        for (i, segment) in batch.segments.iter().enumerate() {
+        let mut spans = Vec::with_capacity(lengths.len());
+        let mut positions = Vec::with_capacity(tokens.len());
+        for (i, &len) in lengths.iter().enumerate() {
             let past = caches.and_then(|c| c.get(i)).map_or(0, |cache| cache.len());
-            if segment.len > self.config.context_length.saturating_sub(past) {
-                let total = past.saturating_add(segment.len);
+            if len > self.config.context_length.saturating_sub(past) {
+                let total = past.saturating_add(len);
                 return fault(format!("{total} tokens are more than the context of {}", self.config.context_length));
             }
-            let rows = positions.len()..positions.len() + segment.len;
+            let rows = positions.len()..positions.len() + len;
             spans.push(Span::new(rows, past, self.config.sliding_window, &self.device)?);
-            positions.extend(past..past + segment.len);
+            positions.extend(past..past + len);
         }
         let angles = Angles::new(positions.into_iter(), &self.frequencies, self.dtype, &self.device)?;
-        Ok(Pass { lora: batch.lora, spans, angles })
+        Ok(Layout { ids: Tensor::new(tokens, &self.device)?, spans: Arc::new(spans), angles })
     }
 
-    fn block(
+    fn pass_block(
         &self,
         layer: usize,
         x: &Tensor,
@@ -178,21 +182,41 @@ impl Llama {
         caches: Option<&mut [&mut KvCache]>,
     ) -> candle_core::Result<Tensor> {
         let Config { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
-        let (block, lora, angles) = (&self.blocks[layer], pass.lora, &pass.angles);
+        let (block, lora, angles) = (&self.blocks[layer], pass.lora, &pass.layout.angles);
         let tokens = x.dim(0)?;
+        let [attention_site, mlp_site] = self.norms_of(layer);
 
-        let h = rms_norm(x, &block.attention_norm, eps)?;
+        let h = lora.rms_norm(attention_site, x, &block.attention_norm, eps)?;
         let q = block.query.forward(&h, lora)?.reshape((tokens, heads, head_dim))?;
         let k = block.key.forward(&h, lora)?.reshape((tokens, kv_heads, head_dim))?;
         let v = block.value.forward(&h, lora)?.reshape((tokens, kv_heads, head_dim))?;
         let q = rope(&q, &angles.cos, &angles.sin)?;
-        let k = rope(&k, &angles.cos, &angles.sin)?.transpose(0, 1)?; // [kv_heads, tokens, head_dim]
-        let mixed = mix(layer, &pass.spans, &q, &k, &v.transpose(0, 1)?, caches)?;
+        let k = rope(&k, &angles.cos, &angles.sin)?;
+        let mixed = match caches {
+            None => attend_all(&pass.layout.spans, &q, &k, &v)?,
+            Some(caches) => mix(layer, &pass.layout.spans, &q, (&k.transpose(0, 1)?, &v.transpose(0, 1)?), caches)?,
+        };
         let x = (x + block.output.forward(&mixed, lora)?)?;
 
-        let h = rms_norm(&x, &block.mlp_norm, eps)?;
+        let h = lora.rms_norm(mlp_site, &x, &block.mlp_norm, eps)?;
         let gated = silu_mul(&block.gate.forward(&h, lora)?, &block.up.forward(&h, lora)?)?;
         x + block.down.forward(&gated, lora)?
+    }
+
+    /// Returns the sites of a block's two norms.
+    fn norms_of(&self, layer: usize) -> [SiteId; 2] {
+        let first = site_of(self.blocks.len(), Module::ALL[0]) + 2 * layer;
+        [SiteId(first), SiteId(first + 1)]
+    }
+
+    /// Returns the site of the final norm.
+    fn last_norm(&self) -> SiteId {
+        SiteId(site_of(self.blocks.len(), Module::ALL[0]) + 2 * self.blocks.len())
+    }
+
+    /// Returns the site of the head that a language model lacks.
+    fn classifier(&self) -> SiteId {
+        SiteId(self.last_norm().0 + 1)
     }
 
     /// Returns f32 logits of `rows` of the last block's output.
@@ -202,42 +226,74 @@ impl Llama {
             let output = self.sites.last().map_or(0, |head| head.output);
             return Ok(Tensor::zeros((0, output), DType::F32, &Device::Cpu)?);
         }
-        let normed = |x: &Tensor| rms_norm(x, &self.norm, self.config.rms_norm_eps);
         if rows.len() == last.dim(0)? {
-            return Ok(self.head.forward(&normed(last)?, lora)?.to_dtype(DType::F32)?);
+            return Ok(self.head_on(last, lora, self.info.labels.is_some())?);
         }
         let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        let x = normed(&last.index_select(&Tensor::new(index, &self.device)?, 0)?)?;
-        let logits = match lora.runs.is_empty() {
-            true => self.head.forward(&x, lora)?,
-            false => self.head.forward(&x, &lora.select(rows))?,
+        let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
+        Ok(self.head_on(&x, &lora.select(rows), self.info.labels.is_some())?)
+    }
+
+    /// Returns f32 logits of the last block's output, all rows of it, from the language head or a classifier's.
+    fn head_on(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> candle_core::Result<Tensor> {
+        let normed = lora.rms_norm(self.last_norm(), x, &self.norm, self.config.rms_norm_eps)?;
+        if classify == self.info.labels.is_some() {
+            return self.head.forward(&normed, lora)?.to_dtype(DType::F32);
+        }
+        match lora.whole(self.classifier(), &normed)? {
+            Some(logits) if classify => logits.to_dtype(DType::F32),
+            _ => candle_core::bail!("the base model has no such head, nor has one adapter for all rows"),
+        }
+    }
+
+    /// Returns the weight of a norm or of the head.
+    fn weight_after_blocks(&self, site: SiteId) -> candle_core::Result<Tensor> {
+        let first = site_of(self.blocks.len(), Module::ALL[0]);
+        if site == self.last_norm() {
+            return self.norm.to_dtype(DType::F32);
+        }
+        let block = site.0.checked_sub(first).and_then(|n| Some((self.blocks.get(n / 2)?, n % 2)));
+        match block {
+            Some((block, 0)) => block.attention_norm.to_dtype(DType::F32),
+            Some((block, _)) => block.mlp_norm.to_dtype(DType::F32),
+            None if site.0 + 1 == self.sites.len() => self.head.weight.to_f32(),
+            None => candle_core::bail!("the base model has no weight at {site:?}"),
+        }
+    }
+
+    /// Returns the row at which each sequence is classified: the rightmost token that is not the padding token, as
+    /// transformers does; the first of a sequence of padding alone.
+    fn classified_rows(&self, tokens: &[u32], lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+        let mut start = 0;
+        let row = |len: usize| {
+            let sequence = &tokens[start..start + len];
+            let scored = match self.config.pad_token_id {
+                None => len - 1,
+                Some(pad) => sequence.iter().rposition(|id| *id != pad).unwrap_or(0),
+            };
+            let row = start + scored;
+            start += len;
+            row
         };
-        Ok(logits.to_dtype(DType::F32)?)
+        lengths.map(row).collect()
     }
 }
 
-/// Attention of all sequences of the batch, `[tokens, heads·head_dim]`.
-///
-/// A sequence that has nothing in its cache attends to its own keys and values, which keeps gradients.
+/// Attention of all sequences of the batch, `[tokens, heads·head_dim]`; `own` are their new keys and values,
+/// `[kv_heads, tokens, head_dim]`.
 fn mix(
     layer: usize,
     spans: &[Span],
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    mut caches: Option<&mut [&mut KvCache]>,
+    own: (&Tensor, &Tensor),
+    caches: &mut [&mut KvCache],
 ) -> candle_core::Result<Tensor> {
     let mut mixed = Vec::with_capacity(spans.len());
-    for (i, span) in spans.iter().enumerate() {
+    for (span, cache) in spans.iter().zip(caches) {
         let (start, len) = (span.rows.start, span.rows.len());
-        let own = (k.narrow(1, start, len)?.contiguous()?, v.narrow(1, start, len)?.contiguous()?);
-        let (keys, values) = match caches.as_deref_mut().and_then(|caches| caches.get_mut(i)) {
-            None => own,
-            Some(cache) => {
-                let all = cache.write(layer, &own.0, &own.1)?;
-                if cache.is_empty() { own } else { all }
-            }
-        };
+        let own = (own.0.narrow(1, start, len)?.contiguous()?, own.1.narrow(1, start, len)?.contiguous()?);
+        let all = cache.write(layer, &own.0, &own.1)?;
+        let (keys, values) = if cache.is_empty() { own } else { all };
         mixed.push(attend(span, &q.narrow(0, start, len)?, &keys, &values)?);
     }
     if mixed.len() == 1 { Ok(mixed.remove(0)) } else { Tensor::cat(&mixed, 0) }
@@ -272,25 +328,21 @@ impl CausalLm for Llama {
         self.logits(&last, &rows, batch.lora)
     }
 
-    /// The score is taken at the rightmost token that is not the padding token, as transformers does; a sequence of
-    /// padding alone is scored at its first token. What the segments say of rows is not looked at.
+    /// What the segments say of rows is not looked at.
     fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError> {
-        if self.info.labels.is_none() {
-            return Err(ModelError::Unsupported("classification with a language head".into()));
+        let brought = |run: &Run| run.adapter.changes().contains_key(&self.classifier());
+        if self.info.labels.is_none() && !(batch.lora.runs.len() == 1 && batch.lora.runs.iter().all(brought)) {
+            return Err(ModelError::Unsupported("classification without a classification head".into()));
         }
         let last = self.run(batch, None, |_| ())?;
-        let mut rows = Vec::with_capacity(batch.segments.len());
-        let mut start = 0;
-        for segment in batch.segments {
-            let tokens = &batch.tokens[start..start + segment.len];
-            let scored = match self.config.pad_token_id {
-                None => segment.len - 1,
-                Some(pad) => tokens.iter().rposition(|id| *id != pad).unwrap_or(0),
-            };
-            rows.push(start + scored);
-            start += segment.len;
-        }
-        self.logits(&last, &rows, batch.lora)
+        let rows = self.classified_rows(batch.tokens, batch.segments.iter().map(|segment| segment.len));
+        let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
+        Ok(self.head_on(&x, &batch.lora.select(&rows), true)?)
+    }
+
+    fn differentiable(&self) -> Option<&dyn Differentiable> {
+        Some(self)
     }
 
     fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError> {
@@ -306,7 +358,7 @@ impl Base for Llama {
     fn weight(&self, site: SiteId) -> candle_core::Result<Tensor> {
         let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
         let Some((layer, module)) = inside else { return self.embedding.to_f32() };
-        let Some(block) = self.blocks.get(layer) else { return self.head.weight.to_f32() };
+        let Some(block) = self.blocks.get(layer) else { return self.weight_after_blocks(site) };
         let projection = match Module::ALL[module] {
             Module::Query => &block.query,
             Module::Key => &block.key,
@@ -332,6 +384,36 @@ impl Base for Llama {
     }
 }
 
+impl Differentiable for Llama {
+    fn layout(&self, tokens: &[u32], lengths: &[usize]) -> Result<Layout, ModelError> {
+        self.plan(tokens, lengths, None)
+    }
+
+    fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn embed(&self, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError> {
+        Ok(self.embed_with(layout, lora)?)
+    }
+
+    fn block(&self, layer: usize, x: &Tensor, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError> {
+        Ok(self.pass_block(layer, x, &Pass { lora, layout }, None)?)
+    }
+
+    fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError> {
+        Ok(self.head_on(x, lora, classify)?)
+    }
+
+    fn classified(&self, tokens: &[u32], lengths: &[usize]) -> Vec<usize> {
+        self.classified_rows(tokens, lengths.iter().copied())
+    }
+
+    fn base(&self) -> &dyn Base {
+        self
+    }
+}
+
 fn site_of(layer: usize, module: Module) -> usize {
     EMBEDDING.0 + 1 + layer * Module::ALL.len() + module as usize
 }
@@ -345,6 +427,15 @@ fn sites(config: &Config) -> Vec<Site> {
             let (input, output) = module.shape(config);
             sites.push(site(module.path(layer), SiteKind::Linear, input, output, module.bias(config)));
         }
+    }
+    for layer in 0..config.layers {
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            sites.push(site(format!("model.layers.{layer}.{norm}"), SiteKind::Norm, hidden, hidden, false));
+        }
+    }
+    sites.push(site("model.norm".into(), SiteKind::Norm, hidden, hidden, false));
+    if config.head == Head::Language {
+        sites.push(site("score".into(), SiteKind::Classifier, hidden, 0, false));
     }
     let (path, output) = match config.head {
         Head::Language => ("lm_head", vocab),

@@ -24,7 +24,7 @@ use candle_core::{Device, Tensor};
 
 pub use self::cache::KvCache;
 pub use self::llama::Llama;
-use crate::lora::{Adapter, LoraBatch, LoraError, Run};
+use crate::lora::{self, Adapter, LoraBatch, LoraError, Run};
 
 /// What the rest of the house needs to know of a base model.
 #[derive(Debug, Clone)]
@@ -104,11 +104,64 @@ pub trait CausalLm: Send + Sync {
     /// When the head is not a classifier, a shape or id does not fit, or the device fails.
     fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError>;
 
+    /// Returns the model as training sees it, if it can be trained.
+    fn differentiable(&self) -> Option<&dyn Differentiable> {
+        None
+    }
+
     /// Reads a PEFT folder's two files and binds them to this model.
     ///
     /// # Errors
     /// Names the fault, the unsupported feature or the misfit.
     fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError>;
+}
+
+/// Positions and sequences of a packed batch, and who sees whom.
+#[derive(Debug)]
+pub struct Layout {
+    ids: Tensor,
+    spans: Arc<Vec<layers::Span>>,
+    angles: layers::Angles,
+}
+
+/// A model block by block, so that a backward can go through one block at a time.
+///
+/// Every segment is a whole sequence, and sees itself only. Gradients reach the tensors of the adapters and `x`, never a
+/// weight of the base. Shapes: `[tokens, hidden]` in the number format of the model; logits are f32.
+pub trait Differentiable: Send + Sync {
+    /// Checks tokens and lengths of sequences, and lays them out.
+    ///
+    /// # Errors
+    /// When an id, a length or their sum does not fit.
+    fn layout(&self, tokens: &[u32], lengths: &[usize]) -> Result<Layout, ModelError>;
+
+    /// Returns the number of blocks.
+    fn depth(&self) -> usize;
+
+    /// Returns the input of the first block.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn embed(&self, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError>;
+
+    /// Returns the output of a block.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn block(&self, layer: usize, x: &Tensor, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError>;
+
+    /// Returns logits of rows of the last block's output, `[rows, vocab]`, or `[rows, labels]` with `classify`; the
+    /// adapters of `lora` are those of these rows.
+    ///
+    /// # Errors
+    /// When neither base nor adapter has the head, or the device fails.
+    fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError>;
+
+    /// Returns the row at which each sequence is classified.
+    fn classified(&self, tokens: &[u32], lengths: &[usize]) -> Vec<usize>;
+
+    /// Returns what adapters are bound to.
+    fn base(&self) -> &dyn lora::Base;
 }
 
 /// Reads a base model: a transformers folder or a GGUF file.
@@ -172,7 +225,7 @@ pub fn effect(model: &dyn CausalLm, adapter: &Arc<Adapter>) -> Result<f64, Model
         }
     };
     let run = Run { adapter: Arc::clone(adapter), rows: 0..count, scale: 1.0 };
-    let changed = logits(&LoraBatch { runs: vec![run] })?.to_device(&Device::Cpu)?;
+    let changed = logits(&LoraBatch { runs: vec![run], dropout: None })?.to_device(&Device::Cpu)?;
     let plain = logits(&LoraBatch::default())?.to_device(&Device::Cpu)?;
     let difference = (changed - plain)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
     // `max` would pass over NaN.

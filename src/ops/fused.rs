@@ -1,21 +1,32 @@
-//! Normalisation, rotation, softmax and gating: candle's fused form where no gradient is wanted, the composed form
-//! where one is.
+//! Normalisation, rotation, softmax and gating: candle's fused forms, each with a backward of our own.
 //!
-//! The fused forms have no backward and say nothing about it (candle issues 2168, 3568, 3569), so nobody else calls them.
+//! candle's fused forms have none and say nothing about it (candle issues 2168, 3568, 3569), so nobody else calls them.
 //! Shapes are given at each function; the last dimension is contiguous.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
+
+use super::explicit::explicit;
 
 /// Returns x / √(mean(x²) + eps) · weight over the last dimension; `x` is `[rows, hidden]`, `weight` `[hidden]`.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if !x.track_op() && !weight.track_op() {
-        #[expect(clippy::disallowed_methods, reason = "no gradient is tracked here")]
-        return candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps as f32);
-    }
-    candle_nn::ops::rms_norm_slow(x, weight, eps as f32)
+    let (wide_x, wide_weight) = (x.detach().contiguous()?, weight.detach());
+    #[expect(clippy::disallowed_methods, reason = "it is detached: the backward is below")]
+    let normed = candle_nn::ops::rms_norm(&wide_x, &wide_weight, eps as f32)?;
+    explicit(&[x, weight], normed, move |gradient| {
+        let f32 = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+        let (x, gradient, dtype) = (f32(&wide_x)?, f32(gradient)?, wide_x.dtype());
+        let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+        let unit = x.broadcast_mul(&inverse)?;
+        // x̂ = x·inverse, y = w·x̂: dx = inverse·(w·g - x̂·mean(w·g·x̂)), dw = Σ g·x̂.
+        let weighted = gradient.broadcast_mul(&f32(&wide_weight)?)?;
+        let along = (&weighted * &unit)?.mean_keepdim(D::Minus1)?;
+        let for_x = (weighted - unit.broadcast_mul(&along)?)?.broadcast_mul(&inverse)?.to_dtype(dtype)?;
+        let for_weight = (gradient * unit)?.sum(0)?.to_dtype(wide_weight.dtype())?;
+        Ok(vec![Some(for_x), Some(for_weight)])
+    })
 }
 
 /// Returns the softmax over the last dimension in the number format of `x`: f32 is wanted where it matters.
@@ -23,14 +34,19 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// When the device fails.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    if !x.track_op() {
-        #[expect(clippy::disallowed_methods, reason = "no gradient is tracked here")]
-        return candle_nn::ops::softmax_last_dim(&x.contiguous()?);
-    }
-    // The maximum only shifts the exponent: it takes no part in the gradient.
-    let shift = x.detach().max_keepdim(D::Minus1)?;
-    let exp = x.broadcast_sub(&shift)?.exp()?;
-    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
+    #[expect(clippy::disallowed_methods, reason = "it is detached: the backward is below")]
+    let shares = candle_nn::ops::softmax_last_dim(&x.detach().contiguous()?)?;
+    let kept = shares.clone();
+    explicit(&[x], shares, move |gradient| Ok(vec![Some(softmax_backward(&kept, gradient)?)]))
+}
+
+/// Returns the gradient of the input of a softmax: p·(g - Σ p·g).
+///
+/// # Errors
+/// When shapes differ or the device fails.
+pub fn softmax_backward(shares: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let along = (shares * gradient)?.sum_keepdim(D::Minus1)?;
+    shares * gradient.broadcast_sub(&along)?
 }
 
 /// Rotates pairs (i, i + head_dim/2) of each head, as transformers lays them out.
@@ -40,17 +56,16 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    if !x.track_op() {
-        let x = x.contiguous()?.unsqueeze(0)?;
-        #[expect(clippy::disallowed_methods, reason = "no gradient is tracked here")]
-        return candle_nn::rotary_emb::rope_thd(&x, cos, sin)?.squeeze(0);
-    }
-    let half = x.dim(D::Minus1)? / 2;
-    let (left, right) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
-    let new_left = (left.broadcast_mul(&cos)? - right.broadcast_mul(&sin)?)?;
-    let new_right = (left.broadcast_mul(&sin)? + right.broadcast_mul(&cos)?)?;
-    Tensor::cat(&[new_left, new_right], D::Minus1)
+    let turned = turn(&x.detach(), cos, sin)?;
+    let (cos, back) = (cos.clone(), sin.clone());
+    // The backward of a rotation is the rotation back.
+    explicit(&[x], turned, move |gradient| Ok(vec![Some(turn(gradient, &cos, &back.neg()?)?)]))
+}
+
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?.unsqueeze(0)?;
+    #[expect(clippy::disallowed_methods, reason = "only detached tensors come here")]
+    candle_nn::rotary_emb::rope_thd(&x, cos, sin)?.squeeze(0)
 }
 
 /// Returns gate·σ(gate)·up, element by element.
@@ -58,7 +73,16 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes differ or the device fails.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()? * up
+    let (g, u) = (gate.detach(), up.detach());
+    let product = (g.silu()? * &u)?;
+    explicit(&[gate, up], product, move |gradient| {
+        // σ' of g·σ(g) is σ + σ·g·(1-σ).
+        let sigma = (g.neg()?.exp()? + 1.0)?.recip()?;
+        let silu = (&g * &sigma)?;
+        let slope = ((silu.neg()? + 1.0)? * &sigma)?;
+        let slope = (slope + &silu)?;
+        Ok(vec![Some((gradient * (&u * slope)?)?), Some((gradient * silu)?)])
+    })
 }
 
 #[cfg(test)]

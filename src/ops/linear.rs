@@ -9,6 +9,8 @@ use std::sync::Arc;
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Result, Tensor};
 
+use super::explicit::explicit;
+
 /// Rows of f32 on the CPU for which (W·xᵀ)ᵀ beats x·Wᵀ: candle's product is up to 19 times slower in the second form.
 const TRANSPOSED_ROWS: std::ops::RangeInclusive<usize> = 2..=64;
 
@@ -37,15 +39,20 @@ impl Linear {
 
     /// Returns x·Wᵀ in the number format of `x`.
     ///
+    /// Where `x` carries a gradient, W gets none, and a quantised W is computed with as it is: without rounding `x`.
+    ///
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if x.track_op() {
+            let product = dense_product(&self.to_dense(x)?, &x.detach())?;
+            let (frozen, like) = (self.clone(), x.detach());
+            return explicit(&[x], product, move |gradient| {
+                Ok(vec![Some(matmul(gradient, &frozen.to_dense(&like)?)?)])
+            });
+        }
         match &self.weight {
             Weight::Dense(weight) => dense_product(weight, x),
-            // candle's quantised product has no backward.
-            Weight::Quantized(weight) if x.track_op() => {
-                dense_product(&weight.dequantize(x.device())?.to_dtype(x.dtype())?, x)
-            }
             Weight::Quantized(weight) => {
                 let wide = x.to_dtype(DType::F32)?.contiguous()?;
                 QMatMul::QTensor(Arc::clone(weight)).forward(&wide)?.to_dtype(x.dtype())
@@ -61,6 +68,14 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => weight.index_select(ids, 0)?.to_dtype(dtype),
             Weight::Quantized(weight) => weight.embedding(ids)?.to_dtype(dtype),
+        }
+    }
+
+    /// Returns the weight in the number format and on the device of `x`.
+    fn to_dense(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Ok(weight.clone()),
+            Weight::Quantized(weight) => weight.dequantize(x.device())?.to_dtype(x.dtype()),
         }
     }
 

@@ -50,7 +50,7 @@ impl Session<'_> {
     fn forward(&self, tokens: &[u32], cache: &mut evenkeel::model::KvCache) -> Vec<Vec<f32>> {
         let runs = self.adapter.iter().map(|a| Run { adapter: Arc::clone(a), rows: 0..tokens.len(), scale: 1.0 });
         let segments = [Segment { len: tokens.len(), logits: Rows::Last(tokens.len()) }];
-        let batch = Batch { tokens, segments: &segments, lora: &LoraBatch { runs: runs.collect() } };
+        let batch = Batch { tokens, segments: &segments, lora: &LoraBatch { runs: runs.collect(), dropout: None } };
         self.model.forward(&batch, &mut [cache]).unwrap().to_vec2().unwrap()
     }
 

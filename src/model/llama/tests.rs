@@ -113,13 +113,23 @@ fn sites_are_named_and_hold_their_weights() {
     let model = model(&llama());
     let parsed = Config::parse(llama().to_string().as_bytes()).unwrap();
     let written = tensors(&parsed, 7);
-    assert_eq!(model.sites().len(), 2 + 7 * 2);
+    // Embedding, head, classifier, final norm; seven layers and two norms a block.
+    assert_eq!(model.sites().len(), 4 + 9 * 2);
     for (i, site) in model.sites().iter().enumerate() {
+        if site.kind == SiteKind::Classifier {
+            model.weight(SiteId(i)).unwrap_err();
+            continue;
+        }
         let weight = model.weight(SiteId(i)).unwrap();
         let expected = &written[&format!("{}.weight", site.path)];
-        let dims = if site.kind == SiteKind::Embedding { [site.input, site.output] } else { [site.output, site.input] };
+        let dims = match site.kind {
+            SiteKind::Embedding => vec![site.input, site.output],
+            SiteKind::Norm => vec![site.output],
+            SiteKind::Linear | SiteKind::Head | SiteKind::Classifier => vec![site.output, site.input],
+        };
         assert_eq!(weight.dims(), dims, "{}", site.path);
-        assert_eq!((weight.dtype(), weight.to_vec2::<f32>().unwrap()), (DType::F32, expected.to_vec2().unwrap()));
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!((weight.dtype(), values(&weight)), (DType::F32, values(expected)));
         assert_eq!(site.bias, written.contains_key(&format!("{}.bias", site.path)));
     }
     assert_eq!(model.info().eos_token_ids, [2, 3]);
