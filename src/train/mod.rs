@@ -4,6 +4,9 @@
 //! went, and can be written down and taken up again with the very same bits (CPU). What is trained is an adapter whose
 //! tensors are variables; a full fine-tune is an adapter that replaces every weight.
 
+mod learner;
+mod optimizer;
+mod parameters;
 mod settings;
 
 use std::sync::Arc;
@@ -13,6 +16,9 @@ use crate::model::chat::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, ModelError};
 
+pub use learner::{Gradients, Learner, Outcome, RowLoss};
+pub use optimizer::{AdamW, Moments};
+pub use parameters::{Parameter, Parameters};
 pub use settings::{Average, Length, LoraSettings, Method, Schedule, Settings, Targets, Task};
 
 /// What all training on one base model shares.
