@@ -4,6 +4,10 @@
 //! went, and can be written down and taken up again with the very same bits (CPU). What is trained is an adapter whose
 //! tensors are variables; a full fine-tune is an adapter that replaces every weight.
 
+mod encode;
+mod examples;
+mod order;
+mod schedule;
 mod settings;
 
 use std::sync::Arc;
@@ -13,6 +17,9 @@ use crate::model::chat::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, ModelError};
 
+pub use examples::{Example, Examples, GroupKey};
+pub use order::{MicroBatch, Order};
+pub use schedule::learning_rate;
 pub use settings::{Average, Length, LoraSettings, Method, Schedule, Settings, Targets, Task};
 
 /// What all training on one base model shares.
