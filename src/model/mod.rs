@@ -160,6 +160,11 @@ pub trait Differentiable: Send + Sync {
     /// Returns the row at which each sequence is classified.
     fn classified(&self, tokens: &[u32], lengths: &[usize]) -> Vec<usize>;
 
+    /// Returns `config.json` of a fine-tuned model of this base; with `labels` it has a classification head.
+    fn config_json(&self, _labels: Option<&[String]>) -> Vec<u8> {
+        Vec::new()
+    }
+
     /// Returns what adapters are bound to.
     fn base(&self) -> &dyn lora::Base;
 }

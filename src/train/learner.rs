@@ -182,6 +182,11 @@ impl Learner {
         &self.parameters
     }
 
+    /// Returns whether blocks are computed again for their backward.
+    pub fn recomputes(&self) -> bool {
+        self.recompute
+    }
+
     /// Returns the optimiser's state.
     pub fn optimizer(&self) -> &AdamW {
         &self.optimizer
@@ -205,9 +210,8 @@ impl Learner {
         slices: &dyn Slices,
     ) -> Result<Outcome, TrainError> {
         let Gradients { tensors, outcome } = self.gradients(batches, step, slices)?;
-        slices.slice(&mut || {
-            Ok(self.optimizer.update(self.parameters.list(), &tensors, outcome.clip_factor, rate)?)
-        })?;
+        slices
+            .slice(&mut || Ok(self.optimizer.update(self.parameters.list(), &tensors, outcome.clip_factor, rate)?))?;
         Ok(outcome)
     }
 
@@ -307,10 +311,9 @@ impl Learner {
                 };
                 let mut found = sums.take(seed(&output, gradient.clone())?.backward()?)?;
                 let gradient = found.remove(input.as_tensor());
-                gradient.map(|g| g.detach()).ok_or(TrainError::Gradient {
-                    tensor: format!("the input of block {layer}"),
-                    fault: "missing",
-                })
+                gradient
+                    .map(|g| g.detach())
+                    .ok_or(TrainError::Gradient { tensor: format!("the input of block {layer}"), fault: "missing" })
             })?;
         }
         if embedded.track_op() {
@@ -375,7 +378,8 @@ impl Learner {
             }
             return Ok(binary_cross_entropy(logits, &targets, share)?);
         }
-        let targets: Vec<u32> = classes.iter().map(|label| set(label).first().map_or(u32::MAX, |c| *c as u32)).collect();
+        let targets: Vec<u32> =
+            classes.iter().map(|label| set(label).first().map_or(u32::MAX, |c| *c as u32)).collect();
         Ok(cross_entropy(logits, &targets, share)?)
     }
 }
@@ -400,7 +404,10 @@ fn by_row(batch: &MicroBatch, positions: &[usize], losses: &[f64], correct: &[bo
 fn right(logits: &Tensor, classes: &[Label]) -> Result<Vec<bool>, TrainError> {
     let right = |(row, label): (&Vec<f32>, &Label)| match label {
         Label::Class(class) => {
-            let best = row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
+            let best = row
+                .iter()
+                .enumerate()
+                .fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
             best.0 == *class
         }
         Label::Classes(classes) => row.iter().enumerate().all(|(i, x)| (*x > 0.0) == classes.contains(&i)),

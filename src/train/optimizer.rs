@@ -107,12 +107,14 @@ impl InplaceOp2 for Blend {
     fn cpu_fwd(&self, moment: &mut CpuStorage, lm: &Layout, gradient: &CpuStorage, lg: &Layout) -> Result<()> {
         let (beta, rest, factor) = (self.beta as f32, (1.0 - self.beta) as f32, self.factor as f32);
         let gradient = values(gradient, lg)?;
-        values_mut(moment, lm)?.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).for_each(|(moments, gradients)| {
-            for (moment, g) in moments.iter_mut().zip(gradients) {
-                let g = g * factor;
-                *moment = beta * *moment + rest * if self.square { g * g } else { g };
-            }
-        });
+        values_mut(moment, lm)?.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).for_each(
+            |(moments, gradients)| {
+                for (moment, g) in moments.iter_mut().zip(gradients) {
+                    let g = g * factor;
+                    *moment = beta * *moment + rest * if self.square { g * g } else { g };
+                }
+            },
+        );
         Ok(())
     }
 }
