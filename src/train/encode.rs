@@ -28,7 +28,7 @@ pub(super) enum RowFault {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     /// The template does not continue what it wrote.
-    #[error("the chat template writes what stands before message {0} in another way once that message follows")]
+    #[error("the chat template writes the beginning of the conversation in another way once message {0} is there")]
     Turn(usize),
     /// No room is left for a token before the answer.
     #[error("the answer alone has {answer} tokens, at most {room} fit into max_tokens after one token of its prompt")]
@@ -87,20 +87,21 @@ pub(super) struct Encoder<'a> {
     train_on_prompt: bool,
     max_tokens: usize,
     vocab: usize,
-    /// Ids that end a text when the model writes them.
+    /// Ids at which serving stops.
     ends: Vec<u32>,
-    /// The one that is appended.
+    /// The one that ends a text.
     end: Option<u32>,
+    /// The tokenizer's own name for the end, which may be that of a turn.
+    named: Option<u32>,
 }
 
 impl<'a> Encoder<'a> {
     pub(super) fn new(context: &'a Context, settings: &Settings) -> Self {
         let info = context.model.info();
-        let mut ends = info.eos_token_ids.clone();
+        let ends = info.eos_token_ids.clone();
         let named = context.tokenizer.eos_id();
-        // Serving stops at the model's ids; the tokenizer's name for one of them is the one that texts end with.
+        // Of the ids at which serving stops, the one that the tokenizer names.
         let end = named.filter(|id| ends.is_empty() || ends.contains(id)).or(ends.first().copied());
-        ends.extend(end);
         Self {
             tokenizer: &context.tokenizer,
             chat: context.chat.as_deref(),
@@ -110,6 +111,7 @@ impl<'a> Encoder<'a> {
             vocab: info.vocab_size,
             ends,
             end,
+            named,
         }
     }
 
@@ -181,7 +183,7 @@ impl<'a> Encoder<'a> {
     /// Appends the end of text where it is missing.
     fn end(&self, row: &mut Encoded) {
         if let Some(end) = self.end
-            && !row.tokens.last().is_some_and(|id| self.ends.contains(id))
+            && !row.tokens.last().is_some_and(|id| *id == end || self.ends.contains(id))
         {
             row.push(&[end], true);
         }
@@ -204,7 +206,8 @@ impl<'a> Encoder<'a> {
 
             written = chat.render_for(self.tokenizer, &talk[..=i], Ending::Plain)?;
             let ids = self.added(&row.tokens, &written, &prompt)?.ok_or(RowFault::Turn(i + 1))?;
-            let end = ids.iter().rposition(|id| self.ends.contains(id)).map_or(ids.len(), |at| at + 1);
+            let ends = |id: &u32| self.ends.contains(id) || Some(*id) == self.named;
+            let end = ids.iter().rposition(ends).map_or(ids.len(), |at| at + 1);
             row.push(&ids[..end], true);
             row.push(&ids[end..], self.train_on_prompt);
         }

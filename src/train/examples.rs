@@ -163,3 +163,6 @@ fn group(row: &Row, place: usize) -> Option<&String> {
 pub(super) fn setting(field: &'static str, fault: String) -> TrainError {
     TrainError::Setting { field, fault }
 }
+
+#[cfg(test)]
+mod tests;

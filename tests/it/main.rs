@@ -21,6 +21,7 @@ mod reference_models;
 mod restart;
 mod score;
 mod swap;
+mod training_rows;
 mod transport;
 mod uploads;
 mod wire;
