@@ -118,7 +118,7 @@ fn adapter_out(record: AdapterRecord) -> pb::Adapter {
         name: record.name,
         generation: record.current,
         base_fingerprint: record.base_fingerprint,
-        method: if record.dora { "DORA" } else { "LORA" }.to_owned(),
+        method: record.kind.as_str().to_owned(),
         rank: count(record.rank),
         alpha: record.alpha,
         modules: record.modules,
