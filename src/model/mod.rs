@@ -5,6 +5,7 @@
 mod cache;
 pub mod chat;
 mod chat_functions;
+pub mod companions;
 mod config;
 mod gguf;
 mod gguf_header;

@@ -106,13 +106,13 @@ impl Registry {
         })
     }
 
-    /// Returns the two stored files of an adapter, checked against their digests.
+    /// Returns the kind and the two stored files of an adapter, checked against their digests.
     ///
     /// A path holds the same bytes for as long as the generation is stored; an open file outlives even that.
     ///
     /// # Errors
     /// [`RegistryError::AdapterNotFound`], [`StoreError::Corrupt`].
-    pub fn files(&self, reference: &Reference) -> Result<Vec<StoredFile>, RegistryError> {
+    pub fn files(&self, reference: &Reference) -> Result<(Kind, Vec<StoredFile>), RegistryError> {
         let (name, generation) = self.find(reference)?;
         let row = self.store.read(|catalog| catalog.generation(name.as_str(), &generation.to_string()))?;
         let row = row.ok_or_else(|| RegistryError::AdapterNotFound(reference.to_string()))?;
@@ -122,7 +122,7 @@ impl Registry {
         };
         let info: Info = serde_json::from_str(&row.info).map_err(|_| corrupt_row(&row.adapter))?;
         let [config, tensors] = kind::files(info.kind);
-        Ok(vec![file(config, row.config_blob)?, file(tensors, row.tensor_blob)?])
+        Ok((info.kind, vec![file(config, row.config_blob)?, file(tensors, row.tensor_blob)?]))
     }
 
     /// Returns one alias.
