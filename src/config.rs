@@ -125,7 +125,8 @@ impl Default for EngineSettings {
 pub struct RegistrySettings {
     /// Folder that `LoadAdapter` reads from; none: `LoadAdapter` takes stored adapters only.
     pub adapter_dir: Option<PathBuf>,
-    /// Bytes of adapter weights kept in memory.
+    /// Bytes of adapter weights kept in memory. A whole model counts as f32, four bytes a weight, and while it is being
+    /// replaced old and new both count.
     pub memory_bytes: u64,
     /// Largest upload.
     pub max_upload_bytes: u64,
@@ -135,7 +136,7 @@ pub struct RegistrySettings {
 
 impl Default for RegistrySettings {
     fn default() -> Self {
-        Self { adapter_dir: None, memory_bytes: 1 << 30, max_upload_bytes: 1 << 30, keep_generations: 8 }
+        Self { adapter_dir: None, memory_bytes: 2 << 30, max_upload_bytes: 1 << 30, keep_generations: 8 }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::model::chat::ChatTemplate;
+use crate::model::companions::Companion;
 use crate::model::tokenizer::Tokenizer;
 use crate::registry::{Registry, RegistryError};
 use crate::rpc::listener::{Listener, Stop};
@@ -36,6 +37,8 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Conversations to text, if the model has a template.
     pub chat: Option<Arc<ChatTemplate>>,
+    /// Files that go with a whole model made from it.
+    pub companions: Arc<[Companion]>,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -130,6 +133,7 @@ impl Server {
             registry,
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
+            companions: loaded.companions,
             model: info,
             model_name: loaded.name,
             settings: Arc::clone(&settings),

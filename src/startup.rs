@@ -20,9 +20,10 @@ use crate::server::Loaded;
 pub fn load(settings: &ModelSettings) -> anyhow::Result<Loaded> {
     let path = find(&settings.path)?;
     let name = settings.name.clone().unwrap_or_else(|| default_name(&settings.path));
-    let model = model::load(&path, &name, &settings.device, &settings.dtype).context("cannot load the model")?;
+    let weights = model::load(&path, &name, &settings.device, &settings.dtype).context("cannot load the model")?;
     let (tokenizer, chat) = Tokenizer::load(&path).context("cannot load the tokenizer")?;
-    Ok(Loaded { name, model, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) })
+    let companions = model::companions::read(&path).context("cannot read the tokenizer's files")?.into();
+    Ok(Loaded { name, model: weights, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new), companions })
 }
 
 /// Returns where a model lies: what `named` points to, or else the model of that name from cache or hub.

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
+use super::classify;
 use super::pass::fault;
 use super::scheduler::{Demand, Work};
 use super::score::{Answer, cache_tokens};
 use super::sequence::{Detokenizer, Times};
 use super::step::Core;
-use super::{EngineError, Event, GenerateRequest, ScoreRequest, Scored};
+use super::{ClassLogits, ClassifyRequest, EngineError, Event, GenerateRequest, ScoreRequest, Scored};
 use crate::config::EngineSettings;
 use crate::metrics::Metrics;
 use crate::model::tokenizer::Tokenizer;
@@ -30,6 +31,7 @@ const RETRY_AFTER: (Duration, Duration, Duration) =
 pub(super) enum Command {
     Generate(Box<Submission<GenerateRequest, mpsc::Sender<Event>>>),
     Score(Box<Submission<ScoreRequest, Answer>>),
+    Classify(Box<Submission<ClassifyRequest, classify::Answer>>),
     Drain { deadline: Instant, done: oneshot::Sender<()> },
 }
 
@@ -203,6 +205,34 @@ impl Engine {
         let times = Times::start();
         let span = Span::current();
         self.send(Command::Score(Box::new(Submission { request, answer, demand, ticket, times, span })))?;
+        Ok(receiver)
+    }
+
+    /// Queues sequences to classify; dropping the receiver cancels it.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn classify(
+        &self,
+        request: ClassifyRequest,
+    ) -> Result<oneshot::Receiver<Result<ClassLogits, EngineError>>, EngineError> {
+        let mut tokens = 0_usize;
+        for sequence in &request.sequences {
+            self.check_tokens(sequence)?;
+            if sequence.len() > self.context_length {
+                let length = sequence.len();
+                return Err(unsupported(format!("a sequence of {length} tokens, above {},", self.context_length)));
+            }
+            tokens = tokens.saturating_add(sequence.len());
+        }
+        let kv_bytes = self.kv_bytes(classify::cache_tokens(&request));
+        let demand = Demand { work: Work::Alone, sequences: 1, kv_bytes };
+        let ticket = self.queue(&demand, tokens)?;
+        self.metrics.request_prompt_tokens.observe(tokens as f64);
+        let (answer, receiver) = oneshot::channel();
+        let times = Times::start();
+        let span = Span::current();
+        self.send(Command::Classify(Box::new(Submission { request, answer, demand, ticket, times, span })))?;
         Ok(receiver)
     }
 

@@ -2,8 +2,10 @@
 //!
 //! The contract: requests in, events out. [`Engine`] (`handle`) queues; the thread behind it (`step`) owns all caches
 //! and sequences, asks `scheduler` what to compute, `sampler` for the next token and `stop` whether the text ends;
-//! `score` computes log-probabilities apart from the rest; `pass` runs the model for both. Nothing here knows gRPC, names of adapters or templates.
+//! `score` and `classify` compute log-probabilities and classes apart from the rest (`alone`); `pass` runs the model for all. Nothing here knows gRPC, names of adapters or templates.
 
+mod alone;
+mod classify;
 mod handle;
 mod pass;
 pub mod sampler;
@@ -94,6 +96,20 @@ pub struct ScoreRequest {
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
 }
+
+/// A checked request for classes; base model or adapter have a classification head.
+#[derive(Debug, Clone)]
+pub struct ClassifyRequest {
+    /// Sequences, each at least one token.
+    pub sequences: Vec<Vec<u32>>,
+    /// Pinned for the life of the request.
+    pub adapter: Option<Arc<Adapter>>,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+}
+
+/// Logits of a classification head, one row a sequence.
+pub type ClassLogits = Vec<Vec<f32>>;
 
 /// Log-probabilities of one candidate.
 #[derive(Debug, Clone, PartialEq)]

@@ -25,6 +25,15 @@ pub(super) fn forward(
     Ok(outcome.unwrap_or_else(|_| Err(panicked()))?)
 }
 
+/// Runs the model up to its classification head; a panic in it becomes an error.
+///
+/// # Errors
+/// When the model fails or panics.
+pub(super) fn classify(model: &dyn CausalLm, batch: &Batch<'_>) -> Result<Tensor, EngineError> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| model.classify(batch)));
+    Ok(outcome.unwrap_or_else(|_| Err(panicked()))?)
+}
+
 /// Forks a cache; a panic in it becomes an error.
 ///
 /// # Errors

@@ -11,6 +11,8 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::alone::Alone;
+use super::classify::ClassifyTask;
 use super::handle::{Command, Shared, Submission};
 use super::pass::{fault, fork, forward, rows};
 use super::sampler::{History, Scratch, ignores_history, sample, top_logprobs};
@@ -34,7 +36,7 @@ pub(super) struct Core {
     /// By the id of their first sequence.
     groups: BTreeMap<Id, Group>,
     sequences: HashMap<Id, Sequence>,
-    scores: BTreeMap<Id, ScoreTask>,
+    alone: BTreeMap<Id, Alone>,
     next_id: Id,
     drain: Option<Instant>,
     drained: Vec<oneshot::Sender<()>>,
@@ -69,7 +71,7 @@ impl Core {
             scheduler: Scheduler::new(limits),
             groups: BTreeMap::new(),
             sequences: HashMap::new(),
-            scores: BTreeMap::new(),
+            alone: BTreeMap::new(),
             next_id: 0,
             drain: None,
             drained: Vec::new(),
@@ -98,13 +100,26 @@ impl Core {
                 let _ = submission.answer.send(Err(EngineError::Draining));
                 self.metrics.request_success.with_label_values(&["abort"]).inc();
             }
+            Command::Classify(submission) if self.drain.is_some() => {
+                let _ = submission.answer.send(Err(EngineError::Draining));
+                self.metrics.request_success.with_label_values(&["abort"]).inc();
+            }
             Command::Generate(submission) => self.accept_generate(*submission),
             Command::Score(submission) => {
                 let Submission { request, answer, demand, ticket, times, span } = *submission;
                 let _entered = span.enter();
                 let id = self.new_id();
                 let model = (self.model.as_ref(), self.settings.max_step_tokens);
-                self.scores.insert(id, ScoreTask::new(request, answer, ticket, times, model));
+                let task = ScoreTask::new(request, answer, ticket, times, model);
+                self.alone.insert(id, Alone::Score(Box::new(task)));
+                self.scheduler.enqueue(id, demand);
+            }
+            Command::Classify(submission) => {
+                let Submission { request, answer, demand, ticket, times, span } = *submission;
+                let _entered = span.enter();
+                let id = self.new_id();
+                let task = ClassifyTask::new(request, answer, ticket, times);
+                self.alone.insert(id, Alone::Classify(Box::new(task)));
                 self.scheduler.enqueue(id, demand);
             }
             Command::Drain { deadline, done } => {
@@ -135,7 +150,7 @@ impl Core {
         self.scheduler.enqueue(id, demand);
     }
 
-    /// Computes one step, and one slice of scoring.
+    /// Computes one step, and one slice of what is computed alone.
     pub(super) fn turn(&mut self) {
         self.drop_ended(Instant::now());
         let mut plan = std::mem::take(&mut self.plan);
@@ -145,7 +160,7 @@ impl Core {
             self.packed_step(&mut plan.packed);
         }
         if let Some(id) = plan.alone {
-            self.score_slice(id);
+            self.alone_slice(id);
         }
         self.plan = plan;
         self.publish();
@@ -165,10 +180,10 @@ impl Core {
                 failed.push((id, Some(EngineError::Draining)));
             }
         }
-        for (&id, task) in &self.scores {
-            if task.reply.is_closed() {
+        for (&id, task) in &self.alone {
+            if task.is_closed() {
                 failed.push((id, None));
-            } else if expired(task.request.deadline) {
+            } else if expired(task.deadline()) {
                 failed.push((id, Some(EngineError::DeadlineExceeded)));
             } else if drained {
                 failed.push((id, Some(EngineError::Draining)));
@@ -182,9 +197,9 @@ impl Core {
     fn note_admitted(&mut self, plan: &Plan) {
         let now = Instant::now();
         for id in &plan.admitted {
-            let (times, ticket) = match (self.groups.get_mut(id), self.scores.get_mut(id)) {
+            let (times, ticket) = match (self.groups.get_mut(id), self.alone.get_mut(id)) {
                 (Some(group), _) => (&mut group.times, &mut group.ticket),
-                (None, Some(task)) => (&mut task.times, &mut task.ticket),
+                (None, Some(task)) => task.admission(),
                 (None, None) => continue,
             };
             *ticket = None;
@@ -362,8 +377,8 @@ impl Core {
         let _ = group.events.try_send(Event::Done);
     }
 
-    fn score_slice(&mut self, id: Id) {
-        let Some(task) = self.scores.get_mut(&id) else { return };
+    fn alone_slice(&mut self, id: Id) {
+        let Some(task) = self.alone.get_mut(&id) else { return };
         let started = Instant::now();
         match task.advance(self.model.as_ref()) {
             Ok(slice) => {
@@ -374,14 +389,14 @@ impl Core {
                 self.scheduler.rotate_alone(id);
                 if task.is_done() {
                     self.scheduler.remove(id);
-                    let Some(task) = self.scores.remove(&id) else { return };
-                    self.metrics.e2e_request_latency.observe(task.times.arrival.elapsed().as_secs_f64());
+                    let Some(task) = self.alone.remove(&id) else { return };
+                    self.metrics.e2e_request_latency.observe(task.arrival().elapsed().as_secs_f64());
                     self.metrics.request_success.with_label_values(&["stop"]).inc();
                     task.finish();
                 }
             }
             Err(error) => {
-                tracing::error!(parent: &task.span, error = &error as &dyn std::error::Error, "scoring failed");
+                tracing::error!(parent: task.span(), error = &error as &dyn std::error::Error, "request failed");
                 self.fail(id, Some(error));
             }
         }
@@ -409,11 +424,9 @@ impl Core {
             if let Some(error) = error {
                 let _ = group.events.try_send(Event::Failed(error));
             }
-        } else if let Some(task) = self.scores.remove(&id) {
+        } else if let Some(task) = self.alone.remove(&id) {
             self.scheduler.remove(id);
-            if let Some(error) = error {
-                let _ = task.reply.send(Err(error));
-            }
+            task.fail(error);
         } else {
             return;
         }
@@ -422,7 +435,7 @@ impl Core {
 
     /// Fails everything that runs or waits.
     pub(super) fn fail_all(&mut self, error: impl Fn() -> EngineError) {
-        let ids: Vec<Id> = self.groups.keys().chain(self.scores.keys()).copied().collect();
+        let ids: Vec<Id> = self.groups.keys().chain(self.alone.keys()).copied().collect();
         for id in ids {
             self.fail(id, Some(error()));
         }

@@ -9,6 +9,7 @@
 mod batch;
 mod bind;
 mod config;
+pub mod full;
 mod json;
 mod names;
 pub mod peft;
@@ -50,14 +51,67 @@ impl std::fmt::Display for Generation {
     }
 }
 
+/// How an adapter changes weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Kind {
+    /// By low-rank matrices.
+    Lora,
+    /// By low-rank matrices and a magnitude.
+    Dora,
+    /// It replaces all of them: a whole fine-tuned model.
+    Full,
+}
+
+impl Kind {
+    /// Returns its name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lora => "LORA",
+            Self::Dora => "DORA",
+            Self::Full => "FULL",
+        }
+    }
+}
+
+/// How the logits of a classification head are meant (`problem_type` of transformers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// One label is right.
+    Single,
+    /// Each label is right or not.
+    Multi,
+    /// The logits are the answer.
+    Regression,
+}
+
+/// What the outputs of a classification head stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Classes {
+    /// Names in the order of the logits; `LABEL_0` and so on where there are none.
+    pub names: Vec<String>,
+    /// How the logits are meant.
+    pub problem: Problem,
+    /// Id that is not classified at; none is the base model's.
+    pub pad_token_id: Option<u32>,
+}
+
+impl Classes {
+    /// Returns `count` labels without names, one of which is right.
+    pub fn unnamed(count: usize) -> Self {
+        let names = (0..count).map(|i| format!("LABEL_{i}")).collect();
+        Self { names, problem: Problem::Single, pad_token_id: None }
+    }
+}
+
 /// What an adapter is, without its tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterInfo {
-    /// Whether weights are decomposed (DoRA).
-    pub dora: bool,
-    /// Largest rank of its layers.
+    /// How it changes weights.
+    pub kind: Kind,
+    /// Largest rank of its layers; 0 for a whole model.
     pub rank: usize,
-    /// `lora_alpha` of the configuration.
+    /// `lora_alpha` of the configuration; 0 for a whole model.
     pub alpha: f64,
     /// Paths of the modules it changes, in order.
     pub modules: Vec<String>,
@@ -65,6 +119,8 @@ pub struct AdapterInfo {
     pub task_type: String,
     /// Bytes of its tensors in memory.
     pub bytes: u64,
+    /// The labels, where it brings a classification head or names those of the base's.
+    pub classes: Option<Classes>,
 }
 
 /// Index of a place in the base model that an adapter can change.
@@ -243,7 +299,7 @@ impl Adapter {
     /// Returns an adapter in the making: its tensors are variables, it has no identity yet.
     pub fn unnamed(changes: BTreeMap<SiteId, Change>) -> Self {
         let (modules, task_type) = (Vec::new(), String::new());
-        let info = AdapterInfo { dora: false, rank: 0, alpha: 0.0, modules, task_type, bytes: 0 };
+        let info = AdapterInfo { kind: Kind::Lora, rank: 0, alpha: 0.0, modules, task_type, bytes: 0, classes: None };
         Self { generation: Generation::from_digest([0; 32]), info, changes, guard: Guard(None) }
     }
 
@@ -305,7 +361,7 @@ impl Adapter {
     /// Returns an adapter that changes nothing, for tests that only carry it around.
     pub(crate) fn blank(digest: u8) -> Self {
         let (alpha, modules, task_type) = (1.0, Vec::new(), String::new());
-        let info = AdapterInfo { dora: false, rank: 1, alpha, modules, task_type, bytes: 0 };
+        let info = AdapterInfo { kind: Kind::Lora, rank: 1, alpha, modules, task_type, bytes: 0, classes: None };
         Self { generation: Generation::from_digest([digest; 32]), info, changes: BTreeMap::new(), guard: Guard(None) }
     }
 }

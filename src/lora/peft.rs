@@ -13,7 +13,10 @@ use super::config::LoraConfig;
 use super::json::clip;
 use super::targets::{Targets, is_suffix};
 use super::tensors::View;
-use super::{Adapter, AdapterInfo, Base, Change, Generation, Guard, LoraError, Site, SiteId, names, tensors};
+use super::{
+    Adapter, AdapterInfo, Base, Change, Classes, Generation, Guard, Kind, LoraError, Site, SiteId, SiteKind, names,
+    tensors,
+};
 
 /// Reads `adapter_config.json` and `adapter_model.safetensors` and binds them to `base`.
 ///
@@ -23,7 +26,7 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
     let config = LoraConfig::read(config)?;
     let views = tensors::read(tensors)?;
     if views.is_empty() {
-        return Err(LoraError::Invalid("adapter_model.safetensors holds no tensor".to_owned()));
+        return Err(LoraError::Invalid("the safetensors file holds no tensor".to_owned()));
     }
     let generation = generation(&config, &views, base);
     let changes = bind(&config, views, base)?;
@@ -31,14 +34,25 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
     let sites = base.sites();
     let low_rank = || changes.values().filter_map(Change::rank_and_scaling);
     let info = AdapterInfo {
-        dora: config.dora,
+        kind: if config.dora { Kind::Dora } else { Kind::Lora },
         rank: low_rank().map(|(rank, _)| rank).max().unwrap_or_default(),
         alpha: config.alpha,
         modules: changes.keys().filter_map(|id| sites.get(id.0)).map(|site| site.path.clone()).collect(),
         task_type: config.task_type,
         bytes: changes.values().map(Change::bytes).sum(),
+        classes: changes.iter().find_map(|(id, change)| brought(sites.get(id.0)?, change)),
     };
     Ok(Adapter { generation, info, changes, guard: Guard(None) })
+}
+
+/// Returns the labels of a classification head that the base model lacks.
+fn brought(site: &Site, change: &Change) -> Option<Classes> {
+    match change {
+        Change::Replaced { weight, .. } if site.kind == SiteKind::Classifier => {
+            weight.dims().first().map(|labels| Classes::unnamed(*labels))
+        }
+        Change::Replaced { .. } | Change::Linear(_) | Change::Embedding { .. } | Change::Bias(_) => None,
+    }
 }
 
 fn bind(

@@ -148,5 +148,5 @@ fn whole_numbers(items: &[Json]) -> Option<Vec<usize>> {
 }
 
 fn invalid(fault: &str) -> LoraError {
-    LoraError::Invalid(format!("adapter_model.safetensors {fault}"))
+    LoraError::Invalid(format!("the safetensors file {fault}"))
 }

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod full;
+
 /// `block.0.up` with a bias, `block.1.down`, `embed` and `head`.
 struct Small {
     sites: Vec<Site>,

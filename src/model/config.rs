@@ -5,7 +5,10 @@
 //! bytes in, a checked value out. Whatever the architectures here cannot compute is refused by name.
 //! Sizes are bounded so that no product of two of them overflows.
 
+mod classes;
+mod full;
 mod module;
+mod written;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,6 +16,8 @@ use std::fmt::Write;
 use candle_core::DType;
 use candle_transformers::models::llama::{Llama3RopeConfig, Llama3RopeType};
 use serde_json::{Map, Value};
+
+use crate::lora::Classes;
 
 pub(super) use self::module::Module;
 
@@ -22,7 +27,6 @@ pub(super) const MAX_VOCAB: usize = 1 << 23;
 pub(super) const MAX_LAYERS: usize = 1 << 10;
 pub(super) const MAX_HEADS: usize = 1 << 12;
 pub(super) const MAX_CONTEXT: usize = 1 << 27;
-const MAX_LABELS: usize = 1 << 16;
 
 /// What stands on top of the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +74,10 @@ pub(super) struct Config {
     pub(super) pad_token_id: Option<u32>,
     /// Number format of the checkpoint, when it says.
     pub(super) dtype: Option<DType>,
+    /// The labels of a classifier.
+    pub(super) classes: Option<Classes>,
+    /// The file it was read from; none where it was not a `config.json`.
+    pub(super) source: Option<Map<String, Value>>,
 }
 
 /// What is wrong with a configuration.
@@ -205,8 +213,10 @@ impl Config {
         };
         let vocab_size = fields.needed("vocab_size", MAX_VOCAB)?;
         let (rope_theta, rope_scaling) = rope(&fields)?;
+        let pad_token_id = pad(&fields, vocab_size)?;
+        let classes = classes::read(&fields, &architecture, pad_token_id)?;
         let config = Self {
-            head: head(&fields, &architecture)?,
+            head: head(classes.as_ref()),
             architecture,
             vocab_size,
             hidden_size,
@@ -228,12 +238,10 @@ impl Config {
             mlp_bias: !mistral && fields.flag("mlp_bias")?,
             tied: fields.flag("tie_word_embeddings")?,
             eos_token_ids: fields.ids("eos_token_id", vocab_size)?,
-            // Old checkpoints write -1 for "none".
-            pad_token_id: match fields.get("pad_token_id") {
-                Some(value) if value.as_i64().is_some_and(|id| id < 0) => None,
-                _ => fields.ids("pad_token_id", vocab_size)?.first().copied(),
-            },
+            pad_token_id,
             dtype: dtype(&fields)?,
+            classes,
+            source: Some(map.clone()),
         };
         config.check()?;
         Ok(config)
@@ -401,19 +409,16 @@ fn architecture(fields: &Fields<'_>) -> Checked<(String, bool)> {
     }
 }
 
-fn head(fields: &Fields<'_>, architecture: &str) -> Checked<Head> {
-    if !architecture.ends_with("ForSequenceClassification") {
-        return Ok(Head::Language);
+fn head(classes: Option<&Classes>) -> Head {
+    classes.map_or(Head::Language, |classes| Head::Classifier(classes.names.len()))
+}
+
+/// Old checkpoints write -1 for "none".
+fn pad(fields: &Fields<'_>, vocab_size: usize) -> Checked<Option<u32>> {
+    match fields.get("pad_token_id") {
+        Some(value) if value.as_i64().is_some_and(|id| id < 0) => Ok(None),
+        _ => Ok(fields.ids("pad_token_id", vocab_size)?.first().copied()),
     }
-    let named = fields.object("id2label")?.map(|labels| labels.0.len());
-    let labels = match named {
-        Some(labels) => labels,
-        None => fields.size("num_labels", MAX_LABELS)?.unwrap_or(2),
-    };
-    if !(1..=MAX_LABELS).contains(&labels) {
-        return invalid(format!("`id2label` has {labels} labels, 1 to {MAX_LABELS} are possible"));
-    }
-    Ok(Head::Classifier(labels))
 }
 
 /// Returns theta and scaling from either generation of the configuration.

@@ -241,6 +241,8 @@ impl Source<'_> {
             eos_token_ids: self.eos(vocab_size)?,
             pad_token_id: None,
             dtype: None,
+            classes: None,
+            source: None,
         };
         config.check().map_err(|fault| fault_in(self.path, fault))?;
         self.with_frequency_factors(config)

@@ -260,23 +260,23 @@ impl Llama {
             None => candle_core::bail!("the base model has no weight at {site:?}"),
         }
     }
+}
 
-    /// Returns the row at which each sequence is classified: the rightmost token that is not the padding token, as
-    /// transformers does; the first of a sequence of padding alone.
-    fn classified_rows(&self, tokens: &[u32], lengths: impl Iterator<Item = usize>) -> Vec<usize> {
-        let mut start = 0;
-        let row = |len: usize| {
-            let sequence = &tokens[start..start + len];
-            let scored = match self.config.pad_token_id {
-                None => len - 1,
-                Some(pad) => sequence.iter().rposition(|id| *id != pad).unwrap_or(0),
-            };
-            let row = start + scored;
-            start += len;
-            row
+/// Returns the row at which each sequence is classified: the rightmost token that is not the padding token, as
+/// transformers does; the first of a sequence of padding alone.
+fn classified_rows(pad: Option<u32>, tokens: &[u32], lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut start = 0;
+    let row = |len: usize| {
+        let sequence = &tokens[start..start + len];
+        let scored = match pad {
+            None => len - 1,
+            Some(pad) => sequence.iter().rposition(|id| *id != pad).unwrap_or(0),
         };
-        lengths.map(row).collect()
-    }
+        let row = start + scored;
+        start += len;
+        row
+    };
+    lengths.map(row).collect()
 }
 
 /// Attention of all sequences of the batch, `[tokens, heads·head_dim]`; `own` are their new keys and values,
@@ -335,7 +335,10 @@ impl CausalLm for Llama {
             return Err(ModelError::Unsupported("classification without a classification head".into()));
         }
         let last = self.run(batch, None, |_| ())?;
-        let rows = self.classified_rows(batch.tokens, batch.segments.iter().map(|segment| segment.len));
+        // A head that an adapter brings may bring its padding token too.
+        let brought = batch.lora.runs.first().and_then(|run| run.adapter.info().classes.as_ref());
+        let pad = brought.and_then(|classes| classes.pad_token_id).or(self.config.pad_token_id);
+        let rows = classified_rows(pad, batch.tokens, batch.segments.iter().map(|segment| segment.len));
         let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
         Ok(self.head_on(&x, &batch.lora.select(&rows), true)?)
@@ -346,6 +349,9 @@ impl CausalLm for Llama {
     }
 
     fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError> {
+        if lora::full::is_full(config)? {
+            return lora::full::read(self.config.replaced_by(config)?, tensors, self);
+        }
         lora::peft::read(config, tensors, self)
     }
 }
@@ -410,7 +416,12 @@ impl Differentiable for Llama {
     }
 
     fn classified(&self, tokens: &[u32], lengths: &[usize]) -> Vec<usize> {
-        self.classified_rows(tokens, lengths.iter().copied())
+        classified_rows(self.config.pad_token_id, tokens, lengths.iter().copied())
+    }
+
+    fn config_json(&self, labels: Option<&[String]>) -> Result<Vec<u8>, ModelError> {
+        let map = self.config.written(labels).map_err(ModelError::Unsupported)?;
+        Ok(serde_json::to_vec_pretty(&map).map_err(candle_core::Error::wrap)?)
     }
 
     fn base(&self) -> &dyn Base {
@@ -463,6 +474,7 @@ fn info(config: &Config, parts: &Parts, device: &Device) -> ModelInfo {
             Head::Language => None,
             Head::Classifier(labels) => Some(labels),
         },
+        classes: config.classes.clone(),
         device: match device.location() {
             DeviceLocation::Cpu => "cpu".into(),
             DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),

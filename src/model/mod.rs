@@ -5,6 +5,7 @@
 mod cache;
 pub mod chat;
 mod chat_functions;
+pub mod companions;
 mod config;
 mod gguf;
 mod gguf_header;
@@ -45,6 +46,8 @@ pub struct ModelInfo {
     pub eos_token_ids: Vec<u32>,
     /// Number of labels when the head is a classifier instead of a language head.
     pub labels: Option<usize>,
+    /// What the labels are, where there are any.
+    pub classes: Option<lora::Classes>,
     /// Where it runs: `cpu` or `cuda:N`.
     pub device: String,
     /// Bytes of key and value cache of one token.
@@ -109,7 +112,8 @@ pub trait CausalLm: Send + Sync {
         None
     }
 
-    /// Reads a PEFT folder's two files and binds them to this model.
+    /// Reads an adapter's two files and binds them to this model: those of a PEFT folder, or `config.json` and
+    /// `model.safetensors` of a whole model, which replaces every weight.
     ///
     /// # Errors
     /// Names the fault, the unsupported feature or the misfit.
@@ -160,10 +164,12 @@ pub trait Differentiable: Send + Sync {
     /// Returns the row at which each sequence is classified.
     fn classified(&self, tokens: &[u32], lengths: &[usize]) -> Vec<usize>;
 
-    /// Returns `config.json` of a fine-tuned model of this base; with `labels` it has a classification head.
-    fn config_json(&self, _labels: Option<&[String]>) -> Vec<u8> {
-        Vec::new()
-    }
+    /// Returns a Hugging Face `config.json` of this architecture with f32 weights, for what was trained from it; with
+    /// `labels`, of its classifier for sequences. `problem_type` is the caller's to add.
+    ///
+    /// # Errors
+    /// When the format has no words for what this model computes: rope factors of a GGUF file that no published model has.
+    fn config_json(&self, labels: Option<&[String]>) -> Result<Vec<u8>, ModelError>;
 
     /// Returns what adapters are bound to.
     fn base(&self) -> &dyn lora::Base;
@@ -212,7 +218,7 @@ const EFFECT_TOKENS: usize = 16;
 /// Returns the largest absolute change that `adapter` makes to a logit of a fixed prompt.
 ///
 /// The prompt is up to 16 ids spread over the vocabulary; logits of all its positions are compared, or those of its
-/// labels where the head is a classifier.
+/// labels where the head is a classifier. The logits of a classifier that the adapter brings count from 0.
 ///
 /// # Errors
 /// When the pass fails, or when the adapter makes a logit NaN or infinite.
@@ -232,7 +238,15 @@ pub fn effect(model: &dyn CausalLm, adapter: &Arc<Adapter>) -> Result<f64, Model
     let run = Run { adapter: Arc::clone(adapter), rows: 0..count, scale: 1.0 };
     let changed = logits(&LoraBatch { runs: vec![run], dropout: None })?.to_device(&Device::Cpu)?;
     let plain = logits(&LoraBatch::default())?.to_device(&Device::Cpu)?;
-    let difference = (changed - plain)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
+    let mut difference = (changed - plain)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
+    if model.info().labels.is_none() && adapter.info().classes.is_some() {
+        // The base has no such logits: whatever the brought head says is a change.
+        let run = Run { adapter: Arc::clone(adapter), rows: 0..count, scale: 1.0 };
+        let segments = [Segment { len: count, logits: Rows::None }];
+        let lora = LoraBatch { runs: vec![run], dropout: None };
+        let brought = model.classify(&Batch { tokens: &tokens, segments: &segments, lora: &lora })?;
+        difference.extend(brought.to_device(&Device::Cpu)?.abs()?.flatten_all()?.to_vec1::<f32>()?);
+    }
     // `max` would pass over NaN.
     if difference.iter().any(|d| !d.is_finite()) {
         return Err(ModelError::Input("the adapter makes logits that are not finite numbers".into()));

@@ -18,9 +18,9 @@ use super::gguf_tokenizer;
 pub use super::text_stream::TextStream;
 
 /// Largest `tokenizer.json` read, in bytes; those of 256k entries have about 35 MB.
-const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+pub(super) const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// Largest other file read, in bytes.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
+pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Noncharacters that mark control tokens written by a chat template; text from outside never keeps them there.
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
@@ -95,10 +95,7 @@ impl Tokenizer {
     }
 
     fn load_gguf(path: &Path) -> Result<(Self, Option<ChatTemplate>), TokenizerError> {
-        let file = File::open(path).map_err(|e| invalid(format!("{}: {e}", path.display())))?;
-        let content = gguf_file::Content::read(&mut std::io::BufReader::new(file))
-            .map_err(|e| invalid(format!("{}: {e}", path.display())))?;
-        Self::from_gguf(&content.metadata)
+        Self::from_gguf(&gguf_metadata(path)?)
     }
 
     /// Builds the tokenizer from the metadata of a GGUF file, with the chat template if there is one.
@@ -299,8 +296,16 @@ fn default_template(value: &serde_json::Value) -> Option<String> {
     named["template"].as_str().map(str::to_owned)
 }
 
+/// Reads the metadata of a GGUF file.
+pub(super) fn gguf_metadata(path: &Path) -> Result<HashMap<String, gguf_file::Value>, TokenizerError> {
+    let fault = |text: String| invalid(format!("{}: {text}", path.display()));
+    let file = File::open(path).map_err(|e| fault(e.to_string()))?;
+    let content = gguf_file::Content::read(&mut std::io::BufReader::new(file)).map_err(|e| fault(e.to_string()))?;
+    Ok(content.metadata)
+}
+
 /// Reads a file of at most `limit` bytes; `None` when there is none.
-fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TokenizerError> {
+pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TokenizerError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -1,4 +1,4 @@
-//! Reads the two files of a PEFT folder below the configured adapter folder.
+//! Reads the two files of a PEFT folder, or of a folder with a whole model, below the configured adapter folder.
 //!
 //! Hostile until read: the name is one path component, nothing is a link, files are regular and have no second name
 //! elsewhere, sizes are bounded before a byte is read. What the files say is the model's to judge. Error texts name
@@ -11,10 +11,9 @@ use cap_std::ambient_authority;
 use cap_std::fs::{Dir, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::OFlags;
 
+use super::kind::{FULL, PEFT};
 use super::{AdapterFiles, RegistryError};
 
-const CONFIG: &str = "adapter_config.json";
-const TENSORS: &str = "adapter_model.safetensors";
 /// Formats that run code when they are read.
 const PICKLES: [&str; 3] = ["bin", "pt", "pkl"];
 
@@ -40,8 +39,11 @@ pub(super) fn read(root: &Path, name: &str, limit: u64) -> Result<AdapterFiles, 
         Ok(folder) => Dir::from_std_file(folder.into_std()),
         Err(error) => return refuse(format!("folder `{name}`: {}", reason(&error))),
     };
-    let config = read_file(&folder, name, CONFIG, limit)?;
-    let tensors = read_file(&folder, name, TENSORS, limit - config.len() as u64)?;
+    // peft may leave the base's config.json beside its own.
+    let there = |file: &str| folder.symlink_metadata(file).is_ok();
+    let [config, tensors] = if !there(PEFT[0]) && there(FULL[0]) { FULL } else { PEFT };
+    let config = read_file(&folder, name, config, limit)?;
+    let tensors = read_file(&folder, name, tensors, limit - config.len() as u64)?;
     Ok(AdapterFiles { config, tensors })
 }
 
@@ -109,6 +111,9 @@ mod tests {
 
     use super::*;
 
+    const CONFIG: &str = PEFT[0];
+    const TENSORS: &str = PEFT[1];
+
     fn root() -> (tempfile::TempDir, PathBuf) {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("poet");
@@ -131,6 +136,19 @@ mod tests {
         fs::write(folder.join("README.md"), b"x").unwrap();
         let files = read(root.path(), "poet", 100).unwrap();
         assert_eq!((files.config, files.tensors), (b"{}".to_vec(), b"tensors".to_vec()));
+    }
+
+    #[test]
+    fn a_whole_model_is_read_where_there_is_no_adapter() {
+        let (root, folder) = root();
+        fs::write(folder.join(FULL[0]), b"whole").unwrap();
+        fs::write(folder.join(FULL[1]), b"weights").unwrap();
+        assert_eq!(read(root.path(), "poet", 100).unwrap().config, b"{}");
+        fs::remove_file(folder.join(CONFIG)).unwrap();
+        let files = read(root.path(), "poet", 100).unwrap();
+        assert_eq!((files.config, files.tensors), (b"whole".to_vec(), b"weights".to_vec()));
+        fs::remove_file(folder.join(FULL[1])).unwrap();
+        assert!(fault(&root, "poet").contains(FULL[1]));
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::changes::Aftermath;
+use super::kind;
 use super::memory::Reservation;
 use super::{
     AdapterRecord, AliasRecord, Entry, GenerationRecord, Name, Reference, Registry, RegistryError, StoredFile,
 };
-use crate::lora::{Adapter, AdapterInfo, Generation, LoraError};
+use crate::lora::{Adapter, AdapterInfo, Generation, Kind, LoraError};
 use crate::store::{AdapterRow, AliasRow, Catalog, StoreError};
 
 /// How often a look-up begins again when the name changes under it.
@@ -21,7 +22,8 @@ const ATTEMPTS: usize = 8;
 /// [`AdapterInfo`] as it is stored.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct Info {
-    dora: bool,
+    #[serde(alias = "dora", deserialize_with = "kind::read")]
+    kind: Kind,
     rank: usize,
     alpha: f64,
     modules: Vec<String>,
@@ -31,7 +33,7 @@ pub(super) struct Info {
 impl From<&AdapterInfo> for Info {
     fn from(info: &AdapterInfo) -> Self {
         Self {
-            dora: info.dora,
+            kind: info.kind,
             rank: info.rank,
             alpha: info.alpha,
             modules: info.modules.clone(),
@@ -104,13 +106,13 @@ impl Registry {
         })
     }
 
-    /// Returns the stored files of an adapter, checked against their digests.
+    /// Returns the kind and the two stored files of an adapter, checked against their digests.
     ///
     /// A path holds the same bytes for as long as the generation is stored; an open file outlives even that.
     ///
     /// # Errors
     /// [`RegistryError::AdapterNotFound`], [`StoreError::Corrupt`].
-    pub fn files(&self, reference: &Reference) -> Result<Vec<StoredFile>, RegistryError> {
+    pub fn files(&self, reference: &Reference) -> Result<(Kind, Vec<StoredFile>), RegistryError> {
         let (name, generation) = self.find(reference)?;
         let row = self.store.read(|catalog| catalog.generation(name.as_str(), &generation.to_string()))?;
         let row = row.ok_or_else(|| RegistryError::AdapterNotFound(reference.to_string()))?;
@@ -118,7 +120,9 @@ impl Registry {
             let (path, size) = self.store.blobs().check(&sha256)?;
             Ok(StoredFile { name, path, size, sha256 })
         };
-        Ok(vec![file("adapter_config.json", row.config_blob)?, file("adapter_model.safetensors", row.tensor_blob)?])
+        let info: Info = serde_json::from_str(&row.info).map_err(|_| corrupt_row(&row.adapter))?;
+        let [config, tensors] = kind::files(info.kind);
+        Ok((info.kind, vec![file(config, row.config_blob)?, file(tensors, row.tensor_blob)?]))
     }
 
     /// Returns one alias.
@@ -320,7 +324,7 @@ impl Registry {
             name: row.name,
             current: row.current,
             base_fingerprint,
-            dora: info.dora,
+            kind: info.kind,
             rank: info.rank,
             alpha: info.alpha,
             modules: info.modules,

@@ -10,6 +10,7 @@
 
 mod changes;
 mod directory;
+mod kind;
 mod lookup;
 mod memory;
 
@@ -20,7 +21,7 @@ use std::time::SystemTime;
 use dashmap::DashMap;
 
 use crate::config::RegistrySettings;
-use crate::lora::{Adapter, Generation, LoraError};
+use crate::lora::{Adapter, Generation, Kind, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelError};
 use crate::store::{Store, StoreError};
@@ -109,12 +110,12 @@ pub struct RequestKey {
     pub fingerprint: [u8; 32],
 }
 
-/// The two files of a PEFT folder.
+/// The two files of a PEFT folder, or of a folder with a whole model.
 #[derive(Debug, Clone)]
 pub struct AdapterFiles {
-    /// `adapter_config.json`.
+    /// `adapter_config.json` or `config.json`.
     pub config: Vec<u8>,
-    /// `adapter_model.safetensors`.
+    /// `adapter_model.safetensors` or `model.safetensors`.
     pub tensors: Vec<u8>,
 }
 
@@ -159,8 +160,9 @@ pub struct AdapterRecord {
     pub current: String,
     /// Base model it was checked against.
     pub base_fingerprint: String,
-    /// Whether weights are decomposed (DoRA).
-    pub dora: bool,
+    /// How it changes weights.
+    #[serde(alias = "dora", deserialize_with = "kind::read")]
+    pub kind: Kind,
     /// Largest rank.
     pub rank: usize,
     /// `lora_alpha`.
@@ -193,7 +195,7 @@ pub struct AliasRecord {
 /// A stored file of an adapter, for download.
 #[derive(Debug, Clone)]
 pub struct StoredFile {
-    /// Its name in the PEFT folder.
+    /// Its name in the folder.
     pub name: &'static str,
     /// Where it lies.
     pub path: PathBuf,
@@ -232,7 +234,9 @@ pub enum RegistryError {
     #[error("the adapter changes no logit of a fixed prompt; allow_no_effect accepts it all the same")]
     NoEffect,
     /// Does not fit into the byte budget.
-    #[error("needs {needed} bytes, the budget is {budget} and {busy} are pinned or in use")]
+    #[error(
+        "needs {needed} bytes of memory for adapters, registry.memory_bytes is {budget} and {busy} are pinned or in use"
+    )]
     Budget {
         /// Bytes needed.
         needed: u64,

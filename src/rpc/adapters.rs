@@ -9,27 +9,25 @@ use std::time::SystemTime;
 use futures_util::Stream;
 use prost::Message as _;
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
+use super::download;
 use super::info::count;
 use super::page::{self, PageTokens};
-use super::pb::{self, download_adapter_response::Part};
+use super::pb;
 use super::services::in_registry;
 use super::status::{self, Reason};
 use super::upload;
 use super::violations::Violations;
-use crate::lora::Generation;
+use crate::lora::{Generation, Kind};
+use crate::model::companions::Companion;
 use crate::registry::{
-    AdapterRecord, AliasRecord, Expected, GenerationRecord, Name, Publish, Reference, Registry, RequestKey, StoredFile,
+    AdapterRecord, AliasRecord, Expected, GenerationRecord, Name, Publish, Reference, Registry, RequestKey,
 };
-use crate::store::StoreError;
 
-/// Bytes of a chunk of a download.
-const CHUNK: usize = 1 << 20;
 /// Largest number of characters of a request id.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -41,6 +39,8 @@ pub(super) struct Adapters {
     /// Memory for uploads, see `upload`.
     pub(super) upload_memory: Arc<Semaphore>,
     pub(super) max_upload_bytes: u64,
+    /// What stands beside a whole model.
+    pub(super) companions: Arc<[Companion]>,
 }
 
 fn name(v: &mut Violations, field: &str, text: &str) -> Option<Name> {
@@ -118,7 +118,7 @@ fn adapter_out(record: AdapterRecord) -> pb::Adapter {
         name: record.name,
         generation: record.current,
         base_fingerprint: record.base_fingerprint,
-        method: if record.dora { "DORA" } else { "LORA" }.to_owned(),
+        method: record.kind.as_str().to_owned(),
         rank: count(record.rank),
         alpha: record.alpha,
         modules: record.modules,
@@ -285,15 +285,16 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         let mut v = Violations::default();
         let reference = reference(&mut v, "name", &request.get_ref().name);
         let reference = checked(v, reference)?;
-        let files = self.ask(&context, move |registry| registry.files(&reference)).await?;
+        let (kind, files) = self.ask(&context, move |registry| registry.files(&reference)).await?;
+        let companions = match kind {
+            Kind::Full => Arc::clone(&self.companions),
+            Kind::Lora | Kind::Dora => Arc::default(),
+        };
         // Two chunks ahead of the reader, no more: a slow one holds 3 MiB. The task ends when the reader leaves.
         let (pieces, stream) = mpsc::channel(2);
         tokio::spawn(async move {
-            for file in files {
-                if let Err(status) = send_file(&file, &pieces, &context).await {
-                    let _ = pieces.send(Err(status)).await;
-                    return;
-                }
+            if let Err(status) = download::send(&files, &companions, &pieces, &context).await {
+                let _ = pieces.send(Err(status)).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -353,41 +354,6 @@ impl pb::adapter_service_server::AdapterService for Adapters {
     }
 }
 
-type Pieces = mpsc::Sender<Result<pb::DownloadAdapterResponse, Status>>;
-
-/// Sends a file's name and size, then its bytes; returns early, without a fault, when the reader has left.
-async fn send_file(file: &StoredFile, pieces: &Pieces, context: &Context) -> Result<(), Status> {
-    let failed = |source| {
-        let error = StoreError::Io { path: file.path.display().to_string(), source };
-        status::internal(&error, &context.request_id)
-    };
-    let info = pb::FileInfo { name: file.name.to_owned(), size: file.size, sha256: file.sha256.clone() };
-    if !send(pieces, Part::File(info)).await {
-        return Ok(());
-    }
-    let mut source = tokio::fs::File::open(&file.path).await.map_err(failed)?;
-    let mut offset = 0;
-    while offset < file.size {
-        let length = (file.size - offset).min(CHUNK as u64);
-        let mut data = Vec::with_capacity(CHUNK);
-        let read = (&mut source).take(length).read_to_end(&mut data).await.map_err(failed)?;
-        if read as u64 != length {
-            return Err(status::plain(Reason::DataCorrupt, format!("{} is cut short", file.name)));
-        }
-        let chunk = pb::FileChunk { name: file.name.to_owned(), offset, data };
-        if !send(pieces, Part::Chunk(chunk)).await {
-            return Ok(());
-        }
-        offset += length;
-    }
-    Ok(())
-}
-
-/// Returns whether somebody still reads.
-async fn send(pieces: &Pieces, part: Part) -> bool {
-    pieces.send(Ok(pb::DownloadAdapterResponse { part: Some(part) })).await.is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,29 +394,5 @@ mod tests {
         assert!(v.list().is_empty());
         assert!(parts(&mut v, "../x", "0123").is_none());
         assert_eq!(v.fields(), ["name", "generation"]);
-    }
-
-    #[tokio::test]
-    async fn a_file_is_sent_in_chunks_with_its_offsets() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        let bytes: Vec<u8> = (0..CHUNK + 7).map(|i| i as u8).collect();
-        std::fs::write(&path, &bytes).unwrap();
-        let file = |size: u64| StoredFile { name: "file", path: path.clone(), size, sha256: String::new() };
-        let context = Context { request_id: "r".into(), deadline: None };
-        let (pieces, mut stream) = mpsc::channel(8);
-        send_file(&file(bytes.len() as u64), &pieces, &context).await.unwrap();
-        drop(pieces);
-        let mut back = Vec::new();
-        while let Some(piece) = stream.recv().await {
-            if let Some(Part::Chunk(chunk)) = piece.unwrap().part {
-                assert_eq!(chunk.offset, back.len() as u64);
-                back.extend(chunk.data);
-            }
-        }
-        assert_eq!(back, bytes);
-        let (pieces, _stream) = mpsc::channel(8);
-        let short = send_file(&file(bytes.len() as u64 + 1), &pieces, &context).await;
-        assert_eq!(short.unwrap_err().code(), tonic::Code::DataLoss);
     }
 }

@@ -21,6 +21,8 @@ const MAX_STOP_BYTES: usize = 256;
 const MAX_TOKENS_LISTED: usize = 1024;
 /// Largest number of candidates of one Score request.
 pub(super) const MAX_CANDIDATES: usize = 1024;
+/// Largest number of texts of one Classify request.
+const MAX_INPUTS: usize = 1024;
 /// Largest number of messages of a conversation.
 const MAX_MESSAGES: usize = 1024;
 /// Largest number of bytes of a message's role.
@@ -87,6 +89,15 @@ pub(super) struct Score {
     pub(super) candidates: Vec<Continuation>,
 }
 
+/// A checked request for classes.
+#[derive(Debug, Clone)]
+pub(super) struct Classify {
+    /// The adapter; none is the base model.
+    pub(super) adapter: Option<Reference>,
+    /// At least one.
+    pub(super) sources: Vec<Source>,
+}
+
 /// A checked request for token ids.
 #[derive(Debug, Clone)]
 pub(super) struct Tokenize {
@@ -147,6 +158,23 @@ pub(super) fn score(request: pb::ScoreRequest, bounds: Bounds) -> Result<Score, 
         }
     }
     v.finish(source.map(|source| Score { adapter, source, candidates }))
+}
+
+/// Checks a request for classes.
+pub(super) fn classify(request: pb::ClassifyRequest, bounds: Bounds) -> Result<Classify, Violations> {
+    let mut v = Violations::default();
+    let adapter = adapter(&mut v, "adapter", &request.adapter);
+    let count = request.inputs.len();
+    v.require("inputs", (1..=MAX_INPUTS).contains(&count), "must have 1 to 1024 entries");
+    let mut sources = Vec::new();
+    for (i, input) in request.inputs.into_iter().take(MAX_INPUTS).enumerate() {
+        let mut own = Violations::default();
+        sources.extend(source(&mut own, input.prompt, input.messages, input.prompt_token_ids, bounds));
+        for fault in own.list() {
+            v.add(format!("inputs[{i}].{}", fault.field), fault.description.clone());
+        }
+    }
+    v.finish(Some(Classify { adapter, sources }))
 }
 
 /// Checks a request for token ids.

@@ -9,6 +9,7 @@ use futures_util::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
+use super::classify::classification;
 use super::context::Context;
 use super::convert::{self, Bounds};
 use super::info::count;
@@ -17,7 +18,7 @@ use super::prompt::{PromptError, Prompts};
 use super::services::{blocking, in_registry};
 use super::status;
 use crate::engine::{Engine, EngineError, Event, FinishReason, Token};
-use crate::lora::Adapter;
+use crate::lora::{Adapter, Problem};
 use crate::metrics::Metrics;
 use crate::registry::{Reference, Registry};
 
@@ -253,6 +254,33 @@ impl pb::inference_service_server::InferenceService for Inference {
         });
         let usage = Some(pb::Usage { prompt_tokens, completion_tokens });
         Ok(Response::new(pb::ScoreResponse { candidates: candidates.collect(), generation, usage }))
+    }
+
+    async fn classify(&self, request: Request<pb::ClassifyRequest>) -> Result<Response<pb::ClassifyResponse>, Status> {
+        let context = Context::of(&request);
+        let named = request.get_ref().adapter.clone();
+        let checked = convert::classify(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
+        let reference = checked.adapter.clone();
+        let mut request = self.prepare(&context, move |prompts| prompts.classify(checked)).await?;
+        request.adapter = self.adapter(reference, &context).await?;
+        request.deadline = context.deadline;
+        let brought = request.adapter.as_ref().and_then(|adapter| adapter.info().classes.as_ref());
+        let classes = brought.or(self.prompts.model.classes.as_ref()).cloned();
+        let classes = classes.ok_or_else(|| status::no_classifier(&named))?;
+        let generation = request.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string());
+        let lengths: Vec<usize> = request.sequences.iter().map(Vec::len).collect();
+        let refused = |error: EngineError| status::engine(&error, &context);
+        let answer = self.engine.classify(request).map_err(refused)?;
+        let logits = answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?;
+        let described = logits.iter().zip(&lengths).map(|(logits, tokens)| classification(logits, &classes, *tokens));
+        let usage = Some(pb::Usage { prompt_tokens: count(lengths.iter().sum()), completion_tokens: 0 });
+        Ok(Response::new(pb::ClassifyResponse {
+            classifications: described.collect(),
+            multi_label: classes.problem == Problem::Multi,
+            label_names: classes.names,
+            generation,
+            usage,
+        }))
     }
 
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {

@@ -5,8 +5,10 @@
 //! is done once in [`layers`]. Nothing here computes or stores anything.
 
 mod adapters;
+mod classify;
 mod context;
 mod convert;
+mod download;
 mod inference;
 mod info;
 pub mod layers;

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use super::convert::{Continuation, Generate, Score, Source, Tokenize};
+use super::convert::{Classify, Continuation, Generate, Score, Source, Tokenize};
 use super::pb;
 use super::violations::Violations;
-use crate::engine::{GenerateRequest, ScoreRequest};
+use crate::engine::{ClassifyRequest, GenerateRequest, ScoreRequest};
 use crate::model::ModelInfo;
-use crate::model::chat::{ChatError, ChatTemplate, Ending};
+use crate::model::chat::{ChatError, ChatTemplate, Ending, Message};
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
 
 /// Turns prompts into token ids.
@@ -124,6 +124,28 @@ impl Prompts {
         Ok(ScoreRequest { prompt, candidates, adapter: None, deadline: None })
     }
 
+    /// Completes a request for classes; adapter and deadline are the caller's to set.
+    pub(super) fn classify(&self, request: Classify) -> Result<ClassifyRequest, PromptError> {
+        let mut faults = Violations::default();
+        let mut sequences = Vec::with_capacity(request.sources.len());
+        for (i, source) in request.sources.into_iter().enumerate() {
+            let ids = match source {
+                // Nothing is to follow the conversation.
+                Source::Messages(messages) => self.render(&messages, Ending::Plain)?.1,
+                Source::Text(_) | Source::Ids(_) => self.tokenize(Tokenize { source, special: true })?.1,
+            };
+            let (length, most) = (ids.len(), self.model.context_length);
+            if length == 0 {
+                faults.add(format!("inputs[{i}]"), "has no tokens");
+            } else if length > most {
+                faults.add(format!("inputs[{i}]"), format!("has {length} tokens, the context length is {most}"));
+            }
+            sequences.push(ids);
+        }
+        let request = ClassifyRequest { sequences, adapter: None, deadline: None };
+        faults.finish(Some(request)).map_err(PromptError::Violations)
+    }
+
     /// Returns the text that was tokenized, and its ids.
     pub(super) fn tokenize(&self, request: Tokenize) -> Result<(String, Vec<u32>), PromptError> {
         match request.source {
@@ -131,12 +153,14 @@ impl Prompts {
                 let ids = self.tokenizer.encode(&text, request.special)?;
                 Ok((text, ids))
             }
-            Source::Messages(messages) => {
-                let chat = self.chat.as_ref().ok_or(PromptError::NoChatTemplate)?;
-                Ok(chat.encode(&self.tokenizer, &messages, Ending::GenerationPrompt)?)
-            }
+            Source::Messages(messages) => self.render(&messages, Ending::GenerationPrompt),
             Source::Ids(ids) => Ok((String::new(), ids)),
         }
+    }
+
+    fn render(&self, messages: &[Message], ending: Ending) -> Result<(String, Vec<u32>), PromptError> {
+        let chat = self.chat.as_ref().ok_or(PromptError::NoChatTemplate)?;
+        Ok(chat.encode(&self.tokenizer, messages, ending)?)
     }
 
     fn prompt(&self, source: Source) -> Result<Vec<u32>, PromptError> {

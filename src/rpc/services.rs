@@ -27,6 +27,7 @@ use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::model::ModelInfo;
 use crate::model::chat::ChatTemplate;
+use crate::model::companions::Companion;
 use crate::model::tokenizer::Tokenizer;
 use crate::registry::{Registry, RegistryError};
 
@@ -41,6 +42,8 @@ pub struct Services {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, if it has one.
     pub chat: Option<Arc<ChatTemplate>>,
+    /// Files that go with a whole model made from it.
+    pub companions: Arc<[Companion]>,
     /// The base model.
     pub model: ModelInfo,
     /// Name of the base model shown to clients.
@@ -97,6 +100,7 @@ impl Services {
             pages: PageTokens::new(),
             upload_memory: Arc::new(Semaphore::new(upload::permits(limit) as usize)),
             max_upload_bytes: limit,
+            companions: Arc::clone(&self.companions),
         };
         // Tensors do not shrink: adapters are sent as they are.
         let adapters = AdapterServiceServer::new(adapters)

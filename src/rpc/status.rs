@@ -89,6 +89,8 @@ reasons! {
     NoAdapterDir = "NO_ADAPTER_DIR" => FailedPrecondition,
     /// The model has no language head.
     WrongHead = "WRONG_HEAD" => FailedPrecondition,
+    /// Neither base model nor adapter has a classification head.
+    NoClassifier = "NO_CLASSIFIER" => FailedPrecondition,
     /// Too much waits already.
     QueueFull = "QUEUE_FULL" => ResourceExhausted,
     /// The adapter does not fit into memory now.
@@ -221,6 +223,13 @@ pub(super) fn registry(error: &RegistryError, context: &Context) -> Status {
         RegistryError::Model(_) => internal(error, &context.request_id),
         RegistryError::Store(error) => store(error, context),
     }
+}
+
+/// The refusal to classify without a classification head.
+pub(super) fn no_classifier(adapter: &str) -> Status {
+    let subject = if adapter.is_empty() { "base_model" } else { adapter };
+    let text = "neither the base model nor the adapter has a classification head";
+    precondition(Reason::NoClassifier, subject, text.to_owned())
 }
 
 /// Maps an error of the border's own work on prompts.

@@ -20,15 +20,16 @@ use crate::registry::AdapterFiles;
 const UNIT: u64 = 64 << 10;
 /// Longest wait for the next message.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The files of a PEFT folder.
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// Configuration and tensors of an adapter: of a PEFT folder, or of a whole model.
+const FILES: [[&str; 2]; 2] =
+    [["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"]];
 
 /// A whole upload.
 #[derive(Debug)]
 pub(super) struct Upload<T> {
     /// What the caller made of the header.
     pub(super) checked: T,
-    /// The header, its files in the order of [`FILES`] and with the digests of what came.
+    /// The header, configuration first, and with the digests of what came.
     pub(super) header: pb::UploadAdapterHeader,
     /// The files.
     pub(super) files: AdapterFiles,
@@ -85,7 +86,7 @@ async fn next(stream: &mut Streaming<pb::UploadAdapterRequest>) -> Result<Option
 /// The files so far.
 struct Receiver {
     header: pb::UploadAdapterHeader,
-    /// In the order of [`FILES`].
+    /// In the order of the header.
     files: [Vec<u8>; 2],
     /// Index of the file that grows.
     current: Option<usize>,
@@ -99,11 +100,13 @@ impl Receiver {
         mut v: Violations,
         checked: Option<T>,
     ) -> Result<(Self, T), Status> {
-        header.files.truncate(FILES.len() + 1);
+        header.files.truncate(FILES[0].len() + 1);
         header.files.sort_by(|a, b| a.name.cmp(&b.name));
         let names: Vec<_> = header.files.iter().map(|file| file.name.as_str()).collect();
-        if names != FILES {
-            v.add("header.files", "must be adapter_config.json and adapter_model.safetensors");
+        if !FILES.iter().any(|files| names == files) {
+            let rule =
+                "must be adapter_config.json and adapter_model.safetensors, or config.json and model.safetensors";
+            v.add("header.files", rule);
         }
         for (i, file) in header.files.iter().enumerate() {
             let digest = file.sha256.is_empty() || hex::decode(&file.sha256).is_ok_and(|bytes| bytes.len() == 32);
@@ -138,7 +141,7 @@ impl Receiver {
 
     fn take(&mut self, chunk: &pb::FileChunk) -> Result<(), Status> {
         let fault = |name: &str, text: String| Err(status::field(Reason::InvalidField, name, &text));
-        let Some(index) = FILES.iter().position(|name| *name == chunk.name) else {
+        let Some(index) = self.header.files.iter().position(|file| file.name == chunk.name) else {
             return fault("chunk.name", "must be a file of the header".to_owned());
         };
         let bytes = &mut self.files[index];
@@ -190,7 +193,7 @@ mod tests {
         };
         pb::UploadAdapterHeader {
             name: "poet".into(),
-            files: vec![file(FILES[1], tensors), file(FILES[0], config)],
+            files: vec![file(FILES[0][1], tensors), file(FILES[0][0], config)],
             ..Default::default()
         }
     }
@@ -200,7 +203,7 @@ mod tests {
     }
 
     fn chunk(file: usize, offset: u64, data: &[u8]) -> pb::FileChunk {
-        pb::FileChunk { name: FILES[file].into(), offset, data: data.to_vec() }
+        pb::FileChunk { name: FILES[0][file].into(), offset, data: data.to_vec() }
     }
 
     fn reason<T>(result: Result<T, Status>) -> String {
@@ -216,7 +219,7 @@ mod tests {
         receiver.take(&chunk(0, 0, b"{}")).unwrap();
         let (header, files) = receiver.finish().unwrap();
         assert_eq!((files.config.as_slice(), files.tensors.as_slice()), (&b"{}"[..], &b"tensors"[..]));
-        assert_eq!(header.files[0].name, FILES[0]);
+        assert_eq!(header.files[0].name, FILES[0][0]);
     }
 
     #[test]
@@ -253,8 +256,14 @@ mod tests {
         huge.files[0].size = u64::MAX;
         assert_eq!(reason(begin(huge, 1 << 30)), "UPLOAD_TOO_LARGE");
         let mut twice = header(b"{}", b"tensors");
-        twice.files[0].name = FILES[0].into();
+        twice.files[0].name = FILES[0][0].into();
         assert_eq!(reason(begin(twice, 9)), "INVALID_FIELD");
+        let mut mixed = header(b"{}", b"tensors");
+        mixed.files[0].name = FILES[1][1].into();
+        assert_eq!(reason(begin(mixed, 9)), "INVALID_FIELD");
+        let mut whole = header(b"{}", b"tensors");
+        (whole.files[0].name, whole.files[1].name) = (FILES[1][1].into(), FILES[1][0].into());
+        assert!(begin(whole, 9).is_ok());
         let mut three = header(b"{}", b"tensors");
         three.files.push(pb::FileInfo { name: "x.bin".into(), size: 1, ..Default::default() });
         assert_eq!(reason(begin(three, 90)), "INVALID_FIELD");

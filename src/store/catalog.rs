@@ -29,9 +29,9 @@ pub struct GenerationRow {
     pub id: String,
     /// Fingerprint of the base model.
     pub base: String,
-    /// Digest of `adapter_config.json`.
+    /// Digest of the configuration.
     pub config_blob: String,
-    /// Digest of `adapter_model.safetensors`.
+    /// Digest of the tensors.
     pub tensor_blob: String,
     /// What the adapter is, JSON.
     pub info: String,

@@ -78,7 +78,8 @@ impl Trainer {
             }
             Method::Full => {
                 let labels = classes.map(|_| examples.labels.as_slice());
-                (model.config_json(labels), Parameters::full(base, classes, settings.seed)?)
+                let config = with_problem_type(model.config_json(labels)?, classes, examples.multi_label);
+                (config, Parameters::full(base, classes, settings.seed)?)
             }
         };
         if parameters.list().is_empty() {
@@ -252,6 +253,15 @@ impl Trainer {
         };
         Ok(Output { config: self.config.clone(), tensors })
     }
+}
+
+/// Adds to `config.json` what transformers' loss and pipelines go by.
+fn with_problem_type(config: Vec<u8>, classes: Option<usize>, multi_label: bool) -> Vec<u8> {
+    let read: Option<serde_json::Value> = serde_json::from_slice(&config).ok();
+    let (Some(serde_json::Value::Object(mut keys)), Some(_)) = (read, classes) else { return config };
+    let kind = if multi_label { "multi_label_classification" } else { "single_label_classification" };
+    keys.insert("problem_type".to_owned(), kind.into());
+    serde_json::to_vec_pretty(&keys).unwrap_or(config)
 }
 
 /// Returns SHA-256 over what makes a run this run.

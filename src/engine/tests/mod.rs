@@ -165,6 +165,7 @@ impl Bench {
             vocab_size: VOCAB,
             eos_token_ids: vec![EOS],
             labels: None,
+            classes: None,
             device: "cpu".into(),
             kv_bytes_per_token: 10,
         };

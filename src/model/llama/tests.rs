@@ -6,6 +6,8 @@ use super::*;
 use crate::model::open;
 use crate::model::testing::{forward, ids, largest_difference, llama, mistral, tensors, write};
 
+mod full;
+
 fn model(config: &serde_json::Value) -> Llama {
     let folder = tempfile::tempdir().unwrap();
     let parsed = Config::parse(config.to_string().as_bytes()).unwrap();

@@ -13,7 +13,7 @@ use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::lora::AdapterInfo;
+use crate::lora::{AdapterInfo, Kind};
 use crate::model::{Batch, KvCache, ModelInfo};
 
 struct Fake {
@@ -50,12 +50,13 @@ impl CausalLm for Fake {
         let fault = || LoraError::Invalid("not a line".into());
         let (bytes, effect) = std::str::from_utf8(config).ok().and_then(|t| t.split_once(' ')).ok_or_else(fault)?;
         let info = AdapterInfo {
-            dora: false,
+            kind: Kind::Lora,
             rank: 2,
             alpha: effect.parse().map_err(|_| fault())?,
             modules: vec!["model.layers.0.self_attn.q_proj".into()],
             task_type: "CAUSAL_LM".into(),
             bytes: bytes.parse().map_err(|_| fault())?,
+            classes: None,
         };
         let digest = Sha256::new().chain_update(config).chain_update(tensors).chain_update(&self.info.fingerprint);
         Ok(Adapter::hollow(Generation::from_digest(digest.finalize().into()), info))
@@ -91,6 +92,7 @@ impl Plan {
             vocab_size: 1,
             eos_token_ids: vec![],
             labels: None,
+            classes: None,
             device: "cpu".into(),
             kv_bytes_per_token: 0,
         };
