@@ -34,6 +34,8 @@ pub(super) struct Builder<'a> {
     /// The columns that readers hand over, in this order.
     columns: Vec<&'a str>,
     seen: Vec<bool>,
+    /// Whether any row could be looked into: then a column that was not seen is missing.
+    looked: bool,
     faults: Faults,
     rows: Vec<Row>,
     /// Names of the classes as they came, or as they were declared.
@@ -53,6 +55,7 @@ impl<'a> Builder<'a> {
             limits,
             seen: vec![false; columns.len()],
             columns,
+            looked: false,
             faults: Faults::default(),
             rows: Vec::new(),
             indices: labels.iter().cloned().zip(0..).collect(),
@@ -111,6 +114,7 @@ impl<'a> Builder<'a> {
         if !self.begin_row() {
             return;
         }
+        self.looked = true;
         let bytes: u64 = cells.iter().map(size).sum();
         if bytes > self.limits.row_bytes {
             let kind = FaultKind::TooLarge { what: "the row's size in bytes", limit: self.limits.row_bytes };
@@ -309,7 +313,7 @@ impl<'a> Builder<'a> {
         if self.read == 0 && self.faults_none() {
             self.file_fault(None, FaultKind::Empty);
         }
-        if self.read > 0 {
+        if self.looked {
             for (column, _) in self.columns.iter().zip(&self.seen).filter(|(_, seen)| !**seen) {
                 self.faults.absent(column);
             }

@@ -7,6 +7,8 @@
 mod adapters;
 mod context;
 mod convert;
+mod datasets;
+mod fields;
 mod inference;
 mod info;
 pub mod layers;
