@@ -25,6 +25,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// Adapters.
     pub registry: RegistrySettings,
+    /// Data sets.
+    pub datasets: DatasetSettings,
     /// Logs.
     pub log: LogSettings,
 }
@@ -140,6 +142,26 @@ impl Default for RegistrySettings {
     }
 }
 
+/// Data sets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DatasetSettings {
+    /// Largest upload.
+    pub max_upload_bytes: u64,
+    /// Most rows of a data set.
+    pub max_rows: u64,
+    /// Largest row: a line of JSONL, the declared columns' text otherwise.
+    pub max_row_bytes: u64,
+    /// Most bytes of all declared columns together, decompressed.
+    pub max_decoded_bytes: u64,
+}
+
+impl Default for DatasetSettings {
+    fn default() -> Self {
+        Self { max_upload_bytes: 256 << 20, max_rows: 1_000_000, max_row_bytes: 1 << 20, max_decoded_bytes: 1 << 30 }
+    }
+}
+
 /// Logs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -173,6 +195,7 @@ impl Settings {
         self.server.validate(&mut faults);
         self.engine.validate(&mut faults);
         self.registry.validate(&mut faults);
+        self.datasets.validate(&mut faults);
         self.log.validate(&mut faults);
         faults.0
     }
@@ -255,6 +278,15 @@ impl RegistrySettings {
         faults.count(self.memory_bytes, "registry.memory_bytes");
         faults.count(self.max_upload_bytes, "registry.max_upload_bytes");
         faults.count(self.keep_generations as u64, "registry.keep_generations");
+    }
+}
+
+impl DatasetSettings {
+    fn validate(&self, faults: &mut Faults) {
+        faults.count(self.max_upload_bytes, "datasets.max_upload_bytes");
+        faults.count(self.max_rows, "datasets.max_rows");
+        faults.count(self.max_row_bytes, "datasets.max_row_bytes");
+        faults.count(self.max_decoded_bytes, "datasets.max_decoded_bytes");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Wires the rooms together: store → registry → engine → services, and takes them down in order.
+//! Wires the rooms together: store → registry and data sets → engine → services, and takes them down in order.
 //!
 //! The model is loaded before: `bind` opens the listeners first, so that a taken port is found out before the adapters
 //! are read, and is ready when it returns. Signals, logs and the ready line are `main`'s.
@@ -13,6 +13,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::Settings;
+use crate::dataset::{DatasetError, Datasets};
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
@@ -71,6 +72,9 @@ pub enum ServerError {
     /// The adapters cannot be read.
     #[error("cannot open the registry")]
     Registry(#[from] RegistryError),
+    /// The data sets cannot be read.
+    #[error("cannot open the data sets")]
+    Datasets(#[from] DatasetError),
     /// The descriptors cannot be read.
     #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -116,11 +120,13 @@ impl Server {
 
         let (opening, model, counts) = (Arc::clone(&settings), Arc::clone(&loaded.model), Arc::clone(&metrics));
         // Reads and checks adapters: long, and blocking.
-        let registry = tokio::task::spawn_blocking(move || {
+        let durable = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&opening.server.data_dir)?);
-            Ok::<_, ServerError>(Registry::open(store, model, opening.registry.clone(), counts)?)
+            let datasets = Datasets::open(Arc::clone(&store), opening.datasets.clone())?;
+            let registry = Registry::open(store, model, opening.registry.clone(), counts)?;
+            Ok::<_, ServerError>((Arc::new(registry), Arc::new(datasets)))
         });
-        let registry = Arc::new(registry.await??);
+        let (registry, datasets) = durable.await??;
         let engine = Engine::start(
             Arc::clone(&loaded.model),
             Arc::clone(&loaded.tokenizer),
@@ -131,6 +137,7 @@ impl Server {
         let services = Services {
             engine: engine.clone(),
             registry,
+            datasets,
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             companions: loaded.companions,

@@ -24,33 +24,10 @@ use crate::config::RegistrySettings;
 use crate::lora::{Adapter, Generation, Kind, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelError};
-use crate::store::{Store, StoreError};
+use crate::store::{RequestIdReused, Store, StoreError};
 use memory::Memory;
 
-/// A checked name of an adapter or alias: `[a-z0-9][a-z0-9._-]{0,62}`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(String);
-
-impl Name {
-    /// Checks a name.
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut chars = text.bytes();
-        let first = chars.next().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let rest = chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"._-".contains(&c));
-        (first && rest && text.len() <= 63).then(|| Self(text.to_owned()))
-    }
-
-    /// Returns the text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+pub use crate::store::{Name, RequestKey};
 
 /// What a request calls an adapter: a name or alias, or one generation of an adapter (`name@` and at least 8
 /// hexadecimal digits).
@@ -97,17 +74,6 @@ pub enum Expected {
     Absent,
     /// This generation.
     Generation(Generation),
-}
-
-/// Makes a repeated call harmless: the first answer is kept with the change, in one transaction, for 24 hours.
-#[derive(Debug, Clone)]
-pub struct RequestKey {
-    /// The method, for example `SetAlias`.
-    pub method: &'static str,
-    /// The caller's id.
-    pub id: String,
-    /// SHA-256 of the request's content.
-    pub fingerprint: [u8; 32],
 }
 
 /// The two files of a PEFT folder, or of a folder with a whole model.
@@ -271,6 +237,12 @@ pub enum RegistryError {
     /// The disk failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<RequestIdReused> for RegistryError {
+    fn from(RequestIdReused(id): RequestIdReused) -> Self {
+        Self::RequestIdReused(id)
+    }
 }
 
 /// Measures what an adapter changes: the model's, or a test's.

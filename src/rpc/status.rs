@@ -13,6 +13,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use super::context::Context;
 use super::prompt::PromptError;
 use super::violations::Violations;
+use crate::dataset::{DatasetError, Fault};
 use crate::engine::EngineError;
 use crate::lora::LoraError;
 use crate::model::chat::ChatError;
@@ -65,16 +66,22 @@ reasons! {
     Checksum = "CHECKSUM" => InvalidArgument,
     /// An adapter's files are faulty.
     AdapterInvalid = "ADAPTER_INVALID" => InvalidArgument,
+    /// A data set's file or declaration is faulty.
+    DatasetInvalid = "DATASET_INVALID" => InvalidArgument,
     /// A request id was used for another request.
     RequestIdReused = "REQUEST_ID_REUSED" => InvalidArgument,
     /// No such adapter.
     AdapterNotFound = "ADAPTER_NOT_FOUND" => NotFound,
     /// No such alias.
     AliasNotFound = "ALIAS_NOT_FOUND" => NotFound,
+    /// No such data set.
+    DatasetNotFound = "DATASET_NOT_FOUND" => NotFound,
     /// The name is taken.
     NameTaken = "NAME_TAKEN" => AlreadyExists,
     /// Another generation is current.
     GenerationMismatch = "GENERATION_MISMATCH" => Aborted,
+    /// The name points to another data set.
+    DatasetMismatch = "DATASET_MISMATCH" => Aborted,
     /// A PEFT feature is not supported.
     AdapterUnsupported = "ADAPTER_UNSUPPORTED" => FailedPrecondition,
     /// The adapter does not fit the base model.
@@ -85,6 +92,8 @@ reasons! {
     AdapterPinned = "ADAPTER_PINNED" => FailedPrecondition,
     /// Aliases point to the adapter.
     AdapterInUse = "ADAPTER_IN_USE" => FailedPrecondition,
+    /// Jobs need the data set.
+    DatasetInUse = "DATASET_IN_USE" => FailedPrecondition,
     /// The server has no adapter folder.
     NoAdapterDir = "NO_ADAPTER_DIR" => FailedPrecondition,
     /// The model has no language head.
@@ -230,6 +239,45 @@ pub(super) fn no_classifier(adapter: &str) -> Status {
     let subject = if adapter.is_empty() { "base_model" } else { adapter };
     let text = "neither the base model nor the adapter has a classification head";
     precondition(Reason::NoClassifier, subject, text.to_owned())
+}
+
+/// Maps an error of the data sets.
+pub(super) fn dataset(error: &DatasetError, context: &Context) -> Status {
+    let message = error.to_string();
+    match error {
+        DatasetError::Invalid(faults) => {
+            let reason = Reason::DatasetInvalid;
+            let first = faults.first();
+            let row = first.and_then(|fault| fault.row).map(|row| ("row".to_owned(), row.to_string()));
+            let column = first.and_then(|fault| fault.column.clone()).map(|column| ("column".to_owned(), column));
+            let place_of: std::collections::HashMap<_, _> = row.into_iter().chain(column).collect();
+            let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, place_of);
+            let violation = |fault: &Fault| FieldViolation::new(place(fault), fault.kind.to_string());
+            details.set_bad_request(faults.iter().map(violation).collect::<Vec<_>>());
+            with(reason, message, details)
+        }
+        DatasetError::NotFound(name) => resource(Reason::DatasetNotFound, "dataset", name, message),
+        DatasetError::Mismatch { name, actual, .. } => {
+            let reason = Reason::DatasetMismatch;
+            let current = [("current_id".to_owned(), actual.clone())];
+            let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, current);
+            details.set_resource_info("dataset", name, "", &message);
+            with(reason, message, details)
+        }
+        DatasetError::InUse { name, .. } => precondition(Reason::DatasetInUse, name, message),
+        DatasetError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
+        DatasetError::Store(error) => store(error, context),
+    }
+}
+
+/// Names the place of a fault as a field.
+fn place(fault: &Fault) -> String {
+    match (fault.row, &fault.column) {
+        (Some(row), Some(column)) => format!("rows[{row}].{column}"),
+        (Some(row), None) => format!("rows[{row}]"),
+        (None, Some(column)) => format!("columns.{column}"),
+        (None, None) => "file".to_owned(),
+    }
 }
 
 /// Maps an error of the border's own work on prompts.

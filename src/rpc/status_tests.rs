@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::ModelError;
+use crate::store::RequestIdReused;
 
 fn context() -> Context {
     Context { request_id: "r-1".into(), deadline: None }
@@ -81,6 +82,39 @@ fn every_registry_error_has_code_and_reason() {
 }
 
 #[test]
+fn every_dataset_error_has_code_reason_and_details() {
+    use crate::dataset::FaultKind;
+    use DatasetError as D;
+    let fault = |row: Option<u64>, column: Option<&str>| Fault {
+        row,
+        column: column.map(str::to_owned),
+        kind: FaultKind::Missing,
+    };
+    let places = vec![fault(Some(7), Some("label")), fault(Some(8), None), fault(None, Some("x")), fault(None, None)];
+    let mismatch = D::Mismatch { name: "a".into(), expected: "b".into(), actual: "c".into() };
+    let cases = [
+        (D::Invalid(places), Code::InvalidArgument, "DATASET_INVALID"),
+        (D::NotFound("a".into()), Code::NotFound, "DATASET_NOT_FOUND"),
+        (mismatch, Code::Aborted, "DATASET_MISMATCH"),
+        (D::InUse { name: "a".into(), holders: vec!["b".into()] }, Code::FailedPrecondition, "DATASET_IN_USE"),
+        (D::RequestIdReused(RequestIdReused("x".into())), Code::InvalidArgument, "REQUEST_ID_REUSED"),
+        (D::Store(StoreError::Full), Code::ResourceExhausted, "STORAGE_FULL"),
+        (D::Store(StoreError::Corrupt("x".into())), Code::DataLoss, "DATA_CORRUPT"),
+    ];
+    for (error, code, text) in &cases {
+        let status = dataset(error, &context());
+        assert_eq!((status.code(), reason(&status).as_str()), (*code, *text), "{error}");
+    }
+    let status = dataset(&cases[0].0, &context());
+    let fields = status.get_details_bad_request().unwrap().field_violations;
+    let fields: Vec<_> = fields.iter().map(|violation| violation.field.as_str()).collect();
+    assert_eq!(fields, ["rows[7].label", "rows[8]", "columns.x", "file"]);
+    let metadata = status.get_details_error_info().unwrap().metadata;
+    assert_eq!((metadata["row"].as_str(), metadata["column"].as_str()), ("7", "label"));
+    assert_eq!(dataset(&cases[2].0, &context()).get_details_error_info().unwrap().metadata["current_id"], "c");
+}
+
+#[test]
 fn internal_faults_tell_the_request_id_and_nothing_else() {
     let error = RegistryError::Store(StoreError::Io { path: "/secret".into(), source: io() });
     let status = registry(&error, &context());
@@ -113,6 +147,7 @@ fn the_protos_name_the_reasons_and_no_others() {
         include_str!("../../proto/evenkeel/v1/server.proto"),
         include_str!("../../proto/evenkeel/v1/inference.proto"),
         include_str!("../../proto/evenkeel/v1/adapter.proto"),
+        include_str!("../../proto/evenkeel/v1/dataset.proto"),
     ]
     .concat();
     for reason in Reason::ALL {

@@ -68,7 +68,7 @@ pub struct RequestRow {
 /// The rows as one transaction sees them.
 #[derive(Debug)]
 pub struct Catalog<'a> {
-    rows: &'a Transaction<'a>,
+    pub(super) rows: &'a Transaction<'a>,
 }
 
 const GENERATION: &str = "adapter, id, base, config_blob, tensor_blob, info, effect, bytes, created";
@@ -189,16 +189,18 @@ impl<'a> Catalog<'a> {
         Ok(())
     }
 
-    /// Returns whether a generation names this blob.
+    /// Returns whether a row names this blob.
     pub fn names_blob(&self, digest: &str) -> Result<bool, StoreError> {
         let sql = "SELECT EXISTS (SELECT 1 FROM generations WHERE config_blob = ?1)
-            OR EXISTS (SELECT 1 FROM generations WHERE tensor_blob = ?1)";
+            OR EXISTS (SELECT 1 FROM generations WHERE tensor_blob = ?1)
+            OR EXISTS (SELECT 1 FROM dataset_contents WHERE blob = ?1)";
         Ok(self.rows.prepare_cached(sql)?.query_row([digest], |row| row.get(0))?)
     }
 
     /// Returns the digests of all blobs that rows name.
     pub fn blobs(&self) -> Result<HashSet<String>, StoreError> {
-        let sql = "SELECT config_blob FROM generations UNION SELECT tensor_blob FROM generations";
+        let sql = "SELECT config_blob FROM generations UNION SELECT tensor_blob FROM generations
+            UNION SELECT blob FROM dataset_contents";
         let rows = self.rows.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>();
         Ok(rows?)
     }
@@ -225,7 +227,7 @@ impl<'a> Catalog<'a> {
     }
 }
 
-fn cut(limit: usize) -> i64 {
+pub(super) fn cut(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 

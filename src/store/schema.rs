@@ -10,7 +10,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Scripts in order; the version of a database is the number of those that ran.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE adapters (
         name TEXT PRIMARY KEY,
         current TEXT NOT NULL,
@@ -50,7 +51,30 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (method, id)
     ) STRICT;
     CREATE INDEX requests_created ON requests (created);
-"];
+",
+    "
+    CREATE TABLE dataset_contents (
+        id TEXT PRIMARY KEY,
+        blob TEXT NOT NULL,
+        declaration TEXT NOT NULL,
+        summary TEXT NOT NULL,
+        bytes INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX dataset_contents_blob ON dataset_contents (blob);
+    CREATE TABLE datasets (
+        name TEXT PRIMARY KEY,
+        content TEXT NOT NULL REFERENCES dataset_contents (id),
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX datasets_content ON datasets (content);
+    CREATE TABLE dataset_holds (
+        content TEXT NOT NULL REFERENCES dataset_contents (id),
+        holder TEXT NOT NULL,
+        PRIMARY KEY (content, holder)
+    ) STRICT;
+    CREATE INDEX dataset_holds_holder ON dataset_holds (holder);
+",
+];
 
 /// Sets the connection up and runs the migrations that are missing.
 ///
