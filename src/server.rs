@@ -1,4 +1,4 @@
-//! Wires the rooms together: store → registry → engine → services, and takes them down in order.
+//! Wires the rooms together: store → registry → engine → jobs → services, and takes them down in order.
 //!
 //! The model is loaded before: `bind` opens the listeners first, so that a taken port is found out before the adapters
 //! are read, and is ready when it returns. Signals, logs and the ready line are `main`'s.
@@ -13,7 +13,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::Settings;
+use crate::dataset::Dataset;
 use crate::engine::Engine;
+use crate::jobs::{Jobs, JobsError, Parts, Rows};
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::model::chat::ChatTemplate;
@@ -22,6 +24,8 @@ use crate::registry::{Registry, RegistryError};
 use crate::rpc::listener::{Listener, Stop};
 use crate::rpc::{Services, readiness_names};
 use crate::store::{Store, StoreError};
+use crate::train::Context;
+use crate::turns::Turns;
 
 /// Time that calls outside of the engine get at least to end, however long the engine took.
 const LAST_GRACE: Duration = Duration::from_secs(1);
@@ -68,6 +72,9 @@ pub enum ServerError {
     /// The adapters cannot be read.
     #[error("cannot open the registry")]
     Registry(#[from] RegistryError),
+    /// The jobs cannot be read.
+    #[error("cannot open the jobs")]
+    Jobs(#[from] JobsError),
     /// The descriptors cannot be read.
     #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -84,6 +91,7 @@ pub struct Server {
     http_addr: SocketAddr,
     pages: axum::Router,
     engine: Engine,
+    jobs: Jobs,
     health: HealthReporter,
     ready: watch::Sender<bool>,
     draining: watch::Sender<bool>,
@@ -115,19 +123,41 @@ impl Server {
         // Reads and checks adapters: long, and blocking.
         let registry = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&opening.server.data_dir)?);
-            Ok::<_, ServerError>(Registry::open(store, model, opening.registry.clone(), counts)?)
+            let registry = Registry::open(Arc::clone(&store), model, opening.registry.clone(), counts)?;
+            Ok::<_, ServerError>((store, Arc::new(registry)))
         });
-        let registry = Arc::new(registry.await??);
+        let (store, registry) = registry.await??;
+        let turns = Arc::new(Turns::new(settings.jobs.patience()));
         let engine = Engine::start(
             Arc::clone(&loaded.model),
             Arc::clone(&loaded.tokenizer),
             settings.engine.clone(),
             Arc::clone(&metrics),
+            Arc::clone(&turns),
         );
+        let training = Context {
+            model: loaded.model,
+            tokenizer: Arc::clone(&loaded.tokenizer),
+            chat: loaded.chat.clone(),
+            memory_bytes: settings.jobs.memory_bytes,
+        };
+        let parts = Parts {
+            store,
+            registry: Arc::clone(&registry),
+            rows: Arc::new(NoRows),
+            training: Arc::new(training),
+            turns,
+            metrics: Arc::clone(&metrics),
+            settings: settings.jobs.clone(),
+            base: info.fingerprint.clone(),
+        };
+        // Reads rows: blocking.
+        let jobs = tokio::task::spawn_blocking(move || Jobs::start(parts)).await??;
 
         let services = Services {
             engine: engine.clone(),
             registry,
+            jobs: jobs.clone(),
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             model: info,
@@ -150,6 +180,7 @@ impl Server {
             http_addr,
             pages: crate::http::router(metrics, is_ready),
             engine,
+            jobs,
             health,
             ready,
             draining,
@@ -187,7 +218,7 @@ impl Server {
         }
         self.draining.send_replace(true);
         self.ready.send_replace(false);
-        self.engine.drain(self.drain).await;
+        tokio::join!(self.engine.drain(self.drain), self.jobs.drain(self.drain));
         self.stop.graceful.cancel();
         // What is no matter of the engine (uploads, downloads, health watches) gets what is left of the time.
         let left = self.drain.saturating_sub(began.elapsed()).max(LAST_GRACE);
@@ -201,6 +232,19 @@ impl Server {
         // A scraper that keeps its connection open must not keep the process alive.
         let _ = tokio::time::timeout(LAST_GRACE, http).await;
         tracing::info!("stopped");
+    }
+}
+
+/// Data sets of a server that keeps none.
+struct NoRows;
+
+impl Rows for NoRows {
+    fn find(&self, reference: &str) -> Result<String, JobsError> {
+        Err(JobsError::DatasetNotFound(reference.to_owned()))
+    }
+
+    fn read(&self, id: &str) -> Result<Arc<Dataset>, JobsError> {
+        Err(JobsError::DatasetNotFound(id.to_owned()))
     }
 }
 

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::lookup::{Info, adapter_entry, alias_entry, alias_record, lock, parse_generation};
 use super::{
-    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Name, Publish, Reference, Registry, RegistryError,
-    RequestKey, directory,
+    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Lineage, Name, Publish, Reference, Registry,
+    RegistryError, RequestKey, directory,
 };
 use crate::lora::{Adapter, Generation, LoraError};
 use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow, StoreError};
@@ -94,6 +94,7 @@ impl Registry {
                 effect,
                 bytes: adapter.info().bytes,
                 created: now(),
+                lineage: None,
             };
             self.commit(request, &mut after, |catalog, after| self.put(catalog, after, &publish, adapter, row))
         });
@@ -151,6 +152,11 @@ impl Registry {
                 row.created = stored.created;
             }
             after.orphans.extend([stored.config_blob, stored.tensor_blob]);
+        }
+        if let Some(lineage) = &publish.lineage {
+            let parent = before.as_ref().map(|before| before.current.clone()).filter(|parent| *parent != row.id);
+            let lineage = Lineage { parent, ..lineage.clone() };
+            row.lineage = Some(serde_json::to_string(&lineage).map_err(unwritable)?);
         }
         catalog.put_generation(&row)?;
 
@@ -331,11 +337,7 @@ impl Registry {
                 return Ok(first);
             }
             let answer = change(catalog, after)?;
-            if let Some(key) = request {
-                let response = serde_json::to_string(&answer).map_err(unwritable)?;
-                let row = RequestRow { fingerprint: key.fingerprint, response };
-                catalog.put_request((key.method, &key.id), &row, now(), since())?;
-            }
+            remember(catalog, request, &answer)?;
             Ok::<_, RegistryError>(answer)
         })?;
         // Weights first: a name must never lead to what is not there yet.
@@ -382,8 +384,20 @@ impl Registry {
     }
 }
 
+/// Keeps the answer to a request id.
+pub(crate) fn remember<T: Serialize>(
+    catalog: &Catalog<'_>,
+    request: Option<&RequestKey>,
+    answer: &T,
+) -> Result<(), RegistryError> {
+    let Some(key) = request else { return Ok(()) };
+    let response = serde_json::to_string(answer).map_err(unwritable)?;
+    let row = RequestRow { fingerprint: key.fingerprint, response };
+    Ok(catalog.put_request((key.method, &key.id), &row, now(), since())?)
+}
+
 /// Returns the first answer to a request id, if it was given in the last 24 hours.
-fn answered<T: DeserializeOwned>(
+pub(crate) fn answered<T: DeserializeOwned>(
     catalog: &Catalog<'_>,
     request: Option<&RequestKey>,
 ) -> Result<Option<T>, RegistryError> {
@@ -411,7 +425,8 @@ fn stored_adapter(catalog: &Catalog<'_>, name: &Name) -> Result<AdapterRow, Regi
     catalog.adapter(name.as_str())?.ok_or_else(|| RegistryError::AdapterNotFound(name.to_string()))
 }
 
-fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(), RegistryError> {
+/// Returns whether what is current is what a caller expects.
+pub(crate) fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(), RegistryError> {
     let expected = match expected {
         Expected::Any => return Ok(()),
         Expected::Absent => String::new(),

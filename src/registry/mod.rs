@@ -24,6 +24,7 @@ use crate::lora::{Adapter, Generation, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelError};
 use crate::store::{Store, StoreError};
+pub(crate) use changes::{answered, compare, remember};
 use memory::Memory;
 
 /// A checked name of an adapter or alias: `[a-z0-9][a-z0-9._-]{0,62}`.
@@ -118,6 +119,21 @@ pub struct AdapterFiles {
     pub tensors: Vec<u8>,
 }
 
+/// How a generation was made: by which job, from which data, and what it replaced.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Lineage {
+    /// Id of the job.
+    pub job: String,
+    /// Id of the data set: its digest.
+    pub dataset: String,
+    /// Fingerprint of the base model that it was trained on.
+    pub base: String,
+    /// Settings of the training, as the job wrote them.
+    pub settings: serde_json::Value,
+    /// Generation that was current before it, if there was one. Filled in when it is published.
+    pub parent: Option<String>,
+}
+
 /// Publishes an adapter.
 #[derive(Debug)]
 pub struct Publish {
@@ -131,6 +147,8 @@ pub struct Publish {
     pub allow_no_effect: bool,
     /// Makes a repeated call harmless.
     pub request: Option<RequestKey>,
+    /// How it was made; `None` leaves what is known of the same content.
+    pub lineage: Option<Lineage>,
 }
 
 /// One stored generation.
@@ -148,6 +166,8 @@ pub struct GenerationRecord {
     pub leases: u32,
     /// Largest change of a logit of the fixed prompt.
     pub effect: f64,
+    /// How it was made; none when it was brought.
+    pub lineage: Option<Lineage>,
 }
 
 /// One adapter.

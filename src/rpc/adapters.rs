@@ -20,6 +20,7 @@ use super::page::{self, PageTokens};
 use super::pb::{self, download_adapter_response::Part};
 use super::services::in_registry;
 use super::status::{self, Reason};
+use super::training;
 use super::upload;
 use super::violations::Violations;
 use crate::lora::Generation;
@@ -43,7 +44,7 @@ pub(super) struct Adapters {
     pub(super) max_upload_bytes: u64,
 }
 
-fn name(v: &mut Violations, field: &str, text: &str) -> Option<Name> {
+pub(super) fn name(v: &mut Violations, field: &str, text: &str) -> Option<Name> {
     let name = Name::parse(text);
     let rule = "must be 1 to 63 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit";
     v.require(field, name.is_some(), rule);
@@ -67,7 +68,7 @@ fn parts(v: &mut Violations, text: &str, generation: &str) -> Option<Reference> 
     name.zip(whole).map(|(name, whole)| Reference { name, generation: whole.generation })
 }
 
-fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
+pub(super) fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
     match text {
         None => Expected::Any,
         Some("") => Expected::Absent,
@@ -82,22 +83,22 @@ fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
 }
 
 /// Checks the id that makes a repeated call harmless.
-fn request_id(v: &mut Violations, field: &str, id: &str) {
+pub(super) fn request_id(v: &mut Violations, field: &str, id: &str) {
     let sound = id.chars().count() <= MAX_REQUEST_ID && !id.chars().any(char::is_control);
     v.require(field, sound, "must be at most 128 printable characters");
 }
 
 /// Builds the key that makes a repeated call harmless; `content` is the request with its id taken out.
-fn request_key(method: &'static str, id: String, content: &[u8]) -> Option<RequestKey> {
+pub(super) fn request_key(method: &'static str, id: String, content: &[u8]) -> Option<RequestKey> {
     (!id.is_empty()).then(|| RequestKey { method, id, fingerprint: Sha256::digest(content).into() })
 }
 
 /// Ends the checks: all faults, or the values.
-fn checked<T>(v: Violations, value: Option<T>) -> Result<T, Status> {
+pub(super) fn checked<T>(v: Violations, value: Option<T>) -> Result<T, Status> {
     v.finish(value).map_err(|v| status::violations(&v))
 }
 
-fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+pub(super) fn timestamp(time: SystemTime) -> prost_types::Timestamp {
     time.into()
 }
 
@@ -110,6 +111,7 @@ fn generation_out(record: GenerationRecord) -> pb::Generation {
         bytes: record.bytes,
         active_leases: record.leases,
         effect: record.effect,
+        lineage: record.lineage.map(training::lineage_out),
     }
 }
 
@@ -189,7 +191,7 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         let id = std::mem::take(&mut header.request_id);
         let request = request_key("UploadAdapter", id, &header.encode_to_vec());
         let (pinned, allow_no_effect) = (header.pinned, header.allow_no_effect);
-        let publish = Publish { name, expected, pinned, allow_no_effect, request };
+        let publish = Publish { name, expected, pinned, allow_no_effect, request, lineage: None };
         let work = move |registry: &Registry| {
             let record = registry.publish(files, publish);
             drop(memory);
@@ -217,7 +219,8 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         v.require("generation", wire.generation.is_empty(), "is for stored adapters: leave directory empty");
         v.require("directory", wire.directory.len() <= 255, "must be at most 255 bytes");
         let allow_no_effect = wire.allow_no_effect;
-        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request });
+        let lineage = None;
+        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request, lineage });
         let publish = checked(v, publish)?;
         let work = move |registry: &Registry| registry.publish_directory(&wire.directory, publish);
         Ok(Response::new(adapter_out(self.ask(&context, work).await?)))

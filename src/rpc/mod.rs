@@ -7,14 +7,17 @@
 mod adapters;
 mod context;
 mod convert;
+mod fine_tuning;
 mod inference;
 mod info;
+mod jobs;
 pub mod layers;
 pub mod listener;
 mod page;
 mod prompt;
 mod services;
 mod status;
+mod training;
 mod upload;
 mod violations;
 

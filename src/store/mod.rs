@@ -7,6 +7,7 @@
 
 mod blobs;
 mod catalog;
+mod jobs;
 mod schema;
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -17,6 +18,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 pub use blobs::Blobs;
 pub use catalog::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow};
+pub use jobs::{EventRow, JobRow};
 
 /// The data directory, held by one process at a time.
 #[derive(Debug)]
