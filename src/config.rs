@@ -27,6 +27,8 @@ pub struct Settings {
     pub registry: RegistrySettings,
     /// Data sets.
     pub datasets: DatasetSettings,
+    /// Long work.
+    pub jobs: JobsSettings,
     /// Logs.
     pub log: LogSettings,
 }
@@ -162,6 +164,37 @@ impl Default for DatasetSettings {
     }
 }
 
+/// Long work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobsSettings {
+    /// Bytes that a job may take on top of the base model; 0: not bounded.
+    pub memory_bytes: u64,
+    /// Jobs that may wait.
+    pub max_queued: usize,
+    /// Finished jobs that are remembered, with their progress and checkpoints.
+    pub keep_finished: usize,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: u64,
+    /// Steps between checkpoints, if that is sooner; 0: by time only.
+    pub checkpoint_steps: u64,
+    /// Milliseconds that training waits for requests before it computes a slice between two of their steps.
+    pub patience_milliseconds: u64,
+}
+
+impl Default for JobsSettings {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 0,
+            max_queued: 64,
+            keep_finished: 1000,
+            checkpoint_seconds: 60,
+            checkpoint_steps: 0,
+            patience_milliseconds: 200,
+        }
+    }
+}
+
 /// Logs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -196,6 +229,7 @@ impl Settings {
         self.engine.validate(&mut faults);
         self.registry.validate(&mut faults);
         self.datasets.validate(&mut faults);
+        self.jobs.validate(&mut faults);
         self.log.validate(&mut faults);
         faults.0
     }
@@ -287,6 +321,27 @@ impl DatasetSettings {
         faults.count(self.max_rows, "datasets.max_rows");
         faults.count(self.max_row_bytes, "datasets.max_row_bytes");
         faults.count(self.max_decoded_bytes, "datasets.max_decoded_bytes");
+    }
+}
+
+impl JobsSettings {
+    /// Returns how long training waits for requests.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience_milliseconds)
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        let most = i64::MAX as u64;
+        faults.unless(self.memory_bytes <= most, "jobs.memory_bytes", format!("must be 0 to {most}"));
+        faults.count(self.max_queued as u64, "jobs.max_queued");
+        faults.count(self.keep_finished as u64, "jobs.keep_finished");
+        let day = 86_400;
+        let seconds = (1..=day).contains(&self.checkpoint_seconds);
+        faults.unless(seconds, "jobs.checkpoint_seconds", format!("must be 1 to {day}"));
+        faults.unless(self.checkpoint_steps <= most, "jobs.checkpoint_steps", format!("must be 0 to {most}"));
+        let minute = 60_000;
+        let patience = self.patience_milliseconds <= minute;
+        faults.unless(patience, "jobs.patience_milliseconds", format!("must be 0 to {minute}"));
     }
 }
 

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::lookup::{Info, adapter_entry, alias_entry, alias_record, lock, parse_generation};
 use super::{
-    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Name, Publish, Reference, Registry, RegistryError,
-    RequestKey, directory,
+    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Lineage, Name, Publish, Reference, Registry,
+    RegistryError, RequestKey, directory,
 };
 use crate::lora::{Adapter, Generation, LoraError};
 use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, now, unwritable};
@@ -93,6 +93,7 @@ impl Registry {
                 effect,
                 bytes: adapter.info().bytes,
                 created: now(),
+                lineage: None,
             };
             self.commit(request, &mut after, |catalog, after| self.put(catalog, after, &publish, adapter, row))
         });
@@ -150,6 +151,11 @@ impl Registry {
                 row.created = stored.created;
             }
             after.orphans.extend([stored.config_blob, stored.tensor_blob]);
+        }
+        if let Some(lineage) = &publish.lineage {
+            let parent = before.as_ref().map(|before| before.current.clone()).filter(|parent| *parent != row.id);
+            let lineage = Lineage { parent, ..lineage.clone() };
+            row.lineage = Some(serde_json::to_string(&lineage).map_err(unwritable)?);
         }
         catalog.put_generation(&row)?;
 
@@ -371,7 +377,8 @@ fn stored_adapter(catalog: &Catalog<'_>, name: &Name) -> Result<AdapterRow, Regi
     catalog.adapter(name.as_str())?.ok_or_else(|| RegistryError::AdapterNotFound(name.to_string()))
 }
 
-fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(), RegistryError> {
+/// Returns whether what is current is what a caller expects.
+pub(crate) fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(), RegistryError> {
     let expected = match expected {
         Expected::Any => return Ok(()),
         Expected::Absent => String::new(),

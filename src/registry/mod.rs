@@ -25,6 +25,7 @@ use crate::lora::{Adapter, Generation, Kind, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelError};
 use crate::store::{RequestIdReused, Store, StoreError};
+pub(crate) use changes::compare;
 use memory::Memory;
 
 pub use crate::store::{Name, RequestKey};
@@ -85,6 +86,21 @@ pub struct AdapterFiles {
     pub tensors: Vec<u8>,
 }
 
+/// How a generation was made: by which job, from which data, and what it replaced.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Lineage {
+    /// Id of the job.
+    pub job: String,
+    /// Id of the data set: its digest.
+    pub dataset: String,
+    /// Fingerprint of the base model that it was trained on.
+    pub base: String,
+    /// Settings of the training, as the job wrote them.
+    pub settings: serde_json::Value,
+    /// Generation that was current before it, if there was one. Filled in when it is published.
+    pub parent: Option<String>,
+}
+
 /// Publishes an adapter.
 #[derive(Debug)]
 pub struct Publish {
@@ -98,6 +114,8 @@ pub struct Publish {
     pub allow_no_effect: bool,
     /// Makes a repeated call harmless.
     pub request: Option<RequestKey>,
+    /// How it was made; `None` leaves what is known of the same content.
+    pub lineage: Option<Lineage>,
 }
 
 /// One stored generation.
@@ -115,6 +133,8 @@ pub struct GenerationRecord {
     pub leases: u32,
     /// Largest change of a logit of the fixed prompt.
     pub effect: f64,
+    /// How it was made; none when it was brought.
+    pub lineage: Option<Lineage>,
 }
 
 /// One adapter.

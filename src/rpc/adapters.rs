@@ -18,6 +18,7 @@ use super::info::count;
 use super::page::PageTokens;
 use super::pb;
 use super::services::in_registry;
+use super::training;
 use super::upload;
 use super::violations::Violations;
 use crate::lora::{Generation, Kind};
@@ -55,7 +56,7 @@ fn parts(v: &mut Violations, text: &str, generation: &str) -> Option<Reference> 
     name.zip(whole).map(|(name, whole)| Reference { name, generation: whole.generation })
 }
 
-fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
+pub(super) fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
     match text {
         None => Expected::Any,
         Some("") => Expected::Absent,
@@ -78,6 +79,7 @@ fn generation_out(record: GenerationRecord) -> pb::Generation {
         bytes: record.bytes,
         active_leases: record.leases,
         effect: record.effect,
+        lineage: record.lineage.map(training::lineage_out),
     }
 }
 
@@ -176,7 +178,7 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         let id = std::mem::take(&mut header.request_id);
         let request = request_key("UploadAdapter", id, &header.encode_to_vec());
         let (pinned, allow_no_effect) = (header.pinned, header.allow_no_effect);
-        let publish = Publish { name, expected, pinned, allow_no_effect, request };
+        let publish = Publish { name, expected, pinned, allow_no_effect, request, lineage: None };
         let work = move |registry: &Registry| {
             let record = registry.publish(files, publish);
             drop(memory);
@@ -204,7 +206,8 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         v.require("generation", wire.generation.is_empty(), "is for stored adapters: leave directory empty");
         v.require("directory", wire.directory.len() <= 255, "must be at most 255 bytes");
         let allow_no_effect = wire.allow_no_effect;
-        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request });
+        let lineage = None;
+        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request, lineage });
         let publish = checked(v, publish)?;
         let work = move |registry: &Registry| registry.publish_directory(&wire.directory, publish);
         Ok(Response::new(adapter_out(self.ask(&context, work).await?)))

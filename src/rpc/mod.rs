@@ -11,14 +11,17 @@ mod convert;
 mod datasets;
 mod download;
 mod fields;
+mod fine_tuning;
 mod inference;
 mod info;
+mod jobs;
 pub mod layers;
 pub mod listener;
 mod page;
 mod prompt;
 mod services;
 mod status;
+mod training;
 mod upload;
 mod violations;
 

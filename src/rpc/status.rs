@@ -15,6 +15,7 @@ use super::prompt::PromptError;
 use super::violations::Violations;
 use crate::dataset::{DatasetError, Fault};
 use crate::engine::EngineError;
+use crate::jobs::JobsError;
 use crate::lora::LoraError;
 use crate::model::chat::ChatError;
 use crate::registry::RegistryError;
@@ -58,6 +59,8 @@ reasons! {
     MalformedMessage = "MALFORMED_MESSAGE" => InvalidArgument,
     /// A page token was not made by this server for this method.
     PageToken = "PAGE_TOKEN" => InvalidArgument,
+    /// A token to watch on is not of this job.
+    WatchToken = "WATCH_TOKEN" => InvalidArgument,
     /// Prompt and new tokens exceed the context.
     ContextLength = "CONTEXT_LENGTH" => InvalidArgument,
     /// The chat template refuses the messages.
@@ -72,6 +75,8 @@ reasons! {
     RequestIdReused = "REQUEST_ID_REUSED" => InvalidArgument,
     /// No such adapter.
     AdapterNotFound = "ADAPTER_NOT_FOUND" => NotFound,
+    /// No such job.
+    JobNotFound = "JOB_NOT_FOUND" => NotFound,
     /// No such alias.
     AliasNotFound = "ALIAS_NOT_FOUND" => NotFound,
     /// No such data set.
@@ -96,6 +101,12 @@ reasons! {
     DatasetInUse = "DATASET_IN_USE" => FailedPrecondition,
     /// The server has no adapter folder.
     NoAdapterDir = "NO_ADAPTER_DIR" => FailedPrecondition,
+    /// The job has ended.
+    JobFinished = "JOB_FINISHED" => FailedPrecondition,
+    /// The job cannot be taken up again.
+    JobNotResumable = "JOB_NOT_RESUMABLE" => FailedPrecondition,
+    /// Another job makes the same adapter or alias.
+    JobConflict = "JOB_CONFLICT" => FailedPrecondition,
     /// The model has no language head.
     WrongHead = "WRONG_HEAD" => FailedPrecondition,
     /// Neither base model nor adapter has a classification head.
@@ -277,6 +288,28 @@ fn place(fault: &Fault) -> String {
         (Some(row), None) => format!("rows[{row}]"),
         (None, Some(column)) => format!("columns.{column}"),
         (None, None) => "file".to_owned(),
+    }
+}
+
+/// Maps an error of the jobs.
+pub(super) fn jobs(error: &JobsError, context: &Context) -> Status {
+    let message = error.to_string();
+    match error {
+        JobsError::NotFound(id) => resource(Reason::JobNotFound, "job", id, message),
+        JobsError::DatasetNotFound(name) => resource(Reason::DatasetNotFound, "dataset", name, message),
+        JobsError::Finished(_) => precondition(Reason::JobFinished, "job", message),
+        JobsError::NotResumable(_) => precondition(Reason::JobNotResumable, "job", message),
+        JobsError::Conflict(other) => precondition(Reason::JobConflict, other, message),
+        JobsError::QueueFull(limit) => {
+            let mut details = info(Reason::QueueFull);
+            details.set_retry_info(Some(RETRY));
+            details.add_quota_failure_violation("jobs.max_queued", format!("{limit} jobs may wait"));
+            with(Reason::QueueFull, message, details)
+        }
+        JobsError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
+        JobsError::Event => field(Reason::WatchToken, "token", "is not a token of this job"),
+        JobsError::Registry(error) => registry(error, context),
+        JobsError::Store(error) => store(error, context),
     }
 }
 

@@ -70,6 +70,9 @@ fn every_registry_error_has_code_and_reason() {
     for (error, code, text) in cases {
         let status = registry(&error, &context());
         assert_eq!((status.code(), reason(&status).as_str()), (code, text), "{error}");
+        // A job whose result is refused says the same, or that it cannot be the caller's fault.
+        let told = crate::jobs::refused(&error).reason;
+        assert!(told == text || told == "INTERNAL", "{error}: {told}");
         let details = status.get_error_details();
         if code == Code::InvalidArgument {
             assert!(details.bad_request().is_some(), "{error}");
@@ -115,6 +118,42 @@ fn every_dataset_error_has_code_reason_and_details() {
 }
 
 #[test]
+fn every_jobs_error_has_code_and_reason() {
+    use JobsError as J;
+    let cases = [
+        (J::NotFound("a".into()), Code::NotFound, "JOB_NOT_FOUND"),
+        (J::DatasetNotFound("a".into()), Code::NotFound, "DATASET_NOT_FOUND"),
+        (J::Finished(crate::jobs::State::Failed), Code::FailedPrecondition, "JOB_FINISHED"),
+        (J::NotResumable("x".into()), Code::FailedPrecondition, "JOB_NOT_RESUMABLE"),
+        (J::Conflict("x".into()), Code::FailedPrecondition, "JOB_CONFLICT"),
+        (J::QueueFull(3), Code::ResourceExhausted, "QUEUE_FULL"),
+        (J::Event, Code::InvalidArgument, "WATCH_TOKEN"),
+        (J::Registry(RegistryError::RequestIdReused("x".into())), Code::InvalidArgument, "REQUEST_ID_REUSED"),
+        (J::Store(StoreError::Full), Code::ResourceExhausted, "STORAGE_FULL"),
+        (J::Store(StoreError::Corrupt("x".into())), Code::DataLoss, "DATA_CORRUPT"),
+    ];
+    for (error, code, text) in cases {
+        let status = jobs(&error, &context());
+        assert_eq!((status.code(), reason(&status).as_str()), (code, text), "{error}");
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().is_some(), code == Code::InvalidArgument, "{error}");
+        assert_eq!(details.precondition_failure().is_some(), code == Code::FailedPrecondition, "{error}");
+        assert_eq!(details.resource_info().is_some(), code == Code::NotFound, "{error}");
+    }
+    assert!(jobs(&J::QueueFull(3), &context()).get_details_retry_info().is_some());
+}
+
+/// A job that fails tells the same reasons as calls do, or one of its own that the proto explains.
+#[test]
+fn reasons_of_failed_jobs_are_known() {
+    let proto = include_str!("../../proto/evenkeel/v1/job.proto");
+    for reason in crate::jobs::reason::ALL {
+        let known = Reason::ALL.iter().any(|known| known.as_str() == reason);
+        assert!(known || proto.contains(&format!("`{reason}`")), "{reason}");
+    }
+}
+
+#[test]
 fn internal_faults_tell_the_request_id_and_nothing_else() {
     let error = RegistryError::Store(StoreError::Io { path: "/secret".into(), source: io() });
     let status = registry(&error, &context());
@@ -148,6 +187,9 @@ fn the_protos_name_the_reasons_and_no_others() {
         include_str!("../../proto/evenkeel/v1/inference.proto"),
         include_str!("../../proto/evenkeel/v1/adapter.proto"),
         include_str!("../../proto/evenkeel/v1/dataset.proto"),
+        include_str!("../../proto/evenkeel/v1/training.proto"),
+        include_str!("../../proto/evenkeel/v1/job.proto"),
+        include_str!("../../proto/evenkeel/v1/fine_tuning.proto"),
     ]
     .concat();
     for reason in Reason::ALL {

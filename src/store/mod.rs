@@ -8,6 +8,7 @@
 mod blobs;
 mod catalog;
 mod datasets;
+mod jobs;
 mod name;
 mod requests;
 mod schema;
@@ -21,6 +22,7 @@ use rusqlite::{Connection, TransactionBehavior};
 pub use blobs::Blobs;
 pub use catalog::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow};
 pub use datasets::{DatasetContentRow, DatasetRow};
+pub use jobs::{EventRow, JobRow};
 pub use name::Name;
 pub use requests::{RequestIdReused, RequestKey, now, unwritable};
 
