@@ -198,14 +198,16 @@ impl<'a> Encoder<'a> {
         let talk = talk(messages);
         let mut row = Encoded::default();
         let mut written = Rendered::default();
+        let mut answer = None;
         for (i, _) in talk.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
             let prompt = chat.render_for(self.tokenizer, &talk[..i], Ending::GenerationPrompt)?;
             let ids = self.added(&row.tokens, &prompt, &written)?.ok_or(RowFault::Turn(i))?;
             row.push(&ids, self.train_on_prompt);
-            row.answer = row.tokens.len();
 
             written = chat.render_for(self.tokenizer, &talk[..=i], Ending::Plain)?;
             let ids = self.added(&row.tokens, &written, &prompt)?.ok_or(RowFault::Turn(i + 1))?;
+            // A template may leave a turn out.
+            answer = if ids.is_empty() { answer } else { Some(row.tokens.len()) };
             let ends = |id: &u32| self.ends.contains(id) || Some(*id) == self.named;
             let end = ids.iter().rposition(ends).map_or(ids.len(), |at| at + 1);
             row.push(&ids[..end], true);
@@ -214,14 +216,12 @@ impl<'a> Encoder<'a> {
         if self.train_on_prompt {
             let all = chat.render_for(self.tokenizer, &talk, Ending::Plain)?;
             let ids = self.added(&row.tokens, &all, &written)?.ok_or(RowFault::Turn(talk.len()))?;
-            if row.tokens.is_empty() {
-                row.answer = ids.len();
-            }
             row.push(&ids, true);
         }
         let used = row.learnt.iter().rposition(|learnt| *learnt).map_or(0, |at| at + 1);
         row.tokens.truncate(used);
         row.learnt.truncate(used);
+        row.answer = answer.unwrap_or(used);
         if used == 0 { Err(RowFault::NothingLearnt) } else { Ok(row) }
     }
 

@@ -55,6 +55,31 @@ mod tests {
     }
 
     #[test]
+    fn rates_are_those_of_the_golden_runs() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/training");
+        let mut compared = 0;
+        for case in std::fs::read_dir(folder).unwrap() {
+            let json = |name: &str| -> serde_json::Value {
+                serde_json::from_slice(&std::fs::read(case.as_ref().unwrap().path().join(name)).unwrap()).unwrap()
+            };
+            let (recipe, steps) = (json("recipe.json"), json("steps.json"));
+            let settings = Settings {
+                schedule: serde_json::from_value(recipe["scheduler"].clone()).unwrap(),
+                warmup_steps: recipe["warmup_steps"].as_u64().unwrap(),
+                learning_rate: recipe["learning_rate"].as_f64().unwrap(),
+                ..settings()
+            };
+            let total = recipe["steps"].as_u64().unwrap();
+            for (step, expected) in (0..total).zip(steps.as_array().unwrap()) {
+                let expected = expected["learning_rate"].as_f64().unwrap();
+                assert_close(&[learning_rate(&settings, step, total)], &[expected]);
+                compared += 1;
+            }
+        }
+        assert!(compared > 0);
+    }
+
+    #[test]
     fn a_run_shorter_than_its_warm_up_only_rises() {
         assert_close(&rates(Schedule::Cosine, 4, 3), &[0.0, 0.0005, 0.001]);
         assert_close(&rates(Schedule::Linear, 3, 3), &[0.0, 0.002 / 3.0, 0.004 / 3.0]);

@@ -416,6 +416,13 @@ def check_drain_and_second_signal(server):
         other.log.close()
 
 
+# --- bundled data ---------------------------------------------------------------------------------------------------
+
+
+def check_demo_reviews_are_what_their_script_writes(_):
+    must([sys.executable, str(ROOT / "src/demo/reviews/make_reviews.py"), "--check"])
+
+
 # --- the end --------------------------------------------------------------------------------------------------------
 
 

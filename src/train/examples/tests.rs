@@ -78,10 +78,9 @@ fn fault(context: &Context, row: Row, settings: &Settings) -> String {
     let first = Row { label: Some(Label::Class(0)), ..completion("hello", " there") };
     let mut dataset = dataset(vec![first, row]);
     dataset.labels = vec!["a".to_owned(), "b".to_owned()];
-    match Examples::new(context, &dataset, settings).unwrap_err() {
-        TrainError::Data(fault) => fault,
-        other => panic!("{other}"),
-    }
+    let error = Examples::new(context, &dataset, settings).unwrap_err();
+    let TrainError::Data(fault) = error else { panic!("{error}") };
+    fault
 }
 
 /// The texts of the runs of learnt tokens.
@@ -252,6 +251,20 @@ fn an_earlier_turn_that_lost_its_start_is_not_learnt() {
 }
 
 #[test]
+fn a_turn_that_the_template_leaves_out_is_no_answer() {
+    let mut context = context(LLAMA3);
+    let source = "{% for m in messages %}{% if loop.index < 4 %}[{{ m.content }}]{% endif %}{% endfor %}";
+    context.chat = Some(Arc::new(ChatTemplate::new(source.to_owned(), HashMap::new()).unwrap()));
+    let row = || talk(&["user: one two", "assistant: three", "user: four", "assistant: five"]);
+    let whole = one(&context, row(), &long());
+    assert_eq!(learnt(&context, &whole), ["[three]"]);
+    let cut = one(&context, row(), &Settings { max_tokens: whole.tokens.len() - 2, ..long() });
+    assert_eq!((cut.tokens.len(), learnt(&context, &cut)), (whole.tokens.len() - 2, vec!["[three]".to_owned()]));
+    let both = Settings { train_on_prompt: true, ..long() };
+    assert!(one(&context, row(), &both).tokens.len() > whole.tokens.len());
+}
+
+#[test]
 fn classification_reads_texts_and_learns_labels() {
     let context = context(LLAMA2);
     let settings = Settings { task: Task::SequenceClassification, ..long() };
@@ -342,9 +355,10 @@ fn groups_are_numbered_by_column_and_value() {
     assert_eq!(examples.train[1].groups, [0, 4]);
     assert_eq!(examples.validation[0].groups, [0, 2]);
 
-    let refused = |data: &Dataset, groups: &[&str]| match Examples::new(&context, data, &asked(groups)).unwrap_err() {
-        TrainError::Setting { field: "groups", fault } => fault,
-        other => panic!("{other}"),
+    let refused = |data: &Dataset, groups: &[&str]| {
+        let error = Examples::new(&context, data, &asked(groups)).unwrap_err();
+        let TrainError::Setting { field: "groups", fault } = error else { panic!("{error}") };
+        fault
     };
     assert_eq!(refused(&data, &["age", "race"]), "the data set has no group column `race`");
     assert_eq!(refused(&data, &["age", "age"]), "`age` is named twice");
