@@ -42,7 +42,8 @@ pub(super) fn read(bytes: &[u8], delimiter: char, builder: &mut Builder<'_>) {
         match texts.map(|text| text.map(Value::from)).collect::<Result<Vec<_>, _>>() {
             Ok(mut cells) => builder.push(&mut cells),
             Err(_) => {
-                let bad = places.iter().position(|at| std::str::from_utf8(record.get(*at).unwrap_or_default()).is_err());
+                let bad =
+                    places.iter().position(|at| std::str::from_utf8(record.get(*at).unwrap_or_default()).is_err());
                 let column = bad.and_then(|at| builder.columns().get(at).copied());
                 builder.row_fault(column, FaultKind::Utf8);
             }

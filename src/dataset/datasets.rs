@@ -15,9 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Dataset, DatasetError, Declaration, Limits, Summary};
 use crate::config::DatasetSettings;
-use crate::store::{
-    Catalog, DatasetContentRow, DatasetRow, Name, RequestKey, Store, StoreError, now, unwritable,
-};
+use crate::store::{Catalog, DatasetContentRow, DatasetRow, Name, RequestKey, Store, StoreError, now, unwritable};
 
 /// What a name must point to for a change to happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,9 +199,10 @@ impl Datasets {
         let digest: [u8; 32] = Sha256::digest(&file).into();
         let (declaration, summary) = parts(&row)?;
         let corrupt = || StoreError::Corrupt(format!("data set {id}"));
-        let dataset = Dataset::parse(&file.into(), &digest, &declaration, Limits::NONE).map_err(|error| match error {
-            DatasetError::Invalid(_) => corrupt().into(),
-            other => other,
+        let parsed = Dataset::parse(&file.into(), &digest, &declaration, Limits::NONE);
+        let dataset = parsed.map_err(|error| {
+            // It was sound when it was stored.
+            if matches!(error, DatasetError::Invalid(_)) { corrupt().into() } else { error }
         })?;
         if dataset.id != id || Summary::of(&dataset).parts != summary.parts {
             return Err(corrupt().into());

@@ -16,12 +16,7 @@ fn text(format: Format) -> Declaration {
 }
 
 fn labelled(format: Format) -> Declaration {
-    let label = LabelColumn {
-        column: "label".into(),
-        multi_label: false,
-        names: Vec::new(),
-        separator: String::new(),
-    };
+    let label = LabelColumn { column: "label".into(), multi_label: false, names: Vec::new(), separator: String::new() };
     Declaration { label: Some(label), ..text(format) }
 }
 

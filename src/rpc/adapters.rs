@@ -23,7 +23,7 @@ use super::upload;
 use super::violations::Violations;
 use crate::lora::Generation;
 use crate::registry::{
-    AdapterFiles, AdapterRecord, AliasRecord, Expected, GenerationRecord, Name, Publish, Reference, Registry, StoredFile,
+    AdapterFiles, AdapterRecord, AliasRecord, Expected, GenerationRecord, Publish, Reference, Registry, StoredFile,
 };
 use crate::store::StoreError;
 
@@ -146,7 +146,6 @@ impl Adapters {
         let registry = Arc::clone(&self.registry);
         in_registry(context, move || work(&registry)).await
     }
-
 }
 
 #[tonic::async_trait]

@@ -40,11 +40,9 @@ impl upload::Message for pb::UploadDatasetRequest {
     fn part(self) -> Option<upload::Part<Self::Header>> {
         self.part.map(|part| match part {
             pb::upload_dataset_request::Part::Header(header) => upload::Part::Header(header),
-            pb::upload_dataset_request::Part::Chunk(chunk) => upload::Part::Chunk(pb::FileChunk {
-                name: FILE.to_owned(),
-                offset: chunk.offset,
-                data: chunk.data,
-            }),
+            pb::upload_dataset_request::Part::Chunk(chunk) => {
+                upload::Part::Chunk(pb::FileChunk { name: FILE.to_owned(), offset: chunk.offset, data: chunk.data })
+            }
         })
     }
 }

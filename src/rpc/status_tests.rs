@@ -83,8 +83,8 @@ fn every_registry_error_has_code_and_reason() {
 
 #[test]
 fn every_dataset_error_has_code_reason_and_details() {
-    use DatasetError as D;
     use crate::dataset::FaultKind;
+    use DatasetError as D;
     let fault = |row: Option<u64>, column: Option<&str>| Fault {
         row,
         column: column.map(str::to_owned),

@@ -47,7 +47,8 @@ impl Catalog<'_> {
     /// Returns at most `limit` names that follow `after`, by name.
     pub fn datasets(&self, after: &str, limit: usize) -> Result<Vec<DatasetRow>, StoreError> {
         let sql = "SELECT name, content, created FROM datasets WHERE name > ?1 ORDER BY name LIMIT ?2";
-        let rows = self.rows.prepare_cached(sql)?.query_map(params![after, cut(limit)], dataset)?.collect::<Result<_, _>>();
+        let rows =
+            self.rows.prepare_cached(sql)?.query_map(params![after, cut(limit)], dataset)?.collect::<Result<_, _>>();
         Ok(rows?)
     }
 

@@ -10,7 +10,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Scripts in order; the version of a database is the number of those that ran.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE adapters (
         name TEXT PRIMARY KEY,
         current TEXT NOT NULL,
@@ -50,7 +51,8 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (method, id)
     ) STRICT;
     CREATE INDEX requests_created ON requests (created);
-", "
+",
+    "
     CREATE TABLE dataset_contents (
         id TEXT PRIMARY KEY,
         blob TEXT NOT NULL,
@@ -71,7 +73,8 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (content, holder)
     ) STRICT;
     CREATE INDEX dataset_holds_holder ON dataset_holds (holder);
-"];
+",
+];
 
 /// Sets the connection up and runs the migrations that are missing.
 ///

@@ -50,7 +50,9 @@ pub(super) fn find(schema: &SchemaDescriptor, name: &str) -> std::result::Result
     }
     let Some(first) = descriptors.first() else { return refused("an empty group") };
     let depth = first.path().parts().len();
-    if descriptors.iter().any(|leaf| leaf.max_rep_level() != first.max_rep_level() || leaf.path().parts().len() != depth)
+    if descriptors
+        .iter()
+        .any(|leaf| leaf.max_rep_level() != first.max_rep_level() || leaf.path().parts().len() != depth)
     {
         return refused("a struct");
     }
@@ -99,10 +101,8 @@ fn is_scalar(leaf: &ColumnDescriptor) -> bool {
         )
     );
     let converted = leaf.converted_type();
-    let text = matches!(
-        converted,
-        ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON
-    );
+    let text =
+        matches!(converted, ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);
     plain
         && match leaf.physical_type() {
             Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE => true,

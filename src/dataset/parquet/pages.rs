@@ -127,7 +127,14 @@ impl Pages {
             };
             let buf = self.decompress(body, 0, header.uncompressed, true)?;
             let statistics = None;
-            return Ok(Page::DataPage { buf, num_values, encoding, def_level_encoding, rep_level_encoding, statistics });
+            return Ok(Page::DataPage {
+                buf,
+                num_values,
+                encoding,
+                def_level_encoding,
+                rep_level_encoding,
+                statistics,
+            });
         }
         let levels = u64::from(header.def_bytes) + u64::from(header.rep_bytes);
         let levels = usize::try_from(levels).ok().filter(|levels| *levels <= body.len().min(header.uncompressed));

@@ -38,9 +38,7 @@ fn file(schema: &str, properties: WriterProperties, groups: &[Vec<Leaf>]) -> Vec
                     let (defs, reps) = (levels(defs), levels(reps));
                     column.typed::<ByteArrayType>().write_batch(&values, defs.as_deref(), reps.as_deref()).map(drop)
                 }
-                Leaf::Ints(values, defs) => {
-                    column.typed::<Int32Type>().write_batch(values, Some(defs), None).map(drop)
-                }
+                Leaf::Ints(values, defs) => column.typed::<Int32Type>().write_batch(values, Some(defs), None).map(drop),
                 Leaf::Longs(values, defs) => {
                     column.typed::<Int64Type>().write_batch(values, Some(defs), None).map(drop)
                 }
@@ -128,8 +126,7 @@ fn chat(version: WriterVersion) -> Vec<u8> {
 }
 
 fn chat_declaration() -> Declaration {
-    let label =
-        LabelColumn { column: "tags".into(), multi_label: true, names: Vec::new(), separator: String::new() };
+    let label = LabelColumn { column: "tags".into(), multi_label: true, names: Vec::new(), separator: String::new() };
     let content = ContentColumns::Messages("messages".into());
     Declaration { label: Some(label), ..Declaration::new(Format::Parquet, content) }
 }
@@ -157,7 +154,8 @@ fn messages_and_label_lists_are_read() {
         Leaf::Texts(vec!["x"], vec![3, 0], vec![0, 0]),
     ];
     let found = faults(parse(file(CHAT, properties().build(), &[null]), &chat_declaration()));
-    let expected = ["row 1, column `messages`: message 1: `content` must be a text", "row 2, column `tags`: is missing"];
+    let expected =
+        ["row 1, column `messages`: message 1: `content` must be a text", "row 2, column `tags`: is missing"];
     assert_eq!(found, expected);
 }
 
@@ -206,8 +204,7 @@ fn what_is_not_understood_is_refused_by_name() {
     let none = faulty("optional int32 h;", vec![Leaf::Ints(vec![1], vec![1])]);
     assert_eq!(none, ["column `g`: there is no such column"]);
 
-    let properties =
-        properties().set_dictionary_enabled(false).set_encoding(Encoding::DELTA_LENGTH_BYTE_ARRAY).build();
+    let properties = properties().set_dictionary_enabled(false).set_encoding(Encoding::DELTA_LENGTH_BYTE_ARRAY).build();
     let schema = "message m { required binary text (STRING); }";
     let delta = file(schema, properties, &[vec![Leaf::Texts(vec!["a"], vec![], vec![])]]);
     let found = faults(parse(delta, &text(Format::Parquet)));
