@@ -185,12 +185,13 @@ impl<'a> Builder<'a> {
         match self.take(cells, column) {
             Value::String(text) if may_be_empty || !text.is_empty() => Some(text),
             Value::Null | Value::String(_) => self.fault(column, FaultKind::Missing),
-            other => self.fault(column, FaultKind::Type { expected: "a text", got: kind(&other) }),
+            other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                self.fault(column, FaultKind::Type { expected: "a text", got: kind(&other) })
+            }
         }
     }
 
     /// Returns the names of a row's classes; `Some(None)` without a label column.
-    #[expect(clippy::option_option, reason = "the outer one is whether there was no fault")]
     fn label(&mut self, cells: &[Value]) -> Option<Option<Vec<String>>> {
         let declaration = self.declaration;
         let Some(label) = &declaration.label else { return Some(None) };
@@ -204,11 +205,13 @@ impl<'a> Builder<'a> {
             }
             Value::Null => return self.fault(column, FaultKind::Missing),
             Value::String(text) if text.is_empty() => return self.fault(column, FaultKind::Missing),
-            other if label.multi_label => {
-                let expected = "a list of labels";
-                return self.fault(column, FaultKind::Type { expected, got: kind(other) });
+            other @ (Value::String(_) | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                if label.multi_label {
+                    let expected = "a list of labels";
+                    return self.fault(column, FaultKind::Type { expected, got: kind(other) });
+                }
+                class(other).map(|name| vec![name])
             }
-            other => class(other).map(|name| vec![name]),
         };
         let Some(mut names) = names else {
             let expected = "a text, a whole number or a truth value";
@@ -260,7 +263,6 @@ impl<'a> Builder<'a> {
     }
 
     /// Returns a group value; `Some(None)` where it is missing.
-    #[expect(clippy::option_option, reason = "the outer one is whether there was no fault")]
     fn group(&mut self, cells: &[Value], column: &str) -> Option<Option<String>> {
         let text = match self.cell(cells, column) {
             Value::Null => return Some(None),
@@ -293,7 +295,9 @@ impl<'a> Builder<'a> {
                     }
                 },
                 Value::Null | Value::String(_) => self.fault(column, FaultKind::Missing),
-                other => self.fault(column, FaultKind::Type { expected: "a text", got: kind(other) }),
+                other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                    self.fault(column, FaultKind::Type { expected: "a text", got: kind(other) })
+                }
             },
             SplitRule::Seeded { validation, test, seed, grouping } => {
                 let key = match grouping {
@@ -385,16 +389,19 @@ fn class(value: &Value) -> Option<String> {
 }
 
 fn messages(value: Value) -> Result<Vec<Message>, FaultKind> {
-    let value = match value {
-        Value::String(text) if !text.is_empty() => {
-            serde_json::from_str(&text).map_err(|error| FaultKind::Syntax(format!("is no JSON: {error}")))?
-        }
-        other => other,
+    let value = if let Value::String(text) = &value
+        && !text.is_empty()
+    {
+        serde_json::from_str(text).map_err(|error| FaultKind::Syntax(format!("is no JSON: {error}")))?
+    } else {
+        value
     };
     let turns = match value {
         Value::Array(turns) if !turns.is_empty() => turns,
         Value::Null | Value::String(_) | Value::Array(_) => return Err(FaultKind::Missing),
-        other => return Err(FaultKind::Type { expected: "a list of messages", got: kind(&other) }),
+        other @ (Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+            return Err(FaultKind::Type { expected: "a list of messages", got: kind(&other) });
+        }
     };
     let turns = turns.into_iter().enumerate().map(|(index, turn)| {
         let fault = |what: &str| FaultKind::Value(format!("message {}: {what}", index + 1));

@@ -199,11 +199,11 @@ impl Datasets {
         let digest: [u8; 32] = Sha256::digest(&file).into();
         let (declaration, summary) = parts(&row)?;
         let corrupt = || StoreError::Corrupt(format!("data set {id}"));
-        let dataset =
-            Dataset::parse(&file.into(), &digest, &declaration, Limits::NONE).map_err(|error| match error {
-                DatasetError::Invalid(_) => corrupt().into(),
-                other => other,
-            })?;
+        let parsed = Dataset::parse(&file.into(), &digest, &declaration, Limits::NONE);
+        let dataset = parsed.map_err(|error| {
+            // It was sound when it was stored.
+            if matches!(error, DatasetError::Invalid(_)) { corrupt().into() } else { error }
+        })?;
         if dataset.id != id || Summary::of(&dataset).parts != summary.parts {
             return Err(corrupt().into());
         }

@@ -10,6 +10,8 @@ use crate::store::{RequestIdReused, StoreError};
 pub const MOST_FAULTS: usize = 20;
 /// Characters of a value that a fault repeats.
 const SHOWN: usize = 40;
+/// Characters of a parser's complaint.
+const MOST_TEXT: usize = 160;
 
 /// What is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,8 +90,12 @@ impl fmt::Display for Fault {
 
 /// Cuts a value of the caller's for a message.
 pub(super) fn shown(value: &str) -> String {
-    let mut cut: String = value.chars().take(SHOWN).collect();
-    if cut.len() < value.len() {
+    cut(value, SHOWN)
+}
+
+fn cut(text: &str, most: usize) -> String {
+    let mut cut: String = text.chars().take(most).collect();
+    if cut.len() < text.len() {
         cut.push('…');
     }
     cut
@@ -103,6 +109,8 @@ impl Faults {
     /// Records a fault.
     pub(super) fn add(&mut self, row: Option<u64>, column: Option<&str>, kind: FaultKind) {
         if !self.full() {
+            // Parsers repeat what they found, which may be the whole row.
+            let kind = if let FaultKind::Syntax(text) = &kind { FaultKind::Syntax(cut(text, MOST_TEXT)) } else { kind };
             self.0.push(Fault { row, column: column.map(shown), kind });
         }
     }

@@ -29,7 +29,7 @@ pub use services::{Services, readiness_names};
 pub use status::{DOMAIN, Reason};
 
 /// Messages and services generated from `proto/`.
-#[expect(clippy::allow_attributes_without_reason, reason = "generated")]
+#[expect(clippy::allow_attributes_without_reason, clippy::large_enum_variant, reason = "generated")]
 pub mod pb {
     tonic::include_proto!("evenkeel.v1");
 

@@ -4,6 +4,7 @@
 //! logged with their chain; the client gets the request id and nothing else.
 //! Source of the codes: AIP-193 and the table of `google.rpc.Code`.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
 
@@ -261,8 +262,9 @@ pub(super) fn dataset(error: &DatasetError, context: &Context) -> Status {
             let first = faults.first();
             let row = first.and_then(|fault| fault.row).map(|row| ("row".to_owned(), row.to_string()));
             let column = first.and_then(|fault| fault.column.clone()).map(|column| ("column".to_owned(), column));
-            let place_of: std::collections::HashMap<_, _> = row.into_iter().chain(column).collect();
-            let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, place_of);
+            let mut details = ErrorDetails::new();
+            let metadata: HashMap<_, _> = row.into_iter().chain(column).collect();
+            details.set_error_info(reason.as_str(), DOMAIN, metadata);
             let violation = |fault: &Fault| FieldViolation::new(place(fault), fault.kind.to_string());
             details.set_bad_request(faults.iter().map(violation).collect::<Vec<_>>());
             with(reason, message, details)

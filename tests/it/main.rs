@@ -11,6 +11,7 @@
 mod adapters;
 mod cli;
 mod client;
+mod datasets;
 mod generate;
 mod golden;
 mod layering;

@@ -134,8 +134,11 @@ fn faults_of_jsonl_name_row_and_column() {
     assert_eq!(faults(parse(bytes, &text(Format::Jsonl))), ["row 2: is not UTF-8"]);
     assert_eq!(faults(parse("", &text(Format::Jsonl))), ["there are no rows"]);
     assert_eq!(faults(parse(" \n\n", &text(Format::Jsonl))), ["there are no rows"]);
+    let found = faults(parse(format!("\"{}\"", "x".repeat(5000)), &text(Format::Jsonl)));
+    assert!(found[0].len() < 200, "{found:?}");
     let deep = format!("{{\"other\": {}", "[".repeat(5000));
-    assert!(faults(parse(deep, &text(Format::Jsonl)))[0].starts_with("row 1: is no JSON"));
+    let found = faults(parse(deep, &text(Format::Jsonl)));
+    assert!(found[0].starts_with("row 1: is no JSON"), "{found:?}");
 }
 
 #[test]
