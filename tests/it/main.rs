@@ -9,8 +9,10 @@
 )]
 
 mod adapters;
+mod classify;
 mod cli;
 mod client;
+mod full;
 mod generate;
 mod golden;
 mod layering;
