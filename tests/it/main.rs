@@ -9,9 +9,11 @@
 )]
 
 mod adapters;
+mod classify;
 mod cli;
 mod client;
 mod datasets;
+mod full;
 mod generate;
 mod golden;
 mod layering;

@@ -3,6 +3,7 @@
 //! The scripted model knows one rule: the logits after a token depend on that token, its position (which it takes from
 //! the cache) and its adapter. It fails the test on a batch that breaks the contract.
 
+mod classify;
 mod generate;
 mod life;
 mod score;
@@ -90,8 +91,22 @@ impl CausalLm for Scripted {
         Ok(Tensor::from_vec(logits, (rows, VOCAB), &Device::Cpu)?)
     }
 
-    fn classify(&self, _: &Batch<'_>) -> Result<Tensor, ModelError> {
-        unreachable!("the engine classifies nothing")
+    /// One label for each of the first three ids: how often it occurs; 100 more for each of the adapter's rank.
+    fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError> {
+        assert_eq!(batch.segments.iter().map(|s| s.len).collect::<Vec<_>>(), [batch.tokens.len()]);
+        self.tokens.lock().unwrap().push(batch.tokens.to_vec());
+        let poison = *self.poison.lock().unwrap();
+        if poison.is_some_and(|p| batch.tokens.contains(&p)) {
+            assert!(!self.panics.load(Ordering::Relaxed), "poisoned");
+            return Err(ModelError::Device("poisoned".into()));
+        }
+        assert!(batch.lora.runs.iter().all(|run| run.rows == (0..batch.tokens.len())));
+        let shift: usize = batch.lora.runs.iter().map(|run| 100 * rank_of(&run.adapter)).sum();
+        let logit = |label: u32| match batch.tokens.iter().filter(|id| **id == label).count() {
+            13 => f32::NAN,
+            count => (count + shift) as f32,
+        };
+        Ok(Tensor::from_vec((0..3).map(logit).collect(), (1, 3), &Device::Cpu)?)
     }
 
     fn load_adapter(&self, _: &[u8], _: &[u8]) -> Result<LoraAdapter, LoraError> {

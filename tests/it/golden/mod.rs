@@ -36,8 +36,11 @@ pub(crate) fn json(path: &Path) -> Value {
     serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// Tensors by name.
+pub(crate) type Tensors = HashMap<String, Tensor>;
+
 /// Reads a safetensors file.
-pub(crate) fn tensors(path: &Path) -> HashMap<String, Tensor> {
+pub(crate) fn tensors(path: &Path) -> Tensors {
     candle_core::safetensors::load(path, &Device::Cpu).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
