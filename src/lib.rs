@@ -1,7 +1,7 @@
 //! evenkeel serves a base model with hot-swappable LoRA adapters over gRPC.
 //!
 //! ```text
-//! rpc → { engine  registry } → model → { lora  ops }        registry → store
+//! rpc → { engine  registry  dataset } → model → { lora  ops }        registry, dataset → store
 //! ```
 //! Imports point along the arrows only (`tests/it/layering.rs` checks it). `config` and `metrics` are leaves that any
 //! layer may read. Start reading at [`server`], which wires the rooms together, then [`engine`] for the life of a

@@ -2,7 +2,7 @@
 //!
 //! Reads no file. Written to disk beside the data set: a part's hash tells whether a later version reads it alike.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -122,15 +122,18 @@ fn group(dataset: &Dataset, index: usize, column: &str) -> GroupSummary {
 
 fn warnings(dataset: &Dataset, labels: &[(String, u64)], groups: &[GroupSummary]) -> Vec<Warning> {
     let mut warnings = Vec::new();
-    let mut seen: HashMap<&[u8; 32], HashSet<Split>> = HashMap::new();
+    // A bit a part: sets of their own would take more memory than the rows' hashes.
+    let mut seen: HashMap<&[u8; 32], u8> = HashMap::new();
     for row in &dataset.rows {
-        seen.entry(&row.hash).or_default().insert(row.split);
+        *seen.entry(&row.hash).or_default() |= 1 << row.split as u8;
     }
     let duplicates = (dataset.rows.len() - seen.len()) as u64;
     if duplicates > 0 {
         warnings.push(Warning::DuplicateRows(duplicates));
     }
-    let leaks = |row: &&super::Row| row.split != Split::Train && seen.get(&row.hash).is_some_and(|s| s.len() > 1);
+    let leaks = |row: &&super::Row| {
+        row.split != Split::Train && seen.get(&row.hash).is_some_and(|parts| parts.count_ones() > 1)
+    };
     let overlap = dataset.rows.iter().filter(leaks).count() as u64;
     if overlap > 0 {
         warnings.push(Warning::SplitOverlap(overlap));

@@ -18,7 +18,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from .v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc, server_pb2, server_pb2_grpc
+from .v1 import adapter_pb2, adapter_pb2_grpc, dataset_pb2_grpc, inference_pb2, inference_pb2_grpc
+from .v1 import server_pb2, server_pb2_grpc
 
 CHUNK = 2 << 20
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -89,6 +90,7 @@ class Client:
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.adapters = adapter_pb2_grpc.AdapterServiceStub(self.channel)
+        self.datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
 
     def __enter__(self) -> Client:
         return self
