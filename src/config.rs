@@ -25,6 +25,10 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// Adapters.
     pub registry: RegistrySettings,
+    /// Data sets.
+    pub datasets: DatasetSettings,
+    /// Long work.
+    pub jobs: JobsSettings,
     /// Logs.
     pub log: LogSettings,
 }
@@ -140,6 +144,57 @@ impl Default for RegistrySettings {
     }
 }
 
+/// Data sets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DatasetSettings {
+    /// Largest upload.
+    pub max_upload_bytes: u64,
+    /// Most rows of a data set.
+    pub max_rows: u64,
+    /// Largest row: a line of JSONL, the declared columns' text otherwise.
+    pub max_row_bytes: u64,
+    /// Most bytes of all declared columns together, decompressed.
+    pub max_decoded_bytes: u64,
+}
+
+impl Default for DatasetSettings {
+    fn default() -> Self {
+        Self { max_upload_bytes: 256 << 20, max_rows: 1_000_000, max_row_bytes: 1 << 20, max_decoded_bytes: 1 << 30 }
+    }
+}
+
+/// Long work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobsSettings {
+    /// Bytes that a job may take on top of the base model; 0: not bounded.
+    pub memory_bytes: u64,
+    /// Jobs that may wait.
+    pub max_queued: usize,
+    /// Finished jobs that are remembered, with their progress and checkpoints.
+    pub keep_finished: usize,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: u64,
+    /// Steps between checkpoints, if that is sooner; 0: by time only.
+    pub checkpoint_steps: u64,
+    /// Milliseconds that training waits for requests before it computes a slice between two of their steps.
+    pub patience_milliseconds: u64,
+}
+
+impl Default for JobsSettings {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 0,
+            max_queued: 64,
+            keep_finished: 1000,
+            checkpoint_seconds: 60,
+            checkpoint_steps: 0,
+            patience_milliseconds: 200,
+        }
+    }
+}
+
 /// Logs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -173,6 +228,8 @@ impl Settings {
         self.server.validate(&mut faults);
         self.engine.validate(&mut faults);
         self.registry.validate(&mut faults);
+        self.datasets.validate(&mut faults);
+        self.jobs.validate(&mut faults);
         self.log.validate(&mut faults);
         faults.0
     }
@@ -255,6 +312,36 @@ impl RegistrySettings {
         faults.count(self.memory_bytes, "registry.memory_bytes");
         faults.count(self.max_upload_bytes, "registry.max_upload_bytes");
         faults.count(self.keep_generations as u64, "registry.keep_generations");
+    }
+}
+
+impl DatasetSettings {
+    fn validate(&self, faults: &mut Faults) {
+        faults.count(self.max_upload_bytes, "datasets.max_upload_bytes");
+        faults.count(self.max_rows, "datasets.max_rows");
+        faults.count(self.max_row_bytes, "datasets.max_row_bytes");
+        faults.count(self.max_decoded_bytes, "datasets.max_decoded_bytes");
+    }
+}
+
+impl JobsSettings {
+    /// Returns how long training waits for requests.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience_milliseconds)
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        let most = i64::MAX as u64;
+        faults.unless(self.memory_bytes <= most, "jobs.memory_bytes", format!("must be 0 to {most}"));
+        faults.count(self.max_queued as u64, "jobs.max_queued");
+        faults.count(self.keep_finished as u64, "jobs.keep_finished");
+        let day = 86_400;
+        let seconds = (1..=day).contains(&self.checkpoint_seconds);
+        faults.unless(seconds, "jobs.checkpoint_seconds", format!("must be 1 to {day}"));
+        faults.unless(self.checkpoint_steps <= most, "jobs.checkpoint_steps", format!("must be 0 to {most}"));
+        let minute = 60_000;
+        let patience = self.patience_milliseconds <= minute;
+        faults.unless(patience, "jobs.patience_milliseconds", format!("must be 0 to {minute}"));
     }
 }
 

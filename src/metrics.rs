@@ -102,6 +102,21 @@ pub struct Metrics {
     /// Seconds for which a publish or alias change held up lookups.
     pub adapter_swap_stall: Histogram,
 
+    /// Jobs that are not finished, by state: `queued`, `running`.
+    pub jobs: IntGaugeVec,
+    /// Jobs that ended, by outcome: `succeeded`, `failed`, `cancelled`.
+    pub jobs_finished: IntCounterVec,
+    /// Optimiser steps computed, those that a restart made necessary again included.
+    pub training_steps: IntCounter,
+    /// Tokens trained on, without padding.
+    pub training_tokens: IntCounter,
+    /// Training loss of the last step.
+    pub training_loss: Gauge,
+    /// Seconds of an optimiser step, waiting for requests included.
+    pub training_step_seconds: Histogram,
+    /// Seconds to write a checkpoint.
+    pub checkpoint_seconds: Histogram,
+
     /// RPCs that began, by service and method.
     pub grpc_started: IntCounterVec,
     /// RPCs that ended, by service, method and code.
@@ -219,6 +234,21 @@ impl Metrics {
                 "evenkeel_adapter_swap_stall_seconds",
                 "Seconds for which a change of name or alias held up lookups.",
                 STALL,
+            )?,
+            jobs: add.gauges("evenkeel_jobs", "Jobs that are not finished, by state.", &["state"])?,
+            jobs_finished: add.counters("evenkeel_jobs_finished_total", "Jobs that ended, by outcome.", &["outcome"])?,
+            training_steps: add.counter("evenkeel_training_steps_total", "Optimiser steps computed.")?,
+            training_tokens: add.counter("evenkeel_training_tokens_total", "Tokens trained on, without padding.")?,
+            training_loss: add.ratio("evenkeel_training_loss", "Training loss of the last step.")?,
+            training_step_seconds: add.histogram(
+                "evenkeel_training_step_seconds",
+                "Seconds of an optimiser step, waiting for requests included.",
+                TIME_TO_FIRST_TOKEN,
+            )?,
+            checkpoint_seconds: add.histogram(
+                "evenkeel_checkpoint_seconds",
+                "Seconds to write a checkpoint.",
+                TIME_TO_FIRST_TOKEN,
             )?,
             grpc_started: add.counters("grpc_server_started_total", "RPCs that began.", &rpc)?,
             grpc_handled: add.counters("grpc_server_handled_total", "RPCs that ended, by code.", &handled)?,

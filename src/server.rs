@@ -1,4 +1,4 @@
-//! Wires the rooms together: store → registry → engine → services, and takes them down in order.
+//! Wires the rooms together: store → registry and data sets → engine → jobs → services, and takes them down in order.
 //!
 //! The model is loaded before: `bind` opens the listeners first, so that a taken port is found out before the adapters
 //! are read, and is ready when it returns. Signals, logs and the ready line are `main`'s.
@@ -13,7 +13,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::Settings;
+use crate::dataset::{DatasetError, Datasets};
 use crate::engine::Engine;
+use crate::jobs::{Jobs, JobsError, Parts, Rows};
 use crate::metrics::Metrics;
 use crate::model::CausalLm;
 use crate::model::chat::ChatTemplate;
@@ -23,6 +25,8 @@ use crate::registry::{Registry, RegistryError};
 use crate::rpc::listener::{Listener, Stop};
 use crate::rpc::{Services, readiness_names};
 use crate::store::{Store, StoreError};
+use crate::train::Context;
+use crate::turns::Turns;
 
 /// Time that calls outside of the engine get at least to end, however long the engine took.
 const LAST_GRACE: Duration = Duration::from_secs(1);
@@ -71,6 +75,12 @@ pub enum ServerError {
     /// The adapters cannot be read.
     #[error("cannot open the registry")]
     Registry(#[from] RegistryError),
+    /// The data sets cannot be read.
+    #[error("cannot open the data sets")]
+    Datasets(#[from] DatasetError),
+    /// The jobs cannot be read.
+    #[error("cannot open the jobs")]
+    Jobs(#[from] JobsError),
     /// The descriptors cannot be read.
     #[error("cannot serve reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -87,6 +97,7 @@ pub struct Server {
     http_addr: SocketAddr,
     pages: axum::Router,
     engine: Engine,
+    jobs: Jobs,
     health: HealthReporter,
     ready: watch::Sender<bool>,
     draining: watch::Sender<bool>,
@@ -116,21 +127,45 @@ impl Server {
 
         let (opening, model, counts) = (Arc::clone(&settings), Arc::clone(&loaded.model), Arc::clone(&metrics));
         // Reads and checks adapters: long, and blocking.
-        let registry = tokio::task::spawn_blocking(move || {
+        let durable = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&opening.server.data_dir)?);
-            Ok::<_, ServerError>(Registry::open(store, model, opening.registry.clone(), counts)?)
+            let datasets = Datasets::open(Arc::clone(&store), opening.datasets.clone())?;
+            let registry = Registry::open(Arc::clone(&store), model, opening.registry.clone(), counts)?;
+            Ok::<_, ServerError>((store, Arc::new(registry), Arc::new(datasets)))
         });
-        let registry = Arc::new(registry.await??);
+        let (store, registry, datasets) = durable.await??;
+        let turns = Arc::new(Turns::new(settings.jobs.patience()));
         let engine = Engine::start(
             Arc::clone(&loaded.model),
             Arc::clone(&loaded.tokenizer),
             settings.engine.clone(),
             Arc::clone(&metrics),
+            Arc::clone(&turns),
         );
+        let training = Context {
+            model: loaded.model,
+            tokenizer: Arc::clone(&loaded.tokenizer),
+            chat: loaded.chat.clone(),
+            memory_bytes: settings.jobs.memory_bytes,
+        };
+        let parts = Parts {
+            store,
+            registry: Arc::clone(&registry),
+            rows: Arc::clone(&datasets) as Arc<dyn Rows>,
+            training: Arc::new(training),
+            turns,
+            metrics: Arc::clone(&metrics),
+            settings: settings.jobs.clone(),
+            base: info.fingerprint.clone(),
+        };
+        // Reads rows: blocking.
+        let jobs = tokio::task::spawn_blocking(move || Jobs::start(parts)).await??;
 
         let services = Services {
             engine: engine.clone(),
             registry,
+            datasets,
+            jobs: jobs.clone(),
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             companions: loaded.companions,
@@ -154,6 +189,7 @@ impl Server {
             http_addr,
             pages: crate::http::router(metrics, is_ready),
             engine,
+            jobs,
             health,
             ready,
             draining,
@@ -191,7 +227,7 @@ impl Server {
         }
         self.draining.send_replace(true);
         self.ready.send_replace(false);
-        self.engine.drain(self.drain).await;
+        tokio::join!(self.engine.drain(self.drain), self.jobs.drain(self.drain));
         self.stop.graceful.cancel();
         // What is no matter of the engine (uploads, downloads, health watches) gets what is left of the time.
         let left = self.drain.saturating_sub(began.elapsed()).max(LAST_GRACE);

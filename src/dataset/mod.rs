@@ -1,7 +1,25 @@
 //! Labelled rows with group columns: read from files of strangers, checked, named by their content.
 //!
 //! Says what a row is and where it came from; tokenises nothing and trains nothing. Readers of JSONL, CSV and Parquet
-//! end in the same [`Row`]s; a fault names its row (counted from 1) and its column.
+//! end in the same [`Row`]s; a fault names its row (counted from 1) and its column. [`Datasets`] keeps them by name.
+
+mod build;
+mod csv;
+mod datasets;
+mod declaration;
+mod fault;
+mod hash;
+mod jsonl;
+mod parquet;
+mod summary;
+
+use bytes::Bytes;
+
+pub use build::Limits;
+pub use datasets::{Change, DatasetRecord, Datasets, Expected};
+pub use declaration::{ContentColumns, Declaration, Format, LabelColumn, SplitRule};
+pub use fault::{DatasetError, Fault, FaultKind, MOST_FAULTS};
+pub use summary::{GroupSummary, Part, Summary, Warning};
 
 /// What one turn of a conversation says.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -78,3 +96,28 @@ pub struct Dataset {
     /// All rows, in the order of the file.
     pub rows: Vec<Row>,
 }
+
+impl Dataset {
+    /// Reads a file as it was declared; `digest` is the SHA-256 of its bytes.
+    ///
+    /// # Errors
+    /// [`DatasetError::Invalid`] with up to [`MOST_FAULTS`] faults.
+    pub fn parse(
+        bytes: &Bytes,
+        digest: &[u8; 32],
+        declaration: &Declaration,
+        limits: Limits,
+    ) -> Result<Self, DatasetError> {
+        declaration.check()?;
+        let mut builder = build::Builder::new(declaration, limits);
+        match declaration.format {
+            Format::Jsonl => jsonl::read(bytes, &mut builder),
+            Format::Csv => csv::read(bytes, declaration.csv_delimiter, &mut builder),
+            Format::Parquet => parquet::read(bytes, &mut builder),
+        }
+        builder.finish(declaration.id(digest)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ use crate::config::EngineSettings;
 use crate::metrics::Metrics;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, KvCache, ModelError};
+use crate::turns::Turns;
 
 /// Bounds of the time after which to try again, and the guess while nothing was measured.
 const RETRY_AFTER: (Duration, Duration, Duration) =
@@ -111,16 +112,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the engine's thread.
+    /// Starts the engine's thread; its steps take their turns from `turns`.
     pub fn start(
         model: Arc<dyn CausalLm>,
         tokenizer: Arc<Tokenizer>,
         settings: EngineSettings,
         metrics: Arc<Metrics>,
+        turns: Arc<Turns>,
     ) -> Self {
         let text = Box::new(move || -> Box<dyn Detokenizer> { Box::new(tokenizer.stream()) });
         let (engine, core, commands) = Self::parts(model, text, settings, metrics);
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || run(core, commands));
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || run(core, commands, &turns));
         if let Err(error) = thread {
             // Its end of the channel is gone with it: every call is answered with `Stopped`.
             tracing::error!(%error, "cannot start the engine's thread");
@@ -306,9 +308,10 @@ fn unsupported(what: String) -> EngineError {
 }
 
 /// The thread: sleeps while there is nothing to do, ends when nobody can ask any more.
-pub(super) fn run(mut core: Core, mut commands: mpsc::Receiver<Command>) {
+pub(super) fn run(mut core: Core, mut commands: mpsc::Receiver<Command>, turns: &Turns) {
     loop {
         if core.is_idle() {
+            turns.rest();
             match commands.blocking_recv() {
                 Some(command) => core.accept(command),
                 None => return,
@@ -317,7 +320,10 @@ pub(super) fn run(mut core: Core, mut commands: mpsc::Receiver<Command>) {
         while let Ok(command) = commands.try_recv() {
             core.accept(command);
         }
-        if catch_unwind(AssertUnwindSafe(|| core.turn())).is_err() {
+        let turn = turns.step();
+        let done = catch_unwind(AssertUnwindSafe(|| core.turn()));
+        drop(turn);
+        if done.is_err() {
             tracing::error!("the engine's step panicked, everything that ran has failed");
             core.fail_all(|| fault("the step panicked"));
         }

@@ -60,6 +60,25 @@ impl LoraBatch {
         }
     }
 
+    /// Returns Aᵀ and s·Bᵀ of a site where they are all that happens to all of `rows`: the case that training is made of.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows.
+    pub fn low_rank(&self, site: SiteId, rows: usize) -> Result<Option<(&Tensor, &Tensor)>> {
+        if self.dropout.is_some() {
+            return Ok(None);
+        }
+        match self.touching(site, rows)?.as_slice() {
+            [(Run { rows: of, scale, .. }, Change::Linear(delta))] if of.len() == rows && !is_scaled(*scale) => {
+                let LinearDelta { a, b, b_bias: None, magnitude: None, bias: None, .. } = delta else {
+                    return Ok(None);
+                };
+                Ok(Some((a, b)))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Normalises `[rows, hidden]` with the base's weight `[hidden]`, or with that of the adapter of each row.
     ///
     /// # Errors

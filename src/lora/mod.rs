@@ -169,6 +169,11 @@ pub trait Base {
     /// When the base model has none there, or the device fails.
     fn weight(&self, site: SiteId) -> candle_core::Result<Tensor>;
 
+    /// Returns whether the head is the token embedding.
+    fn is_tied(&self) -> bool {
+        false
+    }
+
     /// Returns SHA-256 of the base model, hexadecimal.
     fn fingerprint(&self) -> &str;
 

@@ -126,15 +126,60 @@ impl ChatTemplate {
         messages: &[Message],
         ending: Ending,
     ) -> Result<(String, Vec<u32>), ChatError> {
+        Ok(self.render_for(tokenizer, messages, ending)?.encode(tokenizer)?)
+    }
+
+    /// Renders a conversation for `tokenizer`, so that parts of it can be encoded as [`Self::encode`] does.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_for(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        ending: Ending,
+    ) -> Result<Rendered, ChatError> {
         let forged = |m: &Message| tokenizer.spells_special(&m.role) || tokenizer.spells_special(&m.content);
         if !messages.iter().any(forged) {
-            let text = self.render(messages, ending)?;
-            let ids = tokenizer.encode(&text, false)?;
-            return Ok((text, ids));
+            return Ok(Rendered { text: self.render(messages, ending)?, guarded: false });
         }
         let guard = |m: &Message| Message { role: tokenizer.guard(&m.role), content: tokenizer.guard(&m.content) };
         let guarded: Vec<_> = messages.iter().map(guard).collect();
-        Ok(tokenizer.encode_guarded(&self.render(&guarded, ending)?)?)
+        Ok(Rendered { text: self.render(&guarded, ending)?, guarded: true })
+    }
+}
+
+/// A rendered conversation, or the end of one, in which control tokens of the template are told from those that
+/// messages spell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rendered {
+    text: String,
+    guarded: bool,
+}
+
+impl Rendered {
+    /// Returns the text without marks, and its ids; nothing is added.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode(&self, tokenizer: &Tokenizer) -> Result<(String, Vec<u32>), TokenizerError> {
+        if self.guarded {
+            return tokenizer.encode_guarded(&self.text);
+        }
+        Ok((self.text.clone(), tokenizer.encode(&self.text, false)?))
+    }
+
+    /// Returns what follows `beginning`; `None` where this text begins otherwise.
+    #[must_use]
+    pub fn after(&self, beginning: &Self) -> Option<Self> {
+        let rest = self.text.strip_prefix(&beginning.text)?;
+        Some(Self { text: rest.to_owned(), guarded: self.guarded })
+    }
+
+    /// Returns whether there is no text.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
     }
 }
 

@@ -27,6 +27,13 @@ impl Projection {
         if let Some(replaced) = lora.whole(self.site, x)? {
             return Ok(replaced);
         }
+        if x.track_op()
+            && x.dtype() == DType::F32
+            && self.bias.is_none()
+            && let Some((a, b)) = lora.low_rank(self.site, x.dim(0)?)?
+        {
+            return self.weight.adapted(x, a, b);
+        }
         let product = self.weight.forward(x)?;
         if !lora.runs.is_empty() {
             return lora.linear(self.site, x, product, self.bias.as_ref());

@@ -377,6 +377,10 @@ impl Base for Llama {
         projection.weight.to_f32()
     }
 
+    fn is_tied(&self) -> bool {
+        self.config.tied && self.config.head == Head::Language
+    }
+
     fn fingerprint(&self) -> &str {
         &self.info.fingerprint
     }

@@ -6,6 +6,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::explicit::explicit;
+use super::rows::by_rows;
 
 /// Returns x / √(mean(x²) + eps) · weight over the last dimension; `x` is `[rows, hidden]`, `weight` `[hidden]`.
 ///
@@ -15,7 +16,11 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (wide_x, wide_weight) = (x.detach().contiguous()?, weight.detach());
     #[expect(clippy::disallowed_methods, reason = "it is detached: the backward is below")]
     let normed = candle_nn::ops::rms_norm(&wide_x, &wide_weight, eps as f32)?;
+    let weight_learns = weight.track_op();
     explicit(&[x, weight], normed, move |gradient| {
+        if !weight_learns && let Some(for_x) = rms_norm_backward(&wide_x, &wide_weight, eps, gradient)? {
+            return Ok(vec![Some(for_x), None]);
+        }
         let f32 = |tensor: &Tensor| tensor.to_dtype(DType::F32);
         let (x, gradient, dtype) = (f32(&wide_x)?, f32(gradient)?, wide_x.dtype());
         let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -27,6 +32,25 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let for_weight = (gradient * unit)?.sum(0)?.to_dtype(wide_weight.dtype())?;
         Ok(vec![Some(for_x), Some(for_weight)])
     })
+}
+
+/// Returns inverse·(w·g - x̂·mean(w·g·x̂)) in one pass, where it can.
+fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f64, gradient: &Tensor) -> Result<Option<Tensor>> {
+    let weight = weight.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    let done = by_rows([x, gradient], |[x, gradient], [out]| {
+        let (mut squares, mut along) = (0.0_f32, 0.0_f32);
+        for ((x, g), w) in x.iter().zip(gradient).zip(&weight) {
+            squares += x * x;
+            along += w * g * x;
+        }
+        let size = x.len() as f32;
+        let inverse = 1.0 / (squares / size + eps as f32).sqrt();
+        let back = along * inverse * inverse / size;
+        for (((out, x), g), w) in out.iter_mut().zip(x).zip(gradient).zip(&weight) {
+            *out = inverse * (w * g - x * back);
+        }
+    });
+    Ok(done?.map(|[for_x]| for_x))
 }
 
 /// Returns the softmax over the last dimension in the number format of `x`: f32 is wanted where it matters.
@@ -45,6 +69,15 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes differ or the device fails.
 pub fn softmax_backward(shares: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let done = by_rows([shares, gradient], |[shares, gradient], [out]| {
+        let along: f32 = shares.iter().zip(gradient).map(|(p, g)| p * g).sum();
+        for ((out, p), g) in out.iter_mut().zip(shares).zip(gradient) {
+            *out = p * (g - along);
+        }
+    });
+    if let Some([done]) = done? {
+        return Ok(done);
+    }
     let along = (shares * gradient)?.sum_keepdim(D::Minus1)?;
     shares * gradient.broadcast_sub(&along)?
 }
@@ -76,6 +109,17 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (g, u) = (gate.detach(), up.detach());
     let product = (g.silu()? * &u)?;
     explicit(&[gate, up], product, move |gradient| {
+        let done = by_rows([&g, &u, gradient], |[g, u, gradient], [for_gate, for_up]| {
+            for (i, (g, u)) in g.iter().zip(u).enumerate() {
+                let sigma = 1.0 / (1.0 + (-g).exp());
+                let silu = g * sigma;
+                for_gate[i] = gradient[i] * u * (sigma * (1.0 - silu) + silu);
+                for_up[i] = gradient[i] * silu;
+            }
+        });
+        if let Some(done) = done? {
+            return Ok(done.map(Some).into());
+        }
         // σ' of g·σ(g) is σ + σ·g·(1-σ).
         let sigma = (g.neg()?.exp()? + 1.0)?.recip()?;
         let silu = (&g * &sigma)?;

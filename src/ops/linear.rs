@@ -60,6 +60,24 @@ impl Linear {
         }
     }
 
+    /// Returns x·Wᵀ + (x·a)·b as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only; all f32.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn adapted(&self, x: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let frozen = self.clone();
+        let [detached_x, detached_a, detached_b] = [x.detach(), a.detach(), b.detach()];
+        let inner = detached_x.matmul(&detached_a)?;
+        let product = (dense_product(&self.to_dense(x)?, &detached_x)? + inner.matmul(&detached_b)?)?;
+        explicit(&[x, a, b], product, move |gradient| {
+            let (x, a, b) = (&detached_x, &detached_a, &detached_b);
+            let for_inner = gradient.matmul(&b.t()?)?;
+            let for_x = (gradient.matmul(&frozen.to_dense(x)?)? + for_inner.matmul(&a.t()?)?)?;
+            let (for_a, for_b) = (x.t()?.matmul(&for_inner)?, inner.t()?.matmul(gradient)?);
+            Ok(vec![Some(for_x), Some(for_a), Some(for_b)])
+        })
+    }
+
     /// Returns the rows `ids` of the weight, `[ids, input]`, as an embedding does; the format is `dtype`.
     ///
     /// # Errors
@@ -142,6 +160,23 @@ mod tests {
             let got = Linear::dense(weight.to_dtype(dtype).unwrap()).forward(&x.to_dtype(dtype).unwrap()).unwrap();
             assert_eq!(got.dtype(), dtype);
             assert!(largest_difference(&got.to_dtype(DType::F32).unwrap(), &expected) < tolerance);
+        }
+    }
+
+    #[test]
+    fn an_adapted_product_is_the_composed_one_with_its_gradients() {
+        let linear = Linear::dense(values(&[6, 5], 1));
+        let [x, a, b] = [(&[70, 5], 2), (&[5, 2], 3), (&[2, 6], 4)]
+            .map(|(shape, seed)| Var::from_tensor(&values(shape, seed)).unwrap());
+        let weights = values(&[70, 6], 5);
+        let composed = (linear.forward(&x).unwrap() + x.matmul(&a).unwrap().matmul(&b).unwrap()).unwrap();
+        let fused = linear.adapted(&x, &a, &b).unwrap();
+        assert!(largest_difference(&fused, &composed) < 1e-5);
+        let [fused, composed] =
+            [fused, composed].map(|y| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap());
+        for var in [&x, &a, &b] {
+            let gradient = fused.get(var.as_tensor()).unwrap();
+            assert!(largest_difference(gradient, composed.get(var.as_tensor()).unwrap()) < 1e-4);
         }
     }
 

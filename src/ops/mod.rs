@@ -7,6 +7,7 @@ mod explicit;
 mod fused;
 mod linear;
 mod loss;
+mod rows;
 
 pub use explicit::{explicit, seed};
 pub use fused::{rms_norm, rope, silu_mul, softmax, softmax_backward};

@@ -5,21 +5,19 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::lookup::{Info, adapter_entry, alias_entry, alias_record, lock, parse_generation};
 use super::{
-    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Name, Publish, Reference, Registry, RegistryError,
-    RequestKey, directory,
+    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Lineage, Name, Publish, Reference, Registry,
+    RegistryError, RequestKey, directory,
 };
 use crate::lora::{Adapter, Generation, LoraError};
-use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow, StoreError};
+use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, now, unwritable};
 
-/// How long the answer to a request id is kept.
-const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 /// Largest change of a logit that rounding alone can make: the last bit of an f32 at 10.
 const NOISE: f64 = 1e-6;
 
@@ -66,7 +64,7 @@ impl Registry {
         let _preparing = lock(&self.preparing);
         let request = publish.request.as_ref();
         let first = self.store.read(|catalog| {
-            let first = answered(catalog, request)?;
+            let first = catalog.answered::<_, RegistryError>(request)?;
             if first.is_none() {
                 // Again below, where it counts; here it saves the pass.
                 expected_adapter(catalog, &publish)?;
@@ -80,6 +78,7 @@ impl Registry {
         let (adapter, effect) = self.timed(|| self.check(&files, publish.allow_no_effect))?;
 
         let _changing = lock(&self.changing);
+        let naming = self.store.naming();
         let mut after = Aftermath::default();
         let stored = self.store_files(files, &mut after);
         let record = stored.and_then(|(config_blob, tensor_blob)| {
@@ -94,10 +93,11 @@ impl Registry {
                 effect,
                 bytes: adapter.info().bytes,
                 created: now(),
+                lineage: None,
             };
             self.commit(request, &mut after, |catalog, after| self.put(catalog, after, &publish, adapter, row))
         });
-        self.sweep(&after.orphans);
+        naming.sweep(&after.orphans);
         let record = record?;
         tracing::info!(adapter = %publish.name, generation = record.current, "adapter published");
         Ok(record)
@@ -152,6 +152,11 @@ impl Registry {
             }
             after.orphans.extend([stored.config_blob, stored.tensor_blob]);
         }
+        if let Some(lineage) = &publish.lineage {
+            let parent = before.as_ref().map(|before| before.current.clone()).filter(|parent| *parent != row.id);
+            let lineage = Lineage { parent, ..lineage.clone() };
+            row.lineage = Some(serde_json::to_string(&lineage).map_err(unwritable)?);
+        }
         catalog.put_generation(&row)?;
 
         let aliased: HashSet<_> = catalog.aliases_of(name)?.into_iter().map(|alias| alias.generation).collect();
@@ -187,7 +192,7 @@ impl Registry {
         request: Option<RequestKey>,
     ) -> Result<AdapterRecord, RegistryError> {
         let request = request.as_ref();
-        if let Some(first) = self.store.read(|catalog| answered(catalog, request))? {
+        if let Some(first) = self.store.read(|catalog| catalog.answered::<_, RegistryError>(request))? {
             return Ok(first);
         }
         let (name, generation) = self.find(reference)?;
@@ -239,6 +244,7 @@ impl Registry {
     /// [`RegistryError::AdapterNotFound`], [`RegistryError::GenerationMismatch`], [`RegistryError::InUse`].
     pub fn delete(&self, name: &Name, expected: Expected, request: Option<RequestKey>) -> Result<(), RegistryError> {
         let _changing = lock(&self.changing);
+        let naming = self.store.naming();
         let mut after = Aftermath::default();
         self.commit(request.as_ref(), &mut after, |catalog, after| {
             let row = stored_adapter(catalog, name)?;
@@ -255,7 +261,7 @@ impl Registry {
             after.names.push((name.clone(), None));
             Ok(())
         })?;
-        self.sweep(&after.orphans);
+        naming.sweep(&after.orphans);
         if !self.names.contains_key(name) {
             self.metrics.forget_adapter(name.as_str());
         }
@@ -326,18 +332,7 @@ impl Registry {
         after: &mut Aftermath,
         change: impl FnOnce(&Catalog<'_>, &mut Aftermath) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let answer = self.store.change(|catalog| {
-            if let Some(first) = answered(catalog, request)? {
-                return Ok(first);
-            }
-            let answer = change(catalog, after)?;
-            if let Some(key) = request {
-                let response = serde_json::to_string(&answer).map_err(unwritable)?;
-                let row = RequestRow { fingerprint: key.fingerprint, response };
-                catalog.put_request((key.method, &key.id), &row, now(), since())?;
-            }
-            Ok::<_, RegistryError>(answer)
-        })?;
+        let answer = self.store.change_once(request, |catalog| change(catalog, after))?;
         // Weights first: a name must never lead to what is not there yet.
         if let Some(adapter) = after.hold.take()
             && !self.memory.holds(&adapter.generation())
@@ -365,35 +360,6 @@ impl Registry {
         self.show();
         Ok(answer)
     }
-
-    /// Removes the blobs that no row names. The caller holds `changing`: nothing is about to be named.
-    fn sweep(&self, orphans: &[String]) {
-        for digest in orphans {
-            let removed = self
-                .store
-                .read(|catalog| catalog.names_blob(digest))
-                .and_then(|named| if named { Ok(()) } else { self.store.blobs().remove(digest) });
-            if let Err(error) = removed {
-                // The change is committed; the file goes when the store is opened next.
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(digest, error, "a file that is not needed could not be removed");
-            }
-        }
-    }
-}
-
-/// Returns the first answer to a request id, if it was given in the last 24 hours.
-fn answered<T: DeserializeOwned>(
-    catalog: &Catalog<'_>,
-    request: Option<&RequestKey>,
-) -> Result<Option<T>, RegistryError> {
-    let Some(key) = request else { return Ok(None) };
-    let Some(row) = catalog.request(key.method, &key.id, since())? else { return Ok(None) };
-    if row.fingerprint != key.fingerprint {
-        return Err(RegistryError::RequestIdReused(key.id.clone()));
-    }
-    let corrupt = |_| StoreError::Corrupt(format!("the answer to request `{}`", key.id));
-    Ok(Some(serde_json::from_str(&row.response).map_err(corrupt)?))
 }
 
 /// Returns what a publish replaces, if it may.
@@ -411,7 +377,8 @@ fn stored_adapter(catalog: &Catalog<'_>, name: &Name) -> Result<AdapterRow, Regi
     catalog.adapter(name.as_str())?.ok_or_else(|| RegistryError::AdapterNotFound(name.to_string()))
 }
 
-fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(), RegistryError> {
+/// Returns whether what is current is what a caller expects.
+pub(crate) fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(), RegistryError> {
     let expected = match expected {
         Expected::Any => return Ok(()),
         Expected::Absent => String::new(),
@@ -422,18 +389,4 @@ fn compare(name: &Name, expected: &Expected, actual: Option<&str>) -> Result<(),
         return Ok(());
     }
     Err(RegistryError::GenerationMismatch { name: name.to_string(), expected, actual: actual.to_owned() })
-}
-
-fn unwritable(error: serde_json::Error) -> StoreError {
-    StoreError::Io { path: "evenkeel.db".into(), source: error.into() }
-}
-
-fn since() -> i64 {
-    now() - i64::try_from(REMEMBERED.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// Microseconds since 1970.
-fn now() -> i64 {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX)
 }

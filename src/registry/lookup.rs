@@ -309,6 +309,8 @@ impl Registry {
             let id = parse_generation(&stored.id)?;
             let held = after.hold.as_ref().is_some_and(|adapter| adapter.generation() == id);
             let leaves = after.retire.contains(&id) || after.unload.contains(&id);
+            let lineage = stored.lineage.as_deref().map(serde_json::from_str).transpose();
+            let lineage = lineage.map_err(|_| corrupt_row(&stored.id))?;
             // The change that is being made has one itself.
             let leases = self.memory.leases(&id).saturating_sub(usize::from(held));
             generations.push(GenerationRecord {
@@ -318,6 +320,7 @@ impl Registry {
                 bytes: stored.bytes,
                 leases: u32::try_from(leases).unwrap_or(u32::MAX),
                 effect: stored.effect,
+                lineage,
             });
         }
         Ok(AdapterRecord {

@@ -24,33 +24,11 @@ use crate::config::RegistrySettings;
 use crate::lora::{Adapter, Generation, Kind, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelError};
-use crate::store::{Store, StoreError};
+use crate::store::{RequestIdReused, Store, StoreError};
+pub(crate) use changes::compare;
 use memory::Memory;
 
-/// A checked name of an adapter or alias: `[a-z0-9][a-z0-9._-]{0,62}`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(String);
-
-impl Name {
-    /// Checks a name.
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut chars = text.bytes();
-        let first = chars.next().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        let rest = chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"._-".contains(&c));
-        (first && rest && text.len() <= 63).then(|| Self(text.to_owned()))
-    }
-
-    /// Returns the text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+pub use crate::store::{Name, RequestKey};
 
 /// What a request calls an adapter: a name or alias, or one generation of an adapter (`name@` and at least 8
 /// hexadecimal digits).
@@ -99,17 +77,6 @@ pub enum Expected {
     Generation(Generation),
 }
 
-/// Makes a repeated call harmless: the first answer is kept with the change, in one transaction, for 24 hours.
-#[derive(Debug, Clone)]
-pub struct RequestKey {
-    /// The method, for example `SetAlias`.
-    pub method: &'static str,
-    /// The caller's id.
-    pub id: String,
-    /// SHA-256 of the request's content.
-    pub fingerprint: [u8; 32],
-}
-
 /// The two files of a PEFT folder, or of a folder with a whole model.
 #[derive(Debug, Clone)]
 pub struct AdapterFiles {
@@ -117,6 +84,21 @@ pub struct AdapterFiles {
     pub config: Vec<u8>,
     /// `adapter_model.safetensors` or `model.safetensors`.
     pub tensors: Vec<u8>,
+}
+
+/// How a generation was made: by which job, from which data, and what it replaced.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Lineage {
+    /// Id of the job.
+    pub job: String,
+    /// Id of the data set: its digest.
+    pub dataset: String,
+    /// Fingerprint of the base model that it was trained on.
+    pub base: String,
+    /// Settings of the training, as the job wrote them.
+    pub settings: serde_json::Value,
+    /// Generation that was current before it, if there was one. Filled in when it is published.
+    pub parent: Option<String>,
 }
 
 /// Publishes an adapter.
@@ -132,6 +114,8 @@ pub struct Publish {
     pub allow_no_effect: bool,
     /// Makes a repeated call harmless.
     pub request: Option<RequestKey>,
+    /// How it was made; `None` leaves what is known of the same content.
+    pub lineage: Option<Lineage>,
 }
 
 /// One stored generation.
@@ -149,6 +133,8 @@ pub struct GenerationRecord {
     pub leases: u32,
     /// Largest change of a logit of the fixed prompt.
     pub effect: f64,
+    /// How it was made; none when it was brought.
+    pub lineage: Option<Lineage>,
 }
 
 /// One adapter.
@@ -271,6 +257,12 @@ pub enum RegistryError {
     /// The disk failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<RequestIdReused> for RegistryError {
+    fn from(RequestIdReused(id): RequestIdReused) -> Self {
+        Self::RequestIdReused(id)
+    }
 }
 
 /// Measures what an adapter changes: the model's, or a test's.

@@ -4,32 +4,28 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use futures_util::Stream;
 use prost::Message as _;
-use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
 use super::download;
+use super::fields::{checked, name, next_page, page, request_id, request_key, timestamp};
 use super::info::count;
-use super::page::{self, PageTokens};
+use super::page::PageTokens;
 use super::pb;
 use super::services::in_registry;
-use super::status::{self, Reason};
+use super::training;
 use super::upload;
 use super::violations::Violations;
 use crate::lora::{Generation, Kind};
 use crate::model::companions::Companion;
 use crate::registry::{
-    AdapterRecord, AliasRecord, Expected, GenerationRecord, Name, Publish, Reference, Registry, RequestKey,
+    AdapterFiles, AdapterRecord, AliasRecord, Expected, GenerationRecord, Publish, Reference, Registry,
 };
-
-/// Largest number of characters of a request id.
-const MAX_REQUEST_ID: usize = 128;
 
 /// Answers AdapterService.
 #[derive(Debug)]
@@ -41,13 +37,6 @@ pub(super) struct Adapters {
     pub(super) max_upload_bytes: u64,
     /// What stands beside a whole model.
     pub(super) companions: Arc<[Companion]>,
-}
-
-fn name(v: &mut Violations, field: &str, text: &str) -> Option<Name> {
-    let name = Name::parse(text);
-    let rule = "must be 1 to 63 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit";
-    v.require(field, name.is_some(), rule);
-    name
 }
 
 fn reference(v: &mut Violations, field: &str, text: &str) -> Option<Reference> {
@@ -67,7 +56,7 @@ fn parts(v: &mut Violations, text: &str, generation: &str) -> Option<Reference> 
     name.zip(whole).map(|(name, whole)| Reference { name, generation: whole.generation })
 }
 
-fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
+pub(super) fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
     match text {
         None => Expected::Any,
         Some("") => Expected::Absent,
@@ -81,26 +70,6 @@ fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
     }
 }
 
-/// Checks the id that makes a repeated call harmless.
-fn request_id(v: &mut Violations, field: &str, id: &str) {
-    let sound = id.chars().count() <= MAX_REQUEST_ID && !id.chars().any(char::is_control);
-    v.require(field, sound, "must be at most 128 printable characters");
-}
-
-/// Builds the key that makes a repeated call harmless; `content` is the request with its id taken out.
-fn request_key(method: &'static str, id: String, content: &[u8]) -> Option<RequestKey> {
-    (!id.is_empty()).then(|| RequestKey { method, id, fingerprint: Sha256::digest(content).into() })
-}
-
-/// Ends the checks: all faults, or the values.
-fn checked<T>(v: Violations, value: Option<T>) -> Result<T, Status> {
-    v.finish(value).map_err(|v| status::violations(&v))
-}
-
-fn timestamp(time: SystemTime) -> prost_types::Timestamp {
-    time.into()
-}
-
 fn generation_out(record: GenerationRecord) -> pb::Generation {
     let residency = if record.resident { pb::Residency::Resident } else { pb::Residency::OnDisk };
     pb::Generation {
@@ -110,6 +79,7 @@ fn generation_out(record: GenerationRecord) -> pb::Generation {
         bytes: record.bytes,
         active_leases: record.leases,
         effect: record.effect,
+        lineage: record.lineage.map(training::lineage_out),
     }
 }
 
@@ -138,6 +108,38 @@ fn alias_out(record: AliasRecord) -> pb::Alias {
     }
 }
 
+/// Configuration and tensors of an adapter: of a PEFT folder, or of a whole model.
+const FILES: [[&str; 2]; 2] =
+    [["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"]];
+
+impl upload::Message for pb::UploadAdapterRequest {
+    type Header = pb::UploadAdapterHeader;
+
+    fn part(self) -> Option<upload::Part<Self::Header>> {
+        self.part.map(|part| match part {
+            pb::upload_adapter_request::Part::Header(header) => upload::Part::Header(header),
+            pb::upload_adapter_request::Part::Chunk(chunk) => upload::Part::Chunk(chunk),
+        })
+    }
+}
+
+/// Checks that a header announces one of the pairs of [`FILES`], and puts them into that order.
+fn announced(header: &mut pb::UploadAdapterHeader, v: &mut Violations) -> [upload::Announced; 2] {
+    header.files.truncate(FILES[0].len() + 1);
+    header.files.sort_by(|a, b| a.name.cmp(&b.name));
+    let names: Vec<_> = header.files.iter().map(|file| file.name.as_str()).collect();
+    let found = FILES.iter().find(|files| names == **files);
+    let rule = "must be adapter_config.json and adapter_model.safetensors, or config.json and model.safetensors";
+    v.require("header.files", found.is_some(), rule);
+    let pair = *found.unwrap_or(&FILES[0]);
+    let mut files = header.files.iter().enumerate();
+    pair.map(|name| {
+        let (index, file) = files.next().map_or_else(Default::default, |(index, file)| (index, file.clone()));
+        let field = format!("header.files[{index}]");
+        upload::Announced { name, field, size: file.size, sha256: file.sha256 }
+    })
+}
+
 impl Adapters {
     /// Runs `work` on the registry, off the async threads and to its end.
     async fn ask<T: Send + 'static>(
@@ -147,25 +149,6 @@ impl Adapters {
     ) -> Result<T, Status> {
         let registry = Arc::clone(&self.registry);
         in_registry(context, move || work(&registry)).await
-    }
-
-    /// Checks a page's size and token.
-    fn page(&self, method: &str, wire: i32, token: &str) -> Result<(usize, Option<String>), Status> {
-        let size = page::size(wire).map_err(|v| status::violations(&v))?;
-        let after = self.pages.open(method, token).map_err(|page::Forged| {
-            let text = "was not made by this server for this method";
-            status::field(Reason::PageToken, "page_token", text)
-        })?;
-        Ok((size, after))
-    }
-
-    /// Cuts the one entry too many that was asked for, and makes the token of the next page from the last that stays.
-    fn next_page<T>(&self, method: &str, entries: &mut Vec<T>, size: usize, name: impl Fn(&T) -> &str) -> String {
-        if entries.len() <= size {
-            return String::new();
-        }
-        entries.truncate(size);
-        entries.last().map_or_else(String::new, |last| self.pages.seal(method, name(last)))
     }
 }
 
@@ -179,17 +162,23 @@ impl pb::adapter_service_server::AdapterService for Adapters {
     ) -> Result<Response<pb::Adapter>, Status> {
         let context = Context::of(&request);
         let mut stream = request.into_inner();
-        let check = |header: &pb::UploadAdapterHeader, v: &mut Violations| {
+        let check = |header: &mut pb::UploadAdapterHeader, v: &mut Violations| {
             let expected = expected(v, "header.expected_generation", header.expected_generation.as_deref());
             request_id(v, "header.request_id", &header.request_id);
-            name(v, "header.name", &header.name).map(|name| (name, expected))
+            let name = name(v, "header.name", &header.name);
+            (announced(header, v), name.map(|name| (name, expected)))
         };
         let upload::Upload { checked: (name, expected), mut header, files, memory } =
             upload::receive(&mut stream, &self.upload_memory, self.max_upload_bytes, check).await?;
+        for (info, file) in header.files.iter_mut().zip(&files) {
+            info.sha256.clone_from(&file.sha256);
+        }
+        let [config, tensors] = files.map(|file| file.bytes);
+        let files = AdapterFiles { config, tensors };
         let id = std::mem::take(&mut header.request_id);
         let request = request_key("UploadAdapter", id, &header.encode_to_vec());
         let (pinned, allow_no_effect) = (header.pinned, header.allow_no_effect);
-        let publish = Publish { name, expected, pinned, allow_no_effect, request };
+        let publish = Publish { name, expected, pinned, allow_no_effect, request, lineage: None };
         let work = move |registry: &Registry| {
             let record = registry.publish(files, publish);
             drop(memory);
@@ -217,7 +206,8 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         v.require("generation", wire.generation.is_empty(), "is for stored adapters: leave directory empty");
         v.require("directory", wire.directory.len() <= 255, "must be at most 255 bytes");
         let allow_no_effect = wire.allow_no_effect;
-        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request });
+        let lineage = None;
+        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request, lineage });
         let publish = checked(v, publish)?;
         let work = move |registry: &Registry| registry.publish_directory(&wire.directory, publish);
         Ok(Response::new(adapter_out(self.ask(&context, work).await?)))
@@ -269,10 +259,10 @@ impl pb::adapter_service_server::AdapterService for Adapters {
     ) -> Result<Response<pb::ListAdaptersResponse>, Status> {
         let context = Context::of(&request);
         let wire = request.into_inner();
-        let (size, after) = self.page("ListAdapters", wire.page_size, &wire.page_token)?;
+        let (size, after) = page(&self.pages, "ListAdapters", wire.page_size, &wire.page_token)?;
         let work = move |registry: &Registry| registry.list(after.as_deref(), size + 1);
         let mut entries = self.ask(&context, work).await?;
-        let next_page_token = self.next_page("ListAdapters", &mut entries, size, |r| &r.name);
+        let next_page_token = next_page(&self.pages, "ListAdapters", &mut entries, size, |r| &r.name);
         let adapters = entries.into_iter().map(adapter_out).collect();
         Ok(Response::new(pb::ListAdaptersResponse { adapters, next_page_token }))
     }
@@ -330,10 +320,10 @@ impl pb::adapter_service_server::AdapterService for Adapters {
     ) -> Result<Response<pb::ListAliasesResponse>, Status> {
         let context = Context::of(&request);
         let wire = request.into_inner();
-        let (size, after) = self.page("ListAliases", wire.page_size, &wire.page_token)?;
+        let (size, after) = page(&self.pages, "ListAliases", wire.page_size, &wire.page_token)?;
         let work = move |registry: &Registry| registry.aliases(after.as_deref(), size + 1);
         let mut entries = self.ask(&context, work).await?;
-        let next_page_token = self.next_page("ListAliases", &mut entries, size, |r| &r.name);
+        let next_page_token = next_page(&self.pages, "ListAliases", &mut entries, size, |r| &r.name);
         let aliases = entries.into_iter().map(alias_out).collect();
         Ok(Response::new(pb::ListAliasesResponse { aliases, next_page_token }))
     }
@@ -357,23 +347,6 @@ impl pb::adapter_service_server::AdapterService for Adapters {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn request_ids_are_bounded_and_printable() {
-        for (id, faulty) in [("x".repeat(128), false), ("x".repeat(129), true), ("a\nb".into(), true)] {
-            let mut v = Violations::default();
-            request_id(&mut v, "request_id", &id);
-            assert_eq!(!v.list().is_empty(), faulty);
-        }
-        assert!(request_key("SetAlias", String::new(), b"").is_none());
-    }
-
-    #[test]
-    fn the_fingerprint_covers_the_content_and_not_the_id() {
-        let key = |id: &str, content: &[u8]| request_key("SetAlias", id.into(), content).unwrap().fingerprint;
-        assert_eq!(key("a", b"same"), key("b", b"same"));
-        assert_ne!(key("a", b"same"), key("a", b"other"));
-    }
 
     #[test]
     fn expected_generations_are_any_none_or_one() {

@@ -8,15 +8,20 @@ mod adapters;
 mod classify;
 mod context;
 mod convert;
+mod datasets;
 mod download;
+mod fields;
+mod fine_tuning;
 mod inference;
 mod info;
+mod jobs;
 pub mod layers;
 pub mod listener;
 mod page;
 mod prompt;
 mod services;
 mod status;
+mod training;
 mod upload;
 mod violations;
 
@@ -24,7 +29,7 @@ pub use services::{Services, readiness_names};
 pub use status::{DOMAIN, Reason};
 
 /// Messages and services generated from `proto/`.
-#[expect(clippy::allow_attributes_without_reason, reason = "generated")]
+#[expect(clippy::allow_attributes_without_reason, clippy::large_enum_variant, reason = "generated")]
 pub mod pb {
     tonic::include_proto!("evenkeel.v1");
 

@@ -11,19 +11,27 @@ use tonic::{Code, Status};
 
 use super::adapters::Adapters;
 use super::context::Context;
+use super::datasets::DatasetApi;
+use super::fine_tuning::FineTunings;
 use super::inference::Inference;
 use super::info::Info;
+use super::jobs::JobCalls;
 use super::layers::{self, Methods};
 use super::page::PageTokens;
 use super::pb;
 use super::pb::adapter_service_server::AdapterServiceServer;
+use super::pb::dataset_service_server::DatasetServiceServer;
+use super::pb::fine_tuning_service_server::FineTuningServiceServer;
 use super::pb::inference_service_server::InferenceServiceServer;
+use super::pb::job_service_server::JobServiceServer;
 use super::pb::server_service_server::ServerServiceServer;
 use super::prompt::Prompts;
 use super::status;
 use super::upload;
 use crate::config::Settings;
+use crate::dataset::Datasets;
 use crate::engine::Engine;
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::model::ModelInfo;
 use crate::model::chat::ChatTemplate;
@@ -38,6 +46,10 @@ pub struct Services {
     pub engine: Engine,
     /// Names adapters.
     pub registry: Arc<Registry>,
+    /// Names data sets.
+    pub datasets: Arc<Datasets>,
+    /// Runs what is long.
+    pub jobs: Jobs,
     /// The base model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, if it has one.
@@ -55,12 +67,15 @@ pub struct Services {
 }
 
 /// Returns the names under which health is told by readiness: one a service.
-pub fn readiness_names() -> [&'static str; 3] {
+pub fn readiness_names() -> [&'static str; 6] {
     use tonic::server::NamedService;
     [
         <ServerServiceServer<Info> as NamedService>::NAME,
         <InferenceServiceServer<Inference> as NamedService>::NAME,
         <AdapterServiceServer<Adapters> as NamedService>::NAME,
+        <DatasetServiceServer<DatasetApi> as NamedService>::NAME,
+        <FineTuningServiceServer<FineTunings> as NamedService>::NAME,
+        <JobServiceServer<JobCalls> as NamedService>::NAME,
     ]
 }
 
@@ -107,11 +122,38 @@ impl Services {
             .max_decoding_message_size(most)
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd);
+        let limit = self.settings.datasets.max_upload_bytes;
+        let datasets = DatasetApi {
+            datasets: Arc::clone(&self.datasets),
+            pages: PageTokens::new(),
+            upload_memory: Arc::new(Semaphore::new(upload::permits(limit) as usize)),
+            max_upload_bytes: limit,
+        };
+        let datasets = DatasetServiceServer::new(datasets)
+            .max_decoding_message_size(most)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Zstd);
+        let tunings = FineTunings { jobs: self.jobs.clone(), context_length: self.model.context_length };
+        let tunings = FineTuningServiceServer::new(tunings)
+            .max_decoding_message_size(most)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Zstd);
+        let jobs = JobServiceServer::new(JobCalls { jobs: self.jobs.clone(), pages: PageTokens::new() })
+            .max_decoding_message_size(most)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Zstd);
         let health = tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(health),
         );
         let mut routes = Routes::builder();
-        routes.add_service(info).add_service(inference).add_service(adapters).add_service(health);
+        routes.add_service(info).add_service(inference).add_service(adapters).add_service(datasets);
+        routes.add_service(tunings).add_service(jobs).add_service(health);
         if self.settings.server.reflection {
             routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
         }

@@ -4,6 +4,7 @@
 //! logged with their chain; the client gets the request id and nothing else.
 //! Source of the codes: AIP-193 and the table of `google.rpc.Code`.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use super::context::Context;
 use super::prompt::PromptError;
 use super::violations::Violations;
+use crate::dataset::{DatasetError, Fault};
 use crate::engine::EngineError;
+use crate::jobs::JobsError;
 use crate::lora::LoraError;
 use crate::model::chat::ChatError;
 use crate::registry::RegistryError;
@@ -57,6 +60,8 @@ reasons! {
     MalformedMessage = "MALFORMED_MESSAGE" => InvalidArgument,
     /// A page token was not made by this server for this method.
     PageToken = "PAGE_TOKEN" => InvalidArgument,
+    /// A token to watch on is not of this job.
+    WatchToken = "WATCH_TOKEN" => InvalidArgument,
     /// Prompt and new tokens exceed the context.
     ContextLength = "CONTEXT_LENGTH" => InvalidArgument,
     /// The chat template refuses the messages.
@@ -65,16 +70,24 @@ reasons! {
     Checksum = "CHECKSUM" => InvalidArgument,
     /// An adapter's files are faulty.
     AdapterInvalid = "ADAPTER_INVALID" => InvalidArgument,
+    /// A data set's file or declaration is faulty.
+    DatasetInvalid = "DATASET_INVALID" => InvalidArgument,
     /// A request id was used for another request.
     RequestIdReused = "REQUEST_ID_REUSED" => InvalidArgument,
     /// No such adapter.
     AdapterNotFound = "ADAPTER_NOT_FOUND" => NotFound,
+    /// No such job.
+    JobNotFound = "JOB_NOT_FOUND" => NotFound,
     /// No such alias.
     AliasNotFound = "ALIAS_NOT_FOUND" => NotFound,
+    /// No such data set.
+    DatasetNotFound = "DATASET_NOT_FOUND" => NotFound,
     /// The name is taken.
     NameTaken = "NAME_TAKEN" => AlreadyExists,
     /// Another generation is current.
     GenerationMismatch = "GENERATION_MISMATCH" => Aborted,
+    /// The name points to another data set.
+    DatasetMismatch = "DATASET_MISMATCH" => Aborted,
     /// A PEFT feature is not supported.
     AdapterUnsupported = "ADAPTER_UNSUPPORTED" => FailedPrecondition,
     /// The adapter does not fit the base model.
@@ -85,8 +98,16 @@ reasons! {
     AdapterPinned = "ADAPTER_PINNED" => FailedPrecondition,
     /// Aliases point to the adapter.
     AdapterInUse = "ADAPTER_IN_USE" => FailedPrecondition,
+    /// Jobs need the data set.
+    DatasetInUse = "DATASET_IN_USE" => FailedPrecondition,
     /// The server has no adapter folder.
     NoAdapterDir = "NO_ADAPTER_DIR" => FailedPrecondition,
+    /// The job has ended.
+    JobFinished = "JOB_FINISHED" => FailedPrecondition,
+    /// The job cannot be taken up again.
+    JobNotResumable = "JOB_NOT_RESUMABLE" => FailedPrecondition,
+    /// Another job makes the same adapter or alias.
+    JobConflict = "JOB_CONFLICT" => FailedPrecondition,
     /// The model has no language head.
     WrongHead = "WRONG_HEAD" => FailedPrecondition,
     /// Neither base model nor adapter has a classification head.
@@ -230,6 +251,68 @@ pub(super) fn no_classifier(adapter: &str) -> Status {
     let subject = if adapter.is_empty() { "base_model" } else { adapter };
     let text = "neither the base model nor the adapter has a classification head";
     precondition(Reason::NoClassifier, subject, text.to_owned())
+}
+
+/// Maps an error of the data sets.
+pub(super) fn dataset(error: &DatasetError, context: &Context) -> Status {
+    let message = error.to_string();
+    match error {
+        DatasetError::Invalid(faults) => {
+            let reason = Reason::DatasetInvalid;
+            let first = faults.first();
+            let row = first.and_then(|fault| fault.row).map(|row| ("row".to_owned(), row.to_string()));
+            let column = first.and_then(|fault| fault.column.clone()).map(|column| ("column".to_owned(), column));
+            let mut details = ErrorDetails::new();
+            let metadata: HashMap<_, _> = row.into_iter().chain(column).collect();
+            details.set_error_info(reason.as_str(), DOMAIN, metadata);
+            let violation = |fault: &Fault| FieldViolation::new(place(fault), fault.kind.to_string());
+            details.set_bad_request(faults.iter().map(violation).collect::<Vec<_>>());
+            with(reason, message, details)
+        }
+        DatasetError::NotFound(name) => resource(Reason::DatasetNotFound, "dataset", name, message),
+        DatasetError::Mismatch { name, actual, .. } => {
+            let reason = Reason::DatasetMismatch;
+            let current = [("current_id".to_owned(), actual.clone())];
+            let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, current);
+            details.set_resource_info("dataset", name, "", &message);
+            with(reason, message, details)
+        }
+        DatasetError::InUse { name, .. } => precondition(Reason::DatasetInUse, name, message),
+        DatasetError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
+        DatasetError::Store(error) => store(error, context),
+    }
+}
+
+/// Names the place of a fault as a field.
+fn place(fault: &Fault) -> String {
+    match (fault.row, &fault.column) {
+        (Some(row), Some(column)) => format!("rows[{row}].{column}"),
+        (Some(row), None) => format!("rows[{row}]"),
+        (None, Some(column)) => format!("columns.{column}"),
+        (None, None) => "file".to_owned(),
+    }
+}
+
+/// Maps an error of the jobs.
+pub(super) fn jobs(error: &JobsError, context: &Context) -> Status {
+    let message = error.to_string();
+    match error {
+        JobsError::NotFound(id) => resource(Reason::JobNotFound, "job", id, message),
+        JobsError::DatasetNotFound(name) => resource(Reason::DatasetNotFound, "dataset", name, message),
+        JobsError::Finished(_) => precondition(Reason::JobFinished, "job", message),
+        JobsError::NotResumable(_) => precondition(Reason::JobNotResumable, "job", message),
+        JobsError::Conflict(other) => precondition(Reason::JobConflict, other, message),
+        JobsError::QueueFull(limit) => {
+            let mut details = info(Reason::QueueFull);
+            details.set_retry_info(Some(RETRY));
+            details.add_quota_failure_violation("jobs.max_queued", format!("{limit} jobs may wait"));
+            with(Reason::QueueFull, message, details)
+        }
+        JobsError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
+        JobsError::Event => field(Reason::WatchToken, "token", "is not a token of this job"),
+        JobsError::Registry(error) => registry(error, context),
+        JobsError::Store(error) => store(error, context),
+    }
 }
 
 /// Maps an error of the border's own work on prompts.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::ModelError;
+use crate::store::RequestIdReused;
 
 fn context() -> Context {
     Context { request_id: "r-1".into(), deadline: None }
@@ -69,6 +70,9 @@ fn every_registry_error_has_code_and_reason() {
     for (error, code, text) in cases {
         let status = registry(&error, &context());
         assert_eq!((status.code(), reason(&status).as_str()), (code, text), "{error}");
+        // A job whose result is refused says the same, or that it cannot be the caller's fault.
+        let told = crate::jobs::refused(&error).reason;
+        assert!(told == text || told == "INTERNAL", "{error}: {told}");
         let details = status.get_error_details();
         if code == Code::InvalidArgument {
             assert!(details.bad_request().is_some(), "{error}");
@@ -77,6 +81,75 @@ fn every_registry_error_has_code_and_reason() {
         } else if matches!(code, Code::NotFound | Code::AlreadyExists) {
             assert!(details.resource_info().is_some(), "{error}");
         }
+    }
+}
+
+#[test]
+fn every_dataset_error_has_code_reason_and_details() {
+    use crate::dataset::FaultKind;
+    use DatasetError as D;
+    let fault = |row: Option<u64>, column: Option<&str>| Fault {
+        row,
+        column: column.map(str::to_owned),
+        kind: FaultKind::Missing,
+    };
+    let places = vec![fault(Some(7), Some("label")), fault(Some(8), None), fault(None, Some("x")), fault(None, None)];
+    let mismatch = D::Mismatch { name: "a".into(), expected: "b".into(), actual: "c".into() };
+    let cases = [
+        (D::Invalid(places), Code::InvalidArgument, "DATASET_INVALID"),
+        (D::NotFound("a".into()), Code::NotFound, "DATASET_NOT_FOUND"),
+        (mismatch, Code::Aborted, "DATASET_MISMATCH"),
+        (D::InUse { name: "a".into(), holders: vec!["b".into()] }, Code::FailedPrecondition, "DATASET_IN_USE"),
+        (D::RequestIdReused(RequestIdReused("x".into())), Code::InvalidArgument, "REQUEST_ID_REUSED"),
+        (D::Store(StoreError::Full), Code::ResourceExhausted, "STORAGE_FULL"),
+        (D::Store(StoreError::Corrupt("x".into())), Code::DataLoss, "DATA_CORRUPT"),
+    ];
+    for (error, code, text) in &cases {
+        let status = dataset(error, &context());
+        assert_eq!((status.code(), reason(&status).as_str()), (*code, *text), "{error}");
+    }
+    let status = dataset(&cases[0].0, &context());
+    let fields = status.get_details_bad_request().unwrap().field_violations;
+    let fields: Vec<_> = fields.iter().map(|violation| violation.field.as_str()).collect();
+    assert_eq!(fields, ["rows[7].label", "rows[8]", "columns.x", "file"]);
+    let metadata = status.get_details_error_info().unwrap().metadata;
+    assert_eq!((metadata["row"].as_str(), metadata["column"].as_str()), ("7", "label"));
+    assert_eq!(dataset(&cases[2].0, &context()).get_details_error_info().unwrap().metadata["current_id"], "c");
+}
+
+#[test]
+fn every_jobs_error_has_code_and_reason() {
+    use JobsError as J;
+    let cases = [
+        (J::NotFound("a".into()), Code::NotFound, "JOB_NOT_FOUND"),
+        (J::DatasetNotFound("a".into()), Code::NotFound, "DATASET_NOT_FOUND"),
+        (J::Finished(crate::jobs::State::Failed), Code::FailedPrecondition, "JOB_FINISHED"),
+        (J::NotResumable("x".into()), Code::FailedPrecondition, "JOB_NOT_RESUMABLE"),
+        (J::Conflict("x".into()), Code::FailedPrecondition, "JOB_CONFLICT"),
+        (J::QueueFull(3), Code::ResourceExhausted, "QUEUE_FULL"),
+        (J::Event, Code::InvalidArgument, "WATCH_TOKEN"),
+        (J::Registry(RegistryError::RequestIdReused("x".into())), Code::InvalidArgument, "REQUEST_ID_REUSED"),
+        (J::Store(StoreError::Full), Code::ResourceExhausted, "STORAGE_FULL"),
+        (J::Store(StoreError::Corrupt("x".into())), Code::DataLoss, "DATA_CORRUPT"),
+    ];
+    for (error, code, text) in cases {
+        let status = jobs(&error, &context());
+        assert_eq!((status.code(), reason(&status).as_str()), (code, text), "{error}");
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().is_some(), code == Code::InvalidArgument, "{error}");
+        assert_eq!(details.precondition_failure().is_some(), code == Code::FailedPrecondition, "{error}");
+        assert_eq!(details.resource_info().is_some(), code == Code::NotFound, "{error}");
+    }
+    assert!(jobs(&J::QueueFull(3), &context()).get_details_retry_info().is_some());
+}
+
+/// A job that fails tells the same reasons as calls do, or one of its own that the proto explains.
+#[test]
+fn reasons_of_failed_jobs_are_known() {
+    let proto = include_str!("../../proto/evenkeel/v1/job.proto");
+    for reason in crate::jobs::reason::ALL {
+        let known = Reason::ALL.iter().any(|known| known.as_str() == reason);
+        assert!(known || proto.contains(&format!("`{reason}`")), "{reason}");
     }
 }
 
@@ -113,6 +186,10 @@ fn the_protos_name_the_reasons_and_no_others() {
         include_str!("../../proto/evenkeel/v1/server.proto"),
         include_str!("../../proto/evenkeel/v1/inference.proto"),
         include_str!("../../proto/evenkeel/v1/adapter.proto"),
+        include_str!("../../proto/evenkeel/v1/dataset.proto"),
+        include_str!("../../proto/evenkeel/v1/training.proto"),
+        include_str!("../../proto/evenkeel/v1/job.proto"),
+        include_str!("../../proto/evenkeel/v1/fine_tuning.proto"),
     ]
     .concat();
     for reason in Reason::ALL {

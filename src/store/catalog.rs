@@ -41,6 +41,8 @@ pub struct GenerationRow {
     pub bytes: u64,
     /// When it was published.
     pub created: i64,
+    /// How it was made, JSON; none when it was brought.
+    pub lineage: Option<String>,
 }
 
 /// An alias.
@@ -68,14 +70,18 @@ pub struct RequestRow {
 /// The rows as one transaction sees them.
 #[derive(Debug)]
 pub struct Catalog<'a> {
-    rows: &'a Transaction<'a>,
+    pub(super) rows: &'a Transaction<'a>,
 }
 
-const GENERATION: &str = "adapter, id, base, config_blob, tensor_blob, info, effect, bytes, created";
+const GENERATION: &str = "adapter, id, base, config_blob, tensor_blob, info, effect, bytes, created, lineage";
 
 impl<'a> Catalog<'a> {
     pub(super) fn new(rows: &'a Transaction<'a>) -> Self {
         Self { rows }
+    }
+
+    pub(super) fn rows(&self) -> &Transaction<'a> {
+        self.rows
     }
 
     /// Returns an adapter.
@@ -125,12 +131,13 @@ impl<'a> Catalog<'a> {
     /// Adds a generation as the newest of its adapter; one of the same id is replaced.
     pub fn put_generation(&self, row: &GenerationRow) -> Result<(), StoreError> {
         let sql = "INSERT INTO generations
-                (adapter, id, base, config_blob, tensor_blob, info, effect, bytes, created)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                (adapter, id, base, config_blob, tensor_blob, info, effect, bytes, created, lineage)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
             ON CONFLICT (adapter, id) DO UPDATE SET
                 seq = (SELECT max(seq) + 1 FROM generations),
                 base = excluded.base, config_blob = excluded.config_blob, tensor_blob = excluded.tensor_blob,
-                info = excluded.info, effect = excluded.effect, bytes = excluded.bytes, created = excluded.created";
+                info = excluded.info, effect = excluded.effect, bytes = excluded.bytes, created = excluded.created,
+                lineage = coalesce(excluded.lineage, lineage)";
         // SQLite's integers are signed; no adapter has 2^63 bytes.
         let bytes = i64::try_from(row.bytes).unwrap_or(i64::MAX);
         self.rows.prepare_cached(sql)?.execute(params![
@@ -142,7 +149,8 @@ impl<'a> Catalog<'a> {
             row.info,
             row.effect,
             bytes,
-            row.created
+            row.created,
+            row.lineage
         ])?;
         Ok(())
     }
@@ -189,16 +197,20 @@ impl<'a> Catalog<'a> {
         Ok(())
     }
 
-    /// Returns whether a generation names this blob.
+    /// Returns whether a row names this blob.
     pub fn names_blob(&self, digest: &str) -> Result<bool, StoreError> {
         let sql = "SELECT EXISTS (SELECT 1 FROM generations WHERE config_blob = ?1)
-            OR EXISTS (SELECT 1 FROM generations WHERE tensor_blob = ?1)";
+            OR EXISTS (SELECT 1 FROM generations WHERE tensor_blob = ?1)
+             OR EXISTS (SELECT 1 FROM dataset_contents WHERE blob = ?1)
+             OR EXISTS (SELECT 1 FROM jobs WHERE checkpoint = ?1)";
         Ok(self.rows.prepare_cached(sql)?.query_row([digest], |row| row.get(0))?)
     }
 
     /// Returns the digests of all blobs that rows name.
     pub fn blobs(&self) -> Result<HashSet<String>, StoreError> {
-        let sql = "SELECT config_blob FROM generations UNION SELECT tensor_blob FROM generations";
+        let sql = "SELECT config_blob FROM generations UNION SELECT tensor_blob FROM generations
+             UNION SELECT blob FROM dataset_contents
+             UNION SELECT checkpoint FROM jobs WHERE checkpoint IS NOT NULL";
         let rows = self.rows.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>();
         Ok(rows?)
     }
@@ -225,7 +237,7 @@ impl<'a> Catalog<'a> {
     }
 }
 
-fn cut(limit: usize) -> i64 {
+pub(super) fn cut(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
@@ -245,6 +257,7 @@ fn generation(row: &Row<'_>) -> rusqlite::Result<GenerationRow> {
         effect: row.get(6)?,
         bytes: u64::try_from(bytes).unwrap_or(0),
         created: row.get(8)?,
+        lineage: row.get(9)?,
     })
 }
 

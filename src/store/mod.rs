@@ -7,16 +7,24 @@
 
 mod blobs;
 mod catalog;
+mod datasets;
+mod jobs;
+mod name;
+mod requests;
 mod schema;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, TransactionBehavior};
 
 pub use blobs::Blobs;
 pub use catalog::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow};
+pub use datasets::{DatasetContentRow, DatasetRow};
+pub use jobs::{EventRow, JobRow};
+pub use name::Name;
+pub use requests::{RequestIdReused, RequestKey, now, unwritable};
 
 /// The data directory, held by one process at a time.
 #[derive(Debug)]
@@ -24,6 +32,8 @@ pub struct Store {
     // One connection: writers never meet, and a reader waits for one commit at most.
     database: Mutex<Connection>,
     blobs: Blobs,
+    // Held from the writing of a blob until a row names it, and while blobs that no row names are removed.
+    naming: Mutex<()>,
     // Released by the system when the process ends, however it ends. Declared last: dropped after the database.
     _lock: File,
 }
@@ -48,7 +58,7 @@ impl Store {
         let mut database = Connection::open(directory.join("evenkeel.db"))?;
         schema::prepare(&mut database)?;
         let blobs = Blobs::open(&directory.join("blobs"))?;
-        let store = Self { database: Mutex::new(database), blobs, _lock: lock };
+        let store = Self { database: Mutex::new(database), blobs, naming: Mutex::default(), _lock: lock };
         let named = store.read(|catalog| catalog.blobs())?;
         let removed = store.blobs.sweep(&named)?;
         if removed > 0 {
@@ -60,6 +70,12 @@ impl Store {
     /// Returns the content-addressed files.
     pub fn blobs(&self) -> &Blobs {
         &self.blobs
+    }
+
+    /// Takes the right to write blobs and name them, and to remove those that nobody names.
+    pub fn naming(&self) -> Naming<'_> {
+        // It guards no value that a panic could leave half changed.
+        Naming { store: self, _guard: self.naming.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Reads rows, all of one moment.
@@ -83,6 +99,29 @@ impl Store {
         let value = change(&Catalog::new(&transaction))?;
         transaction.commit().map_err(StoreError::from)?;
         Ok(value)
+    }
+}
+
+/// The right to write blobs and name them: between writing and naming, nobody else removes one.
+#[derive(Debug)]
+pub struct Naming<'a> {
+    store: &'a Store,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Naming<'_> {
+    /// Removes those of the blobs that no row names; what cannot be removed goes when the store is opened next.
+    pub fn sweep(&self, orphans: &[String]) {
+        for digest in orphans {
+            let removed = self
+                .store
+                .read(|catalog| catalog.names_blob(digest))
+                .and_then(|named| if named { Ok(()) } else { self.store.blobs().remove(digest) });
+            if let Err(error) = removed {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(digest, error, "a file that is not needed could not be removed");
+            }
+        }
     }
 }
 

@@ -10,7 +10,9 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Scripts in order; the version of a database is the number of those that ran.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[ADAPTERS, DATASETS, LINEAGE, JOBS];
+
+const ADAPTERS: &str = "
     CREATE TABLE adapters (
         name TEXT PRIMARY KEY,
         current TEXT NOT NULL,
@@ -50,7 +52,54 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (method, id)
     ) STRICT;
     CREATE INDEX requests_created ON requests (created);
-"];
+";
+
+const LINEAGE: &str = "ALTER TABLE generations ADD COLUMN lineage TEXT;";
+
+const JOBS: &str = "
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY,
+        state TEXT NOT NULL,
+        adapter TEXT NOT NULL,
+        alias TEXT,
+        dataset TEXT NOT NULL,
+        checkpoint TEXT,
+        place INTEGER NOT NULL,
+        record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX jobs_state ON jobs (state, place);
+    CREATE INDEX jobs_checkpoint ON jobs (checkpoint);
+    CREATE TABLE job_events (
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        event TEXT NOT NULL,
+        PRIMARY KEY (job, number)
+    ) STRICT, WITHOUT ROWID;
+";
+
+const DATASETS: &str = "
+    CREATE TABLE dataset_contents (
+        id TEXT PRIMARY KEY,
+        blob TEXT NOT NULL,
+        declaration TEXT NOT NULL,
+        summary TEXT NOT NULL,
+        bytes INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX dataset_contents_blob ON dataset_contents (blob);
+    CREATE TABLE datasets (
+        name TEXT PRIMARY KEY,
+        content TEXT NOT NULL REFERENCES dataset_contents (id),
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX datasets_content ON datasets (content);
+    CREATE TABLE dataset_holds (
+        content TEXT NOT NULL REFERENCES dataset_contents (id),
+        holder TEXT NOT NULL,
+        PRIMARY KEY (content, holder)
+    ) STRICT;
+    CREATE INDEX dataset_holds_holder ON dataset_holds (holder);
+";
 
 /// Sets the connection up and runs the migrations that are missing.
 ///

@@ -19,6 +19,7 @@ fn publish(store: &Store, content: &[u8]) -> String {
                 effect: 0.1,
                 bytes: 7,
                 created: 1,
+                lineage: None,
             })
         })
         .unwrap();

@@ -4,16 +4,32 @@
 //! went, and can be written down and taken up again with the very same bits (CPU). What is trained is an adapter whose
 //! tensors are variables; a full fine-tune is an adapter that replaces every weight.
 
+mod encode;
+mod examples;
+mod files;
+mod learner;
+mod memory;
+mod optimizer;
+mod order;
+mod parameters;
+mod schedule;
 mod settings;
+mod trainer;
 
 use std::sync::Arc;
 
-use crate::dataset::Dataset;
 use crate::model::chat::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, ModelError};
 
+pub use examples::{Example, Examples, GroupKey};
+pub use learner::{Gradients, Learner, Outcome, RowLoss};
+pub use optimizer::{AdamW, Moments};
+pub use order::{MicroBatch, Order};
+pub use parameters::{Parameter, Parameters};
+pub use schedule::learning_rate;
 pub use settings::{Average, Length, LoraSettings, Method, Schedule, Settings, Targets, Task};
+pub use trainer::Trainer;
 
 /// What all training on one base model shares.
 #[derive(Clone)]
@@ -145,55 +161,4 @@ pub enum TrainError {
     /// A tensor operation failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
-}
-
-/// One training run, between two steps.
-pub struct Trainer {}
-
-impl Trainer {
-    /// Checks settings against model and data, estimates memory, makes the variables.
-    ///
-    /// # Errors
-    /// Names the setting, the row, or the bytes.
-    pub fn begin(_context: &Context, _dataset: &Dataset, _settings: &Settings) -> Result<Self, TrainError> {
-        todo!()
-    }
-
-    /// Takes a run up again where `checkpoint` was written.
-    ///
-    /// # Errors
-    /// As [`Self::begin`]; [`TrainError::Checkpoint`].
-    pub fn resume(
-        _context: &Context,
-        _dataset: &Dataset,
-        _settings: &Settings,
-        _checkpoint: &[u8],
-    ) -> Result<Self, TrainError> {
-        todo!()
-    }
-
-    /// Does one optimiser step, and an evaluation when it is due.
-    ///
-    /// # Errors
-    /// [`TrainError::Stopped`], [`TrainError::Diverged`], [`TrainError::Gradient`], or when the model fails.
-    /// After an error the trainer is spent: go on from a checkpoint.
-    pub fn advance(&mut self, _slices: &dyn Slices) -> Result<Progress, TrainError> {
-        todo!()
-    }
-
-    /// Writes everything down that the next step depends on.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn checkpoint(&self) -> Result<Vec<u8>, TrainError> {
-        todo!()
-    }
-
-    /// Returns what was trained (the best evaluation's weights where [`Settings::keep_best`] says so).
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn output(&self) -> Result<Output, TrainError> {
-        todo!()
-    }
 }

@@ -33,6 +33,11 @@ BROKEN_LEFT_OUT = (
     + ("alpha_string", "r_fraction", "r_missing", "r_negative", "targets_null", "config_array")
     + ("base_path_absolute", "base_path_url", "feature_pissa", "feature_qalora", "feature_trainable_tokens")
 )
+# The sum of squares of all gradients is in `steps.json`; of a full fine-tune these tensors show one by one.
+FULL_TRAINING_KEEPS = ("layers.1.self_attn.q_proj.", "layers.1.mlp.down_proj.", "input_layernorm.", "model.norm.")
+# One midpoint shows what resuming needs.
+MIDPOINT_KEEPS = ("lora_causal_lm",)
+TRAINING_TOKENS = 4
 WIDTHS = {"F32": 4, "I64": 8, "BF16": 2, "F16": 2}
 
 
@@ -160,9 +165,36 @@ def broken(source, target):
             shutil.copyfile(file, copied)
 
 
+def training(source, target):
+    """One training case: data, start and end; the gradients of the last step that has any, leading logits."""
+    recipe = json.loads((source / "recipe.json").read_text(encoding="utf-8"))
+    full = recipe["method"] == "full"
+    gradients = max(f.name for f in source.glob("gradients_step_*.safetensors"))
+    for file in sorted(f for f in source.rglob("*") if f.is_file()):
+        name = file.relative_to(source)
+        copied = target / name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        if name.name.startswith("gradients_step_") and name.name != gradients:
+            continue
+        midpoint = name.name == "midpoint.safetensors" and source.name not in MIDPOINT_KEEPS
+        if midpoint or name.name == "steps_float64.json":
+            continue
+        if full and file.suffix == ".safetensors" and name.name != "logits.safetensors":
+            tensors = read_tensors(file).items()
+            write_tensors(copied, {n: t for n, t in tensors if any(k in n for k in FULL_TRAINING_KEEPS)})
+        elif name.name == "logits.safetensors" and recipe["task"] == "causal_lm":
+            logits = read_tensors(file).items()
+            write_tensors(copied, {n: cut(cut(t, 0, 1), 1, TRAINING_TOKENS) for n, t in logits})
+        elif name.name in ("recipe.json", "steps.json"):
+            write_json(copied, json.loads(file.read_text(encoding="utf-8")))
+        else:
+            shutil.copyfile(file, copied)
+
+
 def main():
     full = Path(sys.argv[1])
-    for part in ("language", "adapters", "adapters_broken", "bases_broken", "tokenizers", "chat_templates", "sampling"):
+    parts = ("language", "adapters", "adapters_broken", "bases_broken", "tokenizers", "chat_templates", "sampling")
+    for part in (*parts, "training"):
         shutil.rmtree(HERE / part, ignore_errors=True)
     for folder in sorted((full / "language").iterdir()):
         language(folder, HERE / "language" / folder.name)
@@ -173,6 +205,9 @@ def main():
         for file in sorted((full / part).rglob("*")):
             if file.is_file():
                 copy(file, HERE / part / file.relative_to(full / part))
+    for folder in sorted((full / "training").iterdir()):
+        if json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["base"].startswith("language/"):
+            training(folder, HERE / "training" / folder.name)
     size = sum(f.stat().st_size for f in HERE.rglob("*") if f.is_file())
     print(f"{size / 1e6:.2f} MB")
 

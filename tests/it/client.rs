@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel::config::Settings;
 use evenkeel::rpc::pb::adapter_service_client::AdapterServiceClient;
+use evenkeel::rpc::pb::dataset_service_client::DatasetServiceClient;
 use evenkeel::rpc::pb::inference_service_client::InferenceServiceClient;
 use evenkeel::rpc::pb::server_service_client::ServerServiceClient;
 use evenkeel::rpc::pb::upload_adapter_request::Part;
@@ -116,6 +117,7 @@ pub(crate) fn greedy(adapter: &str, prompt: &str, tokens: u32) -> GenerateReques
 pub(crate) struct Client {
     pub(crate) inference: InferenceServiceClient<Channel>,
     pub(crate) adapters: AdapterServiceClient<Channel>,
+    pub(crate) datasets: DatasetServiceClient<Channel>,
     pub(crate) server: ServerServiceClient<Channel>,
     pub(crate) channel: Channel,
     pub(crate) http: SocketAddr,
@@ -133,6 +135,7 @@ impl Client {
         Self {
             inference: InferenceServiceClient::new(channel.clone()),
             adapters: AdapterServiceClient::new(channel.clone()),
+            datasets: DatasetServiceClient::new(channel.clone()),
             server: ServerServiceClient::new(channel.clone()),
             channel,
             http,

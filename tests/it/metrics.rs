@@ -8,7 +8,7 @@ use tonic::Code;
 use super::client::{self, greedy, refused};
 
 /// Names that dashboards rely on: vLLM's, go-grpc-prometheus', the process collector's, and ours.
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 47] = [
     "evenkeel_num_requests_running",
     "evenkeel_num_requests_waiting",
     "evenkeel_kv_cache_usage_perc",
@@ -38,6 +38,13 @@ const NAMES: [&str; 40] = [
     "evenkeel_adapter_evictions_total",
     "evenkeel_adapter_load_seconds",
     "evenkeel_adapter_swap_stall_seconds",
+    "evenkeel_jobs",
+    "evenkeel_jobs_finished_total",
+    "evenkeel_training_steps_total",
+    "evenkeel_training_tokens_total",
+    "evenkeel_training_loss",
+    "evenkeel_training_step_seconds",
+    "evenkeel_checkpoint_seconds",
     "evenkeel_grpc_connections",
     "evenkeel_build_info",
     "grpc_server_started_total",

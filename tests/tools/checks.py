@@ -153,7 +153,7 @@ def check_readme_shows_every_method(_):
 
 # --- grpcurl and buf ------------------------------------------------------------------------------------------------
 
-SERVICES = ("ServerService", "InferenceService", "AdapterService")
+SERVICES = ("ServerService", "InferenceService", "AdapterService", "DatasetService")
 
 
 def check_grpcurl_lists_services(server):
@@ -414,6 +414,13 @@ def check_drain_and_second_signal(server):
         if other.process.poll() is None:
             other.process.kill()
         other.log.close()
+
+
+# --- bundled data ---------------------------------------------------------------------------------------------------
+
+
+def check_demo_reviews_are_what_their_script_writes(_):
+    must([sys.executable, str(ROOT / "src/demo/reviews/make_reviews.py"), "--check"])
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

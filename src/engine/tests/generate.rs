@@ -180,7 +180,8 @@ async fn a_real_tokenizer_makes_the_text() {
     });
     let tokenizer = Arc::new(Tokenizer::from_json(json.to_string().as_bytes()).unwrap());
     let Bench { model, metrics, .. } = Bench::new(alphabet());
-    let engine = Engine::start(model, tokenizer.clone(), EngineSettings::default(), metrics);
+    let turns = Arc::new(Turns::new(Duration::ZERO));
+    let engine = Engine::start(model, tokenizer.clone(), EngineSettings::default(), metrics, turns);
     let mut stopped = request(&tokenizer.encode("w1 w2", true).unwrap(), 9);
     stopped.stopping = stopping_at(&["5 w6"]);
     let mut events = engine.generate(stopped).unwrap();

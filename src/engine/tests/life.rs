@@ -171,7 +171,7 @@ fn after_the_grace_what_runs_fails() {
 async fn the_thread_serves_sleeps_drains_and_ends() {
     let bench = Bench::new(alphabet());
     let Bench { engine, core, commands, .. } = bench;
-    let thread = std::thread::spawn(move || run(core, commands));
+    let thread = std::thread::spawn(move || run(core, commands, &Turns::new(Duration::MAX)));
     for _ in 0..3 {
         let mut events = engine.generate(request(&[0], 3)).unwrap();
         let mut text = String::new();

@@ -24,6 +24,7 @@ use crate::lora::{Adapter as LoraAdapter, LoraError};
 use crate::metrics::Metrics;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Batch, CausalLm, KvCache, ModelInfo, Rows};
+use crate::turns::Turns;
 
 const VOCAB: usize = 32;
 const EOS: u32 = 31;

@@ -164,7 +164,14 @@ fn reference(text: &str) -> Reference {
 }
 
 fn publish(text: &str) -> Publish {
-    Publish { name: name(text), expected: Expected::Any, pinned: None, allow_no_effect: false, request: None }
+    Publish {
+        name: name(text),
+        expected: Expected::Any,
+        pinned: None,
+        allow_no_effect: false,
+        request: None,
+        lineage: None,
+    }
 }
 
 fn key(method: &'static str, id: &str, content: u8) -> Option<RequestKey> {

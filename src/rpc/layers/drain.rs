@@ -9,13 +9,16 @@ use super::trailers;
 use crate::rpc::status;
 
 /// Methods of ours that begin no work; a new method is refused unless it is named here.
-const READS: [&str; 6] = [
+const READS: [&str; 9] = [
     "/evenkeel.v1.ServerService/GetServerInfo",
     "/evenkeel.v1.AdapterService/GetAdapter",
     "/evenkeel.v1.AdapterService/ListAdapters",
     "/evenkeel.v1.AdapterService/DownloadAdapter",
     "/evenkeel.v1.AdapterService/GetAlias",
     "/evenkeel.v1.AdapterService/ListAliases",
+    "/evenkeel.v1.JobService/GetJob",
+    "/evenkeel.v1.JobService/ListJobs",
+    "/evenkeel.v1.JobService/WatchJob",
 ];
 
 pub(super) async fn refuse(State(draining): State<watch::Receiver<bool>>, request: Request, next: Next) -> Response {

@@ -13,6 +13,7 @@ mod adapters;
 mod language;
 mod sampling;
 mod tokenizers;
+mod training;
 
 /// Returns the folder with the golden values.
 pub(crate) fn root() -> PathBuf {

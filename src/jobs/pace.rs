@@ -1,0 +1,95 @@
+//! How a job computes beside serving: in slices between the steps of requests, until it is told to stop; and how fast.
+//!
+//! Decides nothing about order (`turns` does) and writes nothing down.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::train::{Slices, TrainError};
+use crate::turns::Turns;
+
+/// Weight of the newest step in what is taken for the present speed.
+const NEWEST: f64 = 0.1;
+
+/// Slices of one job.
+#[derive(Debug)]
+pub(super) struct Paced<'a> {
+    pub(super) turns: &'a Turns,
+    /// A caller wants this job to end.
+    pub(super) cancelled: &'a AtomicBool,
+    /// The server cannot wait any longer.
+    pub(super) halted: &'a AtomicBool,
+}
+
+impl Paced<'_> {
+    /// Returns whether nothing more is to be computed.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire) || self.halted.load(Ordering::Acquire)
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        if self.is_stopped() { Err(TrainError::Stopped) } else { Ok(()) }
+    }
+}
+
+impl Slices for Paced<'_> {
+    fn slice(&self, work: &mut dyn FnMut() -> Result<(), TrainError>) -> Result<(), TrainError> {
+        self.check()?;
+        let _turn = self.turns.slice();
+        // It may have waited for long.
+        self.check()?;
+        work()
+    }
+}
+
+/// Running averages of steps, the newest counting most.
+#[derive(Debug, Default)]
+pub(super) struct Speed {
+    /// Tokens and seconds of a step; none was measured at first.
+    step: Option<(f64, f64)>,
+}
+
+impl Speed {
+    /// Takes a step into account; returns tokens a second and the seconds that `left` steps will take.
+    pub(super) fn note(&mut self, tokens: u64, elapsed: Duration, left: u64) -> (f64, f64) {
+        // A clock may not see the shortest steps.
+        let now = (tokens as f64, elapsed.as_secs_f64().max(1e-9));
+        let mix = |old: f64, new: f64| old + NEWEST * (new - old);
+        let (tokens, seconds) = self.step.map_or(now, |old| (mix(old.0, now.0), mix(old.1, now.1)));
+        self.step = Some((tokens, seconds));
+        (tokens / seconds, left as f64 * seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speed_follows_the_steps_and_stays_a_number() {
+        let mut speed = Speed::default();
+        assert_eq!(speed.note(100, Duration::from_secs(2), 10), (50.0, 20.0));
+        for _ in 0..200 {
+            speed.note(100, Duration::from_secs(1), 1);
+        }
+        let (rate, left) = speed.note(100, Duration::from_secs(1), 3);
+        assert!((rate - 100.0).abs() < 1e-3 && (left - 3.0).abs() < 1e-3, "{rate} {left}");
+        let (rate, left) = Speed::default().note(u64::MAX, Duration::ZERO, 0);
+        assert!(rate.is_finite() && left == 0.0);
+    }
+
+    #[test]
+    fn nothing_is_computed_once_stopped() {
+        let (turns, off, on) = (Turns::new(Duration::ZERO), AtomicBool::new(false), AtomicBool::new(true));
+        let mut runs = 0;
+        for (cancelled, halted) in [(&off, &off), (&on, &off), (&off, &on)] {
+            let paced = Paced { turns: &turns, cancelled, halted };
+            let result = paced.slice(&mut || {
+                runs += 1;
+                Ok(())
+            });
+            assert_eq!(matches!(result, Err(TrainError::Stopped)), paced.is_stopped());
+        }
+        assert_eq!(runs, 1);
+    }
+}

@@ -1,0 +1,262 @@
+//! JobService: checks ids, filters and tokens, asks `jobs` off the async threads, and streams events as they come.
+//!
+//! Keeps nothing: order, durability and state are those of `jobs`. A watch token is the job's id and an event's number;
+//! it is no secret, and says the same after a restart.
+
+use std::pin::Pin;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::Stream;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::context::Context;
+use super::fields::{checked, request_id, request_key, timestamp};
+use super::page::{self, PageTokens};
+use super::pb::{self, watch_job_response};
+use super::services::blocking;
+use super::status::{self, Reason};
+use super::training::{progress_out, settings_out};
+use super::violations::Violations;
+use crate::jobs::{Event, Job, JobId, Jobs, JobsError, State};
+
+/// Events read from the disk at a time.
+const BATCH: usize = 256;
+
+/// Answers JobService.
+#[derive(Debug)]
+pub(super) struct JobCalls {
+    pub(super) jobs: Jobs,
+    pub(super) pages: PageTokens,
+}
+
+/// Runs `work` on the jobs, off the async threads and to its end.
+pub(super) async fn in_jobs<T: Send + 'static>(
+    jobs: &Jobs,
+    context: &Context,
+    work: impl FnOnce(&Jobs) -> Result<T, JobsError> + Send + 'static,
+) -> Result<T, Status> {
+    let jobs = jobs.clone();
+    blocking(context, move || work(&jobs)).await?.map_err(|error| status::jobs(&error, context))
+}
+
+fn job_id(v: &mut Violations, text: &str) -> Option<JobId> {
+    let id = JobId::parse(text);
+    v.require("id", id.is_some(), "must be the id of a job, a UUID in lower case with hyphens");
+    id
+}
+
+/// Checks the two fields of a call that changes one job.
+fn change(method: &'static str, id: &str, key: String, content: &[u8]) -> Result<(JobId, Option<Key>), Status> {
+    let mut v = Violations::default();
+    request_id(&mut v, "request_id", &key);
+    let id = job_id(&mut v, id);
+    Ok((checked(v, id)?, request_key(method, key, content)))
+}
+
+type Key = crate::registry::RequestKey;
+
+fn state_out(state: State) -> pb::JobState {
+    match state {
+        State::Queued => pb::JobState::Queued,
+        State::Running => pb::JobState::Running,
+        State::Succeeded => pb::JobState::Succeeded,
+        State::Failed => pb::JobState::Failed,
+        State::Cancelled => pb::JobState::Cancelled,
+    }
+}
+
+/// The filter of a list; `None` is no filter.
+fn state_in(v: &mut Violations, wire: i32) -> Option<State> {
+    match pb::JobState::try_from(wire) {
+        Ok(pb::JobState::Unspecified) => None,
+        Ok(pb::JobState::Queued) => Some(State::Queued),
+        Ok(pb::JobState::Running) => Some(State::Running),
+        Ok(pb::JobState::Succeeded) => Some(State::Succeeded),
+        Ok(pb::JobState::Failed) => Some(State::Failed),
+        Ok(pb::JobState::Cancelled) => Some(State::Cancelled),
+        Err(_) => {
+            v.add("state", "is not a known value");
+            None
+        }
+    }
+}
+
+pub(super) fn job_out(job: Job) -> pb::Job {
+    let resumable = job.is_resumable();
+    pb::Job {
+        id: job.id.to_string(),
+        kind: pb::JobKind::FineTuning.into(),
+        state: state_out(job.state).into(),
+        cancelling: job.cancelling,
+        create_time: Some(timestamp(job.created)),
+        start_time: job.started.map(timestamp),
+        end_time: job.ended.map(timestamp),
+        adapter: job.adapter,
+        alias: job.alias.unwrap_or_default(),
+        dataset: job.dataset,
+        base_fingerprint: job.base,
+        settings: Some(settings_out(job.settings)),
+        progress: job.last.map(progress_out),
+        checkpoint_step: job.checkpoint.map_or(0, |checkpoint| checkpoint.step),
+        result: job.made.map(|made| pb::JobResult { adapter: made.adapter, generation: made.generation }),
+        error: job.failure.map(|failure| pb::JobError { reason: failure.reason, message: failure.message }),
+        resumable,
+    }
+}
+
+fn token(id: JobId, number: u64) -> String {
+    let mut bytes = id.as_bytes().to_vec();
+    bytes.extend(number.to_be_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Returns the number of the event that a token came with; 0 for the empty token.
+fn number(id: JobId, token: &str) -> Option<u64> {
+    if token.is_empty() {
+        return Some(0);
+    }
+    let bytes = if token.len() <= 64 { URL_SAFE_NO_PAD.decode(token).ok()? } else { return None };
+    let number = bytes.strip_prefix(id.as_bytes())?;
+    Some(u64::from_be_bytes(number.try_into().ok()?))
+}
+
+#[tonic::async_trait]
+impl pb::job_service_server::JobService for JobCalls {
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<pb::WatchJobResponse, Status>> + Send>>;
+
+    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let context = Context::of(&request);
+        let mut v = Violations::default();
+        let id = job_id(&mut v, &request.get_ref().id);
+        let id = checked(v, id)?;
+        Ok(Response::new(job_out(in_jobs(&self.jobs, &context, move |jobs| jobs.get(id)).await?)))
+    }
+
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
+        let context = Context::of(&request);
+        let wire = request.into_inner();
+        let mut v = Violations::default();
+        let state = state_in(&mut v, wire.state);
+        checked(v, Some(()))?;
+        let size = page::size(wire.page_size).map_err(|v| status::violations(&v))?;
+        let method = format!("ListJobs {}", state.map_or("", State::as_str));
+        let before = self.pages.open(&method, &wire.page_token).map_err(|page::Forged| {
+            status::field(Reason::PageToken, "page_token", "was not made by this server for this request")
+        })?;
+        let work = move |jobs: &Jobs| jobs.list(before.as_deref(), state, size + 1);
+        let mut jobs = in_jobs(&self.jobs, &context, work).await?;
+        let mut next_page_token = String::new();
+        if jobs.len() > size {
+            jobs.truncate(size);
+            next_page_token = jobs.last().map_or_else(String::new, |job| self.pages.seal(&method, &job.id.to_string()));
+        }
+        Ok(Response::new(pb::ListJobsResponse { jobs: jobs.into_iter().map(job_out).collect(), next_page_token }))
+    }
+
+    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        let context = Context::of(&request);
+        let wire = request.into_inner();
+        let mut v = Violations::default();
+        let id = job_id(&mut v, &wire.id);
+        let id = checked(v, id)?;
+        let after = number(id, &wire.token).ok_or_else(|| status::jobs(&JobsError::Event, &context))?;
+        // What cannot be watched is refused before the stream begins.
+        in_jobs(&self.jobs, &context, move |jobs| jobs.events(id, after, 0)).await?;
+        let (events, stream) = mpsc::channel(16);
+        let jobs = self.jobs.clone();
+        tokio::spawn(async move {
+            if let Err(status) = follow(&jobs, id, after, &events, &context).await {
+                // The reader may have left.
+                let _ = events.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn cancel_job(&self, request: Request<pb::CancelJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let key = std::mem::take(&mut wire.request_id);
+        let (id, key) = change("CancelJob", &wire.id, key, &wire.encode_to_vec())?;
+        let job = in_jobs(&self.jobs, &context, move |jobs| jobs.cancel(id, key.as_ref())).await?;
+        Ok(Response::new(job_out(job)))
+    }
+
+    async fn resume_job(&self, request: Request<pb::ResumeJobRequest>) -> Result<Response<pb::Job>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let key = std::mem::take(&mut wire.request_id);
+        let (id, key) = change("ResumeJob", &wire.id, key, &wire.encode_to_vec())?;
+        let job = in_jobs(&self.jobs, &context, move |jobs| jobs.resume(id, key.as_ref())).await?;
+        Ok(Response::new(job_out(job)))
+    }
+}
+
+type Watcher = mpsc::Sender<Result<pb::WatchJobResponse, Status>>;
+
+/// Sends events until the job has ended, the reader has left, or the server stops.
+async fn follow(jobs: &Jobs, id: JobId, mut after: u64, events: &Watcher, context: &Context) -> Result<(), Status> {
+    let mut shown = jobs.shown();
+    loop {
+        // Marked as seen before the rows are read: what comes in between wakes us.
+        let ended = shown.borrow_and_update().ended;
+        let batch = in_jobs(jobs, context, move |jobs| jobs.events(id, after, BATCH)).await?;
+        let nothing_new = batch.events.is_empty();
+        for (number, time, event) in batch.events {
+            let event = match event {
+                Event::Job(job) => watch_job_response::Event::Job(Box::new(job_out(*job))),
+                Event::Step(advance) => watch_job_response::Event::Progress(progress_out(*advance)),
+            };
+            let response =
+                pb::WatchJobResponse { token: token(id, number), time: Some(timestamp(time)), event: Some(event) };
+            if events.send(Ok(response)).await.is_err() {
+                return Ok(());
+            }
+            after = number;
+        }
+        if batch.finished {
+            return Ok(());
+        }
+        if nothing_new {
+            if ended {
+                return Err(status::draining());
+            }
+            tokio::select! {
+                changed = shown.changed() => if changed.is_err() { return Err(status::draining()) },
+                () = events.closed() => return Ok(()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watch_tokens_belong_to_one_job() {
+        let id = JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
+        let other = JobId::parse("01890a5d-ac96-774b-bcce-b302099a8058").unwrap();
+        for at in [0, 1, 77, u64::MAX] {
+            assert_eq!(number(id, &token(id, at)), Some(at));
+            assert_eq!(number(other, &token(id, at)), None);
+        }
+        assert_eq!(number(id, ""), Some(0));
+        let sound = token(id, 7);
+        for bad in ["*", "AAAA", &sound[..sound.len() - 1], &format!("{sound}AAAA"), &"A".repeat(10_000)] {
+            assert_eq!(number(id, bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_have_one_form() {
+        assert!(JobId::parse("01890a5d-ac96-774b-bcce-b302099a8057").is_some());
+        for bad in ["", "1", "01890A5D-AC96-774B-BCCE-B302099A8057", "01890a5dac96774bbcceb302099a8057", "é"] {
+            assert!(JobId::parse(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! One row to token ids, and which of them are learnt.
+//!
+//! Ids are those that serving computes for the same prompt, conversation or candidate: prompts are encoded with the
+//! tokenizer's special tokens, a completion is cut from the joint encoding of prompt and completion where the prompt's
+//! own ids begin it and is encoded alone where they do not (the rule of the Score method), conversations are what the
+//! chat template writes. Sets no padding and knows neither labels nor groups.
+//! Units: tokens.
+
+use crate::dataset::{self, Content};
+use crate::model::chat::{ChatError, ChatTemplate, Ending, Message, Rendered};
+use crate::model::tokenizer::{Tokenizer, TokenizerError};
+
+use super::{Context, Settings, Task};
+
+/// Role whose turns are learnt.
+const ASSISTANT: &str = "assistant";
+
+/// Why a row cannot be learnt from.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RowFault {
+    /// The model has no chat template.
+    #[error("the base model has no chat template for its messages")]
+    NoChatTemplate,
+    /// The chat template failed.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The template does not continue what it wrote.
+    #[error("the chat template writes the beginning of the conversation in another way once message {0} is there")]
+    Turn(usize),
+    /// No room is left for a token before the answer.
+    #[error("the answer alone has {answer} tokens, at most {room} fit into max_tokens after one token of its prompt")]
+    AnswerTooLong {
+        /// Tokens of the answer.
+        answer: usize,
+        /// Tokens that would fit.
+        room: usize,
+    },
+    /// Too few tokens.
+    #[error("it has {tokens} tokens, {needed} or more are needed")]
+    TooShort {
+        /// Tokens there are.
+        tokens: usize,
+        /// Tokens needed.
+        needed: usize,
+    },
+    /// Everything is masked.
+    #[error("nothing in it is learnt")]
+    NothingLearnt,
+    /// Tokenizer and model do not belong together.
+    #[error("token id {id} is not below the size of the model's vocabulary, {vocab}")]
+    Id {
+        /// The id.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+}
+
+/// Token ids of one row.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Encoded {
+    /// Ids.
+    pub(super) tokens: Vec<u32>,
+    /// Whether the token is learnt; as long as `tokens`.
+    pub(super) learnt: Vec<bool>,
+    /// Where the answer begins that no truncation may touch; the length where there is none.
+    answer: usize,
+    /// Whether tokens were dropped.
+    pub(super) truncated: bool,
+}
+
+impl Encoded {
+    fn push(&mut self, ids: &[u32], learnt: bool) {
+        self.tokens.extend(ids);
+        self.learnt.resize(self.tokens.len(), learnt);
+    }
+}
+
+/// Encodes rows for one task.
+pub(super) struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    chat: Option<&'a ChatTemplate>,
+    task: Task,
+    train_on_prompt: bool,
+    max_tokens: usize,
+    vocab: usize,
+    /// Ids at which serving stops.
+    ends: Vec<u32>,
+    /// The one that ends a text.
+    end: Option<u32>,
+    /// The tokenizer's own name for the end, which may be that of a turn.
+    named: Option<u32>,
+}
+
+impl<'a> Encoder<'a> {
+    pub(super) fn new(context: &'a Context, settings: &Settings) -> Self {
+        let info = context.model.info();
+        let ends = info.eos_token_ids.clone();
+        let named = context.tokenizer.eos_id();
+        // Of the ids at which serving stops, the one that the tokenizer names.
+        let end = named.filter(|id| ends.is_empty() || ends.contains(id)).or(ends.first().copied());
+        Self {
+            tokenizer: &context.tokenizer,
+            chat: context.chat.as_deref(),
+            task: settings.task,
+            train_on_prompt: settings.train_on_prompt,
+            max_tokens: settings.max_tokens,
+            vocab: info.vocab_size,
+            ends,
+            end,
+            named,
+        }
+    }
+
+    /// Encodes one row and cuts it to the longest sequence.
+    pub(super) fn row(&self, content: &Content) -> Result<Encoded, RowFault> {
+        let mut row = match self.task {
+            Task::CausalLm => self.learnt(content)?,
+            Task::SequenceClassification => self.given(content)?,
+        };
+        self.cut(&mut row)?;
+        let needed = if self.task == Task::CausalLm { 2 } else { 1 };
+        if row.tokens.len() < needed {
+            return Err(RowFault::TooShort { tokens: row.tokens.len(), needed });
+        }
+        // Nothing predicts the first token.
+        if self.task == Task::CausalLm && !row.learnt[1..].contains(&true) {
+            return Err(RowFault::NothingLearnt);
+        }
+        match row.tokens.iter().find(|id| **id as usize >= self.vocab) {
+            Some(id) => Err(RowFault::Id { id: *id, vocab: self.vocab }),
+            None => Ok(row),
+        }
+    }
+
+    fn learnt(&self, content: &Content) -> Result<Encoded, RowFault> {
+        let mut row = Encoded::default();
+        match content {
+            Content::Text(text) => {
+                row.push(&self.tokenizer.encode(text, true)?, true);
+                self.end(&mut row);
+                row.answer = row.tokens.len();
+            }
+            Content::Completion { prompt, completion } => {
+                row.push(&self.tokenizer.encode(prompt, true)?, self.train_on_prompt);
+                row.answer = row.tokens.len();
+                row.push(&self.completion(&row.tokens, prompt, completion)?, true);
+                self.end(&mut row);
+            }
+            Content::Messages(messages) => row = self.conversation(messages)?,
+        }
+        Ok(row)
+    }
+
+    /// What a classifier reads; nothing of it is learnt as text.
+    fn given(&self, content: &Content) -> Result<Encoded, RowFault> {
+        let mut row = Encoded::default();
+        match content {
+            Content::Text(text) | Content::Completion { prompt: text, .. } => {
+                row.push(&self.tokenizer.encode(text, true)?, false);
+            }
+            Content::Messages(messages) => {
+                let chat = self.chat.ok_or(RowFault::NoChatTemplate)?;
+                row.push(&chat.encode(self.tokenizer, &talk(messages), Ending::Plain)?.1, false);
+            }
+        }
+        row.answer = row.tokens.len();
+        Ok(row)
+    }
+
+    /// Returns the ids that `completion` adds to `prompt`, whose ids are `given`.
+    fn completion(&self, given: &[u32], prompt: &str, completion: &str) -> Result<Vec<u32>, RowFault> {
+        let joint = self.tokenizer.encode(&format!("{prompt}{completion}"), true)?;
+        match joint.strip_prefix(given) {
+            Some(rest) if !rest.is_empty() => Ok(rest.to_vec()),
+            _ => Ok(self.tokenizer.encode(completion, false)?),
+        }
+    }
+
+    /// Appends the end of text where it is missing.
+    fn end(&self, row: &mut Encoded) {
+        if let Some(end) = self.end
+            && !row.tokens.last().is_some_and(|id| *id == end || self.ends.contains(id))
+        {
+            row.push(&[end], true);
+        }
+    }
+
+    /// Joins prompts (what serving is given before a turn) and turns (what the template writes after that prompt).
+    ///
+    /// A turn is learnt up to its last end-of-text id, or whole where the template writes none. What follows the last
+    /// assistant's turn is left out unless prompts are learnt too.
+    fn conversation(&self, messages: &[dataset::Message]) -> Result<Encoded, RowFault> {
+        let chat = self.chat.ok_or(RowFault::NoChatTemplate)?;
+        let talk = talk(messages);
+        let mut row = Encoded::default();
+        let mut written = Rendered::default();
+        let mut answer = None;
+        for (i, _) in talk.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
+            let prompt = chat.render_for(self.tokenizer, &talk[..i], Ending::GenerationPrompt)?;
+            let ids = self.added(&row.tokens, &prompt, &written)?.ok_or(RowFault::Turn(i))?;
+            row.push(&ids, self.train_on_prompt);
+
+            written = chat.render_for(self.tokenizer, &talk[..=i], Ending::Plain)?;
+            let ids = self.added(&row.tokens, &written, &prompt)?.ok_or(RowFault::Turn(i + 1))?;
+            // A template may leave a turn out.
+            answer = if ids.is_empty() { answer } else { Some(row.tokens.len()) };
+            let ends = |id: &u32| self.ends.contains(id) || Some(*id) == self.named;
+            let end = ids.iter().rposition(ends).map_or(ids.len(), |at| at + 1);
+            row.push(&ids[..end], true);
+            row.push(&ids[end..], self.train_on_prompt);
+        }
+        if self.train_on_prompt {
+            let all = chat.render_for(self.tokenizer, &talk, Ending::Plain)?;
+            let ids = self.added(&row.tokens, &all, &written)?.ok_or(RowFault::Turn(talk.len()))?;
+            row.push(&ids, true);
+        }
+        let used = row.learnt.iter().rposition(|learnt| *learnt).map_or(0, |at| at + 1);
+        row.tokens.truncate(used);
+        row.learnt.truncate(used);
+        row.answer = answer.unwrap_or(used);
+        if used == 0 { Err(RowFault::NothingLearnt) } else { Ok(row) }
+    }
+
+    /// Returns the ids that `text` adds to `tokens`, which stand for `before`: of the joint encoding where they begin
+    /// it, else of the rest alone; `None` where the text begins otherwise.
+    fn added(&self, tokens: &[u32], text: &Rendered, before: &Rendered) -> Result<Option<Vec<u32>>, RowFault> {
+        let Some(rest) = text.after(before) else { return Ok(None) };
+        if rest.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let (_, joint) = text.encode(self.tokenizer)?;
+        match joint.strip_prefix(tokens) {
+            Some(ids) if !ids.is_empty() => Ok(Some(ids.to_vec())),
+            _ => Ok(Some(rest.encode(self.tokenizer)?.1)),
+        }
+    }
+
+    /// Drops what is too much from the start, but neither the beginning of text nor the answer.
+    ///
+    /// What is left of an earlier turn whose start was dropped is not learnt, nor the first token after the gap.
+    fn cut(&self, row: &mut Encoded) -> Result<(), RowFault> {
+        let excess = row.tokens.len().saturating_sub(self.max_tokens);
+        if excess == 0 {
+            return Ok(());
+        }
+        let answer = row.tokens.len() - row.answer;
+        if answer >= self.max_tokens {
+            return Err(RowFault::AnswerTooLong { answer, room: self.max_tokens.saturating_sub(1) });
+        }
+        let bos = self.tokenizer.bos_id();
+        let keep = usize::from(bos.is_some() && row.tokens.first().copied() == bos);
+        row.tokens.drain(keep..keep + excess);
+        row.learnt.drain(keep..keep + excess);
+        row.answer -= excess;
+        let before_answer = &mut row.learnt[keep..row.answer];
+        let all = before_answer.iter().all(|learnt| *learnt);
+        let orphaned = before_answer.iter().take_while(|learnt| **learnt).count();
+        let masked = if all { orphaned.min(1) } else { orphaned };
+        before_answer[..masked].fill(false);
+        row.truncated = true;
+        Ok(())
+    }
+}
+
+fn talk(messages: &[dataset::Message]) -> Vec<Message> {
+    messages.iter().map(|m| Message { role: m.role.clone(), content: m.content.clone() }).collect()
+}

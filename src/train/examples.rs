@@ -1,0 +1,168 @@
+//! The rows of a data set as a job learns from them and looks at them.
+//!
+//! Checks rows against task and model before anything is computed, so that a fault is told at the start and not in the
+//! third epoch. Keeps all ids in memory; says nothing of their order (see `order`). Rows of the test split are not
+//! read. A fault names its row, counted from 1 in the order of the file.
+//! Units: tokens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::dataset::{Dataset, Label, Row, Split};
+
+use super::encode::Encoder;
+use super::{Context, Settings, Task, TrainError};
+
+/// Most values of one group column that figures are kept for; more is an identifier rather than a group.
+const MAX_GROUP_VALUES: usize = 256;
+
+/// One row for the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Its ids, 1 or more.
+    pub tokens: Vec<u32>,
+    /// Whether the token of this place is to be predicted from those before it; as long as `tokens`.
+    pub learnt: Vec<bool>,
+    /// What it is labelled with; classification only.
+    pub class: Option<Label>,
+    /// Indices into [`Examples::groups`], one a group column asked for.
+    pub groups: Vec<usize>,
+}
+
+/// A group that figures are kept for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GroupKey {
+    /// Name of the group column.
+    pub column: String,
+    /// Its value; `None` where the value is missing.
+    pub value: Option<String>,
+}
+
+/// All rows of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examples {
+    /// Learnt from, in the order of the file; 1 or more.
+    pub train: Vec<Example>,
+    /// Looked at, in the order of the file.
+    pub validation: Vec<Example>,
+    /// In the order of the columns asked for and of their values, a missing value last.
+    pub groups: Vec<GroupKey>,
+    /// Names of the classes; empty for language.
+    pub labels: Vec<String>,
+    /// Whether a row may have several classes.
+    pub multi_label: bool,
+    /// Rows that lost tokens to [`Settings::max_tokens`].
+    pub truncated: usize,
+}
+
+impl Examples {
+    /// Encodes the training and validation rows of `dataset`.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`] for `max_tokens` and `groups`; [`TrainError::Data`] names the row, or says what the
+    /// rows together lack.
+    pub fn new(context: &Context, dataset: &Dataset, settings: &Settings) -> Result<Self, TrainError> {
+        let longest = context.model.info().context_length;
+        if settings.max_tokens < 2 || settings.max_tokens > longest {
+            return Err(setting("max_tokens", format!("must be from 2 to the model's context length, {longest}")));
+        }
+        let (table, groups) = Groups::new(dataset, &settings.groups)?;
+        let classes = settings.task == Task::SequenceClassification;
+        if classes && dataset.labels.is_empty() {
+            return Err(TrainError::Data("the data set has no label column, which classification needs".to_owned()));
+        }
+        let encoder = Encoder::new(context, settings);
+        let mut examples = Self {
+            train: Vec::new(),
+            validation: Vec::new(),
+            groups,
+            labels: if classes { dataset.labels.clone() } else { Vec::new() },
+            multi_label: classes && dataset.multi_label,
+            truncated: 0,
+        };
+        for (i, row) in dataset.rows.iter().enumerate() {
+            let part = match row.split {
+                Split::Train => &mut examples.train,
+                Split::Validation => &mut examples.validation,
+                Split::Test => continue,
+            };
+            let named = |fault: &dyn std::fmt::Display| TrainError::Data(format!("row {}: {fault}", i + 1));
+            let class = if classes { Some(label(row, dataset).map_err(|fault| named(&fault))?) } else { None };
+            let encoded = encoder.row(&row.content).map_err(|fault| named(&fault))?;
+            examples.truncated += usize::from(encoded.truncated);
+            let groups = table.of(row);
+            part.push(Example { tokens: encoded.tokens, learnt: encoded.learnt, class, groups });
+        }
+        let Some((first, others)) = examples.train.split_first() else {
+            return Err(TrainError::Data("no row is in the training split".to_owned()));
+        };
+        if classes && others.iter().all(|example| example.class == first.class) {
+            let fault = "all rows of the training split have the same label, so there is nothing to tell apart";
+            return Err(TrainError::Data(fault.to_owned()));
+        }
+        Ok(examples)
+    }
+}
+
+/// Returns the row's label, if it is one of the data set's.
+fn label(row: &Row, dataset: &Dataset) -> Result<Label, String> {
+    let label = row.label.as_ref().ok_or("it has no label")?;
+    let (fits, largest) = match label {
+        Label::Class(class) => (!dataset.multi_label, Some(*class)),
+        Label::Classes(classes) => (dataset.multi_label, classes.iter().copied().max()),
+    };
+    if !fits || largest.is_some_and(|class| class >= dataset.labels.len()) {
+        return Err("its label is not one of the data set's".to_owned());
+    }
+    Ok(label.clone())
+}
+
+/// Finds the groups of a row.
+struct Groups {
+    /// Place in [`Dataset::group_columns`], and value to index, a column asked for.
+    columns: Vec<(usize, BTreeMap<Option<String>, usize>)>,
+}
+
+impl Groups {
+    fn new(dataset: &Dataset, asked: &[String]) -> Result<(Self, Vec<GroupKey>), TrainError> {
+        let mut columns = Vec::with_capacity(asked.len());
+        let mut keys = Vec::new();
+        for (i, column) in asked.iter().enumerate() {
+            if asked[..i].contains(column) {
+                return Err(setting("groups", format!("`{column}` is named twice")));
+            }
+            let Some(place) = dataset.group_columns.iter().position(|name| name == column) else {
+                return Err(setting("groups", format!("the data set has no group column `{column}`")));
+            };
+            let used = dataset.rows.iter().filter(|row| row.split != Split::Test);
+            let mut values: BTreeSet<Option<&String>> = used.map(|row| group(row, place)).collect();
+            if values.len() > MAX_GROUP_VALUES {
+                let count = values.len();
+                let fault = format!("`{column}` has {count} values, at most {MAX_GROUP_VALUES} can be reported");
+                return Err(setting("groups", fault));
+            }
+            let missing = values.remove(&None).then_some(None);
+            let mut indices = BTreeMap::new();
+            for value in values.into_iter().chain(missing) {
+                indices.insert(value.cloned(), keys.len());
+                keys.push(GroupKey { column: column.clone(), value: value.cloned() });
+            }
+            columns.push((place, indices));
+        }
+        Ok((Self { columns }, keys))
+    }
+
+    fn of(&self, row: &Row) -> Vec<usize> {
+        self.columns.iter().filter_map(|(place, indices)| indices.get(&group(row, *place).cloned()).copied()).collect()
+    }
+}
+
+fn group(row: &Row, place: usize) -> Option<&String> {
+    row.groups.get(place).and_then(Option::as_ref)
+}
+
+pub(super) fn setting(field: &'static str, fault: String) -> TrainError {
+    TrainError::Setting { field, fault }
+}
+
+#[cfg(test)]
+mod tests;

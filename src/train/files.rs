@@ -1,0 +1,57 @@
+//! The configuration beside what was trained: `adapter_config.json` as PEFT writes it.
+//!
+//! Writes every key whose default could differ between versions of PEFT, and nothing of this machine.
+//! Source: peft 0.21 `LoraConfig`.
+
+use serde_json::{Value, json};
+
+use super::{LoraSettings, Targets, Task};
+
+/// Returns `adapter_config.json`; `head` says whether a classification head is trained whole.
+pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool) -> Vec<u8> {
+    let mut saved = lora.modules_to_save.clone();
+    if head {
+        // What peft itself lists for this task: of the two names a model has one.
+        saved.extend(["classifier", "score"].map(str::to_owned));
+    }
+    saved.sort();
+    saved.dedup();
+    let targets = match &lora.targets {
+        Targets::AllLinear => json!("all-linear"),
+        Targets::Modules(modules) => json!(modules),
+    };
+    let task = match task {
+        Task::CausalLm => "CAUSAL_LM",
+        Task::SequenceClassification => "SEQ_CLS",
+    };
+    // peft writes a whole number without a fraction.
+    let alpha =
+        if lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e15 { json!(lora.alpha as i64) } else { json!(lora.alpha) };
+    let list = |empty: bool, value: Value| if empty { Value::Null } else { value };
+    let config = json!({
+        "alpha_pattern": {},
+        "auto_mapping": null,
+        "base_model_name_or_path": null,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": list(lora.layers.is_empty(), json!(lora.layers)),
+        "lora_alpha": alpha,
+        "lora_bias": false,
+        "lora_dropout": lora.dropout,
+        "modules_to_save": list(saved.is_empty(), json!(saved)),
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "rank_pattern": {},
+        "revision": null,
+        "target_modules": targets,
+        "task_type": task,
+        "use_dora": lora.dora,
+        "use_rslora": lora.rslora,
+    });
+    let mut text = serde_json::to_vec_pretty(&config).unwrap_or_default();
+    text.push(b'\n');
+    text
+}

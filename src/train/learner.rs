@@ -1,0 +1,428 @@
+//! One optimiser step: losses, gradients, update.
+//!
+//! The model is run block by block. Each block's graph begins at a variable of its own, so the backward goes through
+//! one block at a time, and a block can be computed again instead of being kept. Chooses no rows and no learning rate.
+//! Every block, forward or backward, is one slice. Shapes: tokens packed without padding, as in `model`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
+
+use super::optimizer::{AdamW, Constants};
+use super::parameters::Parameters;
+use super::{Average, MicroBatch, Settings, Slices, Task, TrainError};
+use crate::dataset::Label;
+use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
+use crate::model::{CausalLm, Differentiable, Layout, ModelError};
+use crate::ops::{binary_cross_entropy, cross_entropy, seed};
+
+/// Rows whose logits are held at a time.
+const LOGIT_ROWS: usize = 256;
+
+/// How one row (one sequence) did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowLoss {
+    /// Index of the example.
+    pub row: usize,
+    /// Sum over its label tokens, or its own loss; nats.
+    pub loss: f64,
+    /// Label tokens, or 1.
+    pub count: u64,
+    /// Whether the label is the most likely one; classification only.
+    pub correct: Option<bool>,
+}
+
+/// How one step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Averaged as [`Settings::average`] says.
+    pub loss: f64,
+    /// Mean of each micro-batch.
+    pub micro_losses: Vec<f64>,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// What the gradients were multiplied with.
+    pub clip_factor: f64,
+    /// By row.
+    pub rows: Vec<RowLoss>,
+}
+
+/// Gradients of all parameters, and the step's losses.
+#[derive(Debug)]
+pub struct Gradients {
+    /// In the order of the parameters.
+    pub tensors: Vec<Tensor>,
+    outcome: Outcome,
+}
+
+/// Trains the variables of an adapter on a frozen base.
+pub struct Learner {
+    model: Arc<dyn CausalLm>,
+    parameters: Parameters,
+    optimizer: AdamW,
+    settings: Settings,
+    dropout: f64,
+    recompute: bool,
+    multi_label: bool,
+}
+
+impl std::fmt::Debug for Learner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Learner").field("parameters", &self.parameters.count()).finish_non_exhaustive()
+    }
+}
+
+/// A block's input, and its output unless it is computed again.
+struct Kept {
+    input: Var,
+    output: Option<Tensor>,
+}
+
+/// Sums of gradients.
+struct Sums<'a> {
+    parameters: &'a Parameters,
+    sums: Vec<Option<Tensor>>,
+}
+
+impl Sums<'_> {
+    fn take(&mut self, mut found: GradStore) -> Result<GradStore, TrainError> {
+        for (sum, parameter) in self.sums.iter_mut().zip(self.parameters.list()) {
+            let Some(gradient) = found.remove(parameter.var.as_tensor()) else { continue };
+            let gradient = gradient.to_dtype(DType::F32)?.contiguous()?.detach();
+            *sum = Some(match sum.take() {
+                None => gradient,
+                Some(sum) => (sum + gradient)?,
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// What one pass is computed with.
+struct Pass<'a> {
+    model: &'a dyn Differentiable,
+    adapter: &'a Arc<Adapter>,
+    dropout: Option<Dropout>,
+    slices: &'a dyn Slices,
+}
+
+impl Pass<'_> {
+    fn lora(&self, rows: usize) -> LoraBatch {
+        let run = Run { adapter: Arc::clone(self.adapter), rows: 0..rows, scale: 1.0 };
+        LoraBatch { runs: vec![run], dropout: self.dropout }
+    }
+
+    /// Runs `work` in a slice of its own.
+    fn slice<T>(&self, mut work: impl FnMut() -> Result<T, TrainError>) -> Result<T, TrainError> {
+        let mut done = None;
+        self.slices.slice(&mut || {
+            done = Some(work()?);
+            Ok(())
+        })?;
+        done.ok_or(TrainError::Stopped)
+    }
+
+    /// Runs all blocks; `keep` says whether inputs and outputs are kept for a backward.
+    fn forward(
+        &self,
+        layout: &Layout,
+        lora: &LoraBatch,
+        embedded: &Tensor,
+        keep: Keep,
+    ) -> Result<(Tensor, Vec<Kept>), TrainError> {
+        let mut x = embedded.detach();
+        let mut kept = Vec::new();
+        for layer in 0..self.model.depth() {
+            let input = Var::from_tensor(&x)?;
+            let output = self.slice(|| Ok(self.model.block(layer, input.as_tensor(), layout, lora)?))?;
+            x = output.detach();
+            match keep {
+                Keep::Nothing => {}
+                Keep::Inputs => kept.push(Kept { input, output: None }),
+                Keep::All => kept.push(Kept { input, output: Some(output) }),
+            }
+        }
+        Ok((x, kept))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Keep {
+    Nothing,
+    Inputs,
+    All,
+}
+
+impl Learner {
+    /// Begins with `parameters` as they are and moments of zero.
+    ///
+    /// # Errors
+    /// When the model cannot be trained, or memory cannot be had.
+    pub fn new(
+        model: Arc<dyn CausalLm>,
+        parameters: Parameters,
+        settings: &Settings,
+        recompute: bool,
+        multi_label: bool,
+    ) -> Result<Self, TrainError> {
+        differentiable(&*model)?;
+        let Settings { beta1, beta2, epsilon, weight_decay, .. } = *settings;
+        let optimizer = AdamW::new(parameters.list(), Constants { beta1, beta2, epsilon, weight_decay })?;
+        let dropout = match &settings.method {
+            super::Method::Lora(lora) => lora.dropout,
+            super::Method::Full => 0.0,
+        };
+        Ok(Self { model, parameters, optimizer, settings: settings.clone(), dropout, recompute, multi_label })
+    }
+
+    /// Returns what is trained.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Returns whether blocks are computed again for their backward.
+    pub fn recomputes(&self) -> bool {
+        self.recompute
+    }
+
+    /// Returns the optimiser's state.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// Returns the optimiser's state, to be set.
+    pub(super) fn optimizer_mut(&mut self) -> &mut AdamW {
+        &mut self.optimizer
+    }
+
+    /// Does one optimiser step with learning rate `rate`; `step` counts from 1 and decides what dropout drops.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`], [`TrainError::Gradient`], [`TrainError::Stopped`], or when the device fails; the
+    /// parameters are as they were then.
+    pub fn step(
+        &mut self,
+        batches: &[MicroBatch],
+        rate: f64,
+        step: u64,
+        slices: &dyn Slices,
+    ) -> Result<Outcome, TrainError> {
+        let Gradients { tensors, outcome } = self.gradients(batches, step, slices)?;
+        slices
+            .slice(&mut || Ok(self.optimizer.update(self.parameters.list(), &tensors, outcome.clip_factor, rate)?))?;
+        Ok(outcome)
+    }
+
+    /// Returns the accumulated gradients of a step before clipping.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn gradients(&self, batches: &[MicroBatch], step: u64, slices: &dyn Slices) -> Result<Gradients, TrainError> {
+        let mut sums = Sums { parameters: &self.parameters, sums: vec![None; self.parameters.list().len()] };
+        let changes = self.changes()?;
+        let adapter = Arc::new(Adapter::unnamed(changes));
+        let total: usize = batches.iter().map(|batch| self.counted(batch)).sum();
+        let (mut micro_losses, mut rows, mut loss) = (Vec::new(), Vec::new(), 0.0);
+        for (i, batch) in batches.iter().enumerate() {
+            let counted = self.counted(batch);
+            let share = match self.settings.average {
+                Average::Tokens => 1.0 / total.max(1) as f64,
+                Average::MicroBatches => 1.0 / (counted.max(1) * batches.len()) as f64,
+            };
+            let dropout = (self.dropout > 0.0)
+                .then(|| Dropout { rate: self.dropout, seed: self.settings.seed ^ (step << 12) ^ i as u64 });
+            let pass = Pass { model: differentiable(&*self.model)?, adapter: &adapter, dropout, slices };
+            let losses = self.micro_batch(&pass, batch, Some((share, &mut sums)))?;
+            let sum: f64 = losses.iter().map(|row| row.loss).sum();
+            if !sum.is_finite() {
+                return Err(TrainError::Diverged { step, loss: sum });
+            }
+            loss += sum * share;
+            micro_losses.push(sum / counted.max(1) as f64);
+            rows.extend(losses);
+        }
+        let mut tensors = Vec::with_capacity(sums.sums.len());
+        let mut squares = 0.0;
+        for (sum, parameter) in sums.sums.into_iter().zip(self.parameters.list()) {
+            let fault = |fault| TrainError::Gradient { tensor: parameter.name.clone(), fault };
+            let gradient = sum.ok_or_else(|| fault("missing"))?;
+            let square = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            if !square.is_finite() {
+                return Err(fault("not finite"));
+            }
+            squares += square;
+            tensors.push(gradient);
+        }
+        let grad_norm = squares.sqrt();
+        let clip = self.settings.max_grad_norm;
+        // torch `clip_grad_norm_`.
+        let clip_factor = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        Ok(Gradients { tensors, outcome: Outcome { loss, micro_losses, grad_norm, clip_factor, rows } })
+    }
+
+    /// Returns the losses of rows, without dropout and without learning from them.
+    ///
+    /// # Errors
+    /// When the device fails, or [`TrainError::Stopped`].
+    pub fn evaluate(&self, batch: &MicroBatch, slices: &dyn Slices) -> Result<Vec<RowLoss>, TrainError> {
+        let adapter = Arc::new(Adapter::unnamed(self.changes()?));
+        let pass = Pass { model: differentiable(&*self.model)?, adapter: &adapter, dropout: None, slices };
+        self.micro_batch(&pass, batch, None)
+    }
+
+    fn changes(&self) -> Result<BTreeMap<SiteId, Change>, TrainError> {
+        self.parameters.changes(differentiable(&*self.model)?.base())
+    }
+
+    /// Returns what the mean of a micro-batch is taken over.
+    fn counted(&self, batch: &MicroBatch) -> usize {
+        match self.settings.task {
+            Task::CausalLm => batch.targets.iter().flatten().count(),
+            Task::SequenceClassification => batch.classes.len(),
+        }
+    }
+
+    /// Runs one micro-batch forward and, with a share of the loss, backward into `sums`.
+    fn micro_batch(
+        &self,
+        pass: &Pass<'_>,
+        batch: &MicroBatch,
+        mut learn: Option<(f64, &mut Sums<'_>)>,
+    ) -> Result<Vec<RowLoss>, TrainError> {
+        let layout = pass.model.layout(&batch.tokens, &batch.lengths)?;
+        let lora = pass.lora(batch.tokens.len());
+        let keep = match (&learn, self.recompute) {
+            (None, _) => Keep::Nothing,
+            (Some(_), true) => Keep::Inputs,
+            (Some(_), false) => Keep::All,
+        };
+        let embedded = pass.model.embed(&layout, &lora)?;
+        let (last, kept) = pass.forward(&layout, &lora, &embedded, keep)?;
+        let (losses, gradient) = self.head(pass, batch, &last, &mut learn)?;
+        let Some((_, sums)) = learn else { return Ok(losses) };
+        let mut gradient = gradient;
+        for (layer, Kept { input, output }) in kept.into_iter().enumerate().rev() {
+            gradient = pass.slice(|| {
+                let output = match &output {
+                    Some(output) => output.clone(),
+                    None => pass.model.block(layer, input.as_tensor(), &layout, &lora)?,
+                };
+                let mut found = sums.take(seed(&output, gradient.clone())?.backward()?)?;
+                let gradient = found.remove(input.as_tensor());
+                gradient
+                    .map(|g| g.detach())
+                    .ok_or(TrainError::Gradient { tensor: format!("the input of block {layer}"), fault: "missing" })
+            })?;
+        }
+        if embedded.track_op() {
+            pass.slice(|| sums.take(seed(&embedded, gradient.clone())?.backward()?).map(drop))?;
+        }
+        Ok(losses)
+    }
+
+    /// Computes losses from the last block's output, some rows at a time, and the gradient of that output.
+    fn head(
+        &self,
+        pass: &Pass<'_>,
+        batch: &MicroBatch,
+        last: &Tensor,
+        learn: &mut Option<(f64, &mut Sums<'_>)>,
+    ) -> Result<(Vec<RowLoss>, Tensor), TrainError> {
+        let classify = self.settings.task == Task::SequenceClassification;
+        let rows = match classify {
+            true => pass.model.classified(&batch.tokens, &batch.lengths),
+            false => (0..batch.targets.len()).filter(|i| batch.targets[*i].is_some()).collect(),
+        };
+        let share = learn.as_ref().map_or(1.0, |(share, _)| *share) as f32;
+        let mut losses = Vec::with_capacity(rows.len());
+        let mut correct = Vec::new();
+        let mut gradient = last.zeros_like()?;
+        for (chunk, rows) in rows.chunks(LOGIT_ROWS).enumerate() {
+            let found = pass.slice(|| {
+                let index = Tensor::new(rows.iter().map(|row| *row as u32).collect::<Vec<_>>(), last.device())?;
+                let x = Var::from_tensor(&last.index_select(&index, 0)?)?;
+                let logits = pass.model.head(x.as_tensor(), &pass.lora(rows.len()), classify)?;
+                let (loss, for_logits) = if classify {
+                    let from = chunk * LOGIT_ROWS;
+                    let classes = &batch.classes[from..from + rows.len()];
+                    correct.extend(right(&logits, classes)?);
+                    self.class_loss(&logits.detach(), classes, share)?
+                } else {
+                    let targets: Vec<u32> = rows.iter().filter_map(|row| batch.targets[*row]).collect();
+                    cross_entropy(&logits.detach(), &targets, share)?
+                };
+                losses.extend(loss);
+                let Some((_, sums)) = learn else { return Ok(None) };
+                let mut found = sums.take(seed(&logits, for_logits)?.backward()?)?;
+                Ok(found.remove(x.as_tensor()).map(|gradient| (index, gradient.detach())))
+            })?;
+            if let Some((index, part)) = found {
+                gradient = gradient.index_add(&index, &part.contiguous()?, 0)?;
+            }
+        }
+        Ok((by_row(batch, &rows, &losses, &correct), gradient))
+    }
+
+    fn class_loss(&self, logits: &Tensor, classes: &[Label], share: f32) -> Result<(Vec<f64>, Tensor), TrainError> {
+        let width = logits.dim(1)?;
+        if self.multi_label {
+            let mut targets = vec![0.0; classes.len() * width];
+            for (row, label) in targets.chunks_mut(width).zip(classes) {
+                for class in set(label) {
+                    if let Some(target) = row.get_mut(*class) {
+                        *target = 1.0;
+                    }
+                }
+            }
+            return Ok(binary_cross_entropy(logits, &targets, share)?);
+        }
+        let targets: Vec<u32> =
+            classes.iter().map(|label| set(label).first().map_or(u32::MAX, |c| *c as u32)).collect();
+        Ok(cross_entropy(logits, &targets, share)?)
+    }
+}
+
+/// Gives losses of positions to their rows.
+fn by_row(batch: &MicroBatch, positions: &[usize], losses: &[f64], correct: &[bool]) -> Vec<RowLoss> {
+    let mut end = 0;
+    let mut next = 0;
+    let mut rows = Vec::with_capacity(batch.lengths.len());
+    for (i, len) in batch.lengths.iter().enumerate() {
+        end += len;
+        let count = positions[next..].iter().take_while(|position| **position < end).count();
+        let loss = losses[next..next + count].iter().sum();
+        next += count;
+        let row = batch.rows.get(i).copied().unwrap_or_default();
+        rows.push(RowLoss { row, loss, count: count as u64, correct: correct.get(i).copied() });
+    }
+    rows
+}
+
+/// Returns whether each row's label is the most likely one; with several labels: whether all are on the right side.
+fn right(logits: &Tensor, classes: &[Label]) -> Result<Vec<bool>, TrainError> {
+    let right = |(row, label): (&Vec<f32>, &Label)| match label {
+        Label::Class(class) => {
+            let best = row
+                .iter()
+                .enumerate()
+                .fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
+            best.0 == *class
+        }
+        Label::Classes(classes) => row.iter().enumerate().all(|(i, x)| (*x > 0.0) == classes.contains(&i)),
+    };
+    Ok(logits.detach().to_vec2::<f32>()?.iter().zip(classes).map(right).collect())
+}
+
+fn set(label: &Label) -> &[usize] {
+    match label {
+        Label::Class(class) => std::slice::from_ref(class),
+        Label::Classes(classes) => classes,
+    }
+}
+
+/// Returns the model as training sees it.
+pub(super) fn differentiable(model: &dyn CausalLm) -> Result<&dyn Differentiable, TrainError> {
+    model.differentiable().ok_or_else(|| ModelError::Unsupported("training this model".into()).into())
+}

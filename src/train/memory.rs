@@ -1,0 +1,47 @@
+//! How much memory a run takes on top of the base model, before it starts.
+//!
+//! Counts what grows with the job: trained values with gradients and moments, and activations of one micro-batch. An
+//! estimate: within a third of what was measured (tests/bench/README.md). Units: bytes.
+
+use super::Parameters;
+use crate::lora::{Base, SiteKind};
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+/// Rows of logits that exist together (`learner`), with their gradient.
+const LOGIT_ROWS: u64 = 2 * 256;
+/// Tensors of a block's size that live beside those of its layers: norms, rotations, sums, shares.
+const EXTRAS: u64 = 10;
+
+/// What a run needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Estimate {
+    /// Parameters, gradients and moments.
+    pub(super) state: u64,
+    /// Activations when every block is kept.
+    pub(super) kept: u64,
+    /// Activations when each block is computed again.
+    pub(super) recomputed: u64,
+}
+
+impl Estimate {
+    /// Estimates for micro-batches of up to `tokens` tokens.
+    pub(super) fn new(base: &dyn Base, depth: usize, parameters: &Parameters, tokens: usize) -> Self {
+        let sites = base.sites();
+        let inner = sites.iter().filter(|site| site.kind == SiteKind::Linear);
+        // Inputs and outputs of the layers of one block, forward.
+        let widths: u64 = inner.map(|site| (site.input + site.output) as u64).sum::<u64>() / depth.max(1) as u64;
+        let hidden = sites.iter().find(|site| site.kind == SiteKind::Norm).map_or(0, |site| site.output as u64);
+        let vocab = sites.iter().find(|site| site.kind == SiteKind::Head).map_or(0, |site| site.output as u64);
+        let tokens = tokens as u64;
+        let block = tokens * (widths + EXTRAS * hidden) * F32;
+        let depth = depth as u64;
+        let logits = LOGIT_ROWS.min(2 * tokens) * vocab * F32;
+        Self {
+            state: 4 * parameters.count() as u64 * F32,
+            // A block's backward holds about as much again.
+            kept: depth * block + 2 * block + logits,
+            recomputed: depth * tokens * hidden * F32 + 3 * block + logits,
+        }
+    }
+}

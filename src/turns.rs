@@ -1,0 +1,230 @@
+//! Turns of two kinds of work on one device: interactive steps go before slices of training, and never both at once.
+//!
+//! Knows neither: each takes its turn as a guard. A slice waits while a step runs or more steps are about to come, but
+//! not for ever: when it has waited for `patience` it is the next, so that training is never starved. Nobody spins.
+//! One lock, held for a few lines; who waits sleeps on a condition.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Who computes now, and who is next.
+#[derive(Debug)]
+pub struct Turns {
+    patience: Duration,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Somebody computes.
+    taken: bool,
+    /// Steps follow one another: a slice between two of them has to be owed.
+    busy: bool,
+    /// Slices that wait.
+    waiting: usize,
+    /// Of these, how many have lost their patience: steps wait for them.
+    owed: usize,
+}
+
+/// A turn; it ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "the turn ends when this is dropped"]
+pub struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    /// Lets a slice in after it has waited for `patience`.
+    pub fn new(patience: Duration) -> Self {
+        Self { patience, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Waits for the turn of an interactive step: for a running slice to end, and for slices that are owed theirs.
+    ///
+    /// Until [`Self::rest`] slices take more steps to be coming.
+    pub fn step(&self) -> Turn<'_> {
+        let mut state = self.lock();
+        state.busy = true;
+        while state.taken || state.owed > 0 {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.taken = true;
+        Turn(self)
+    }
+
+    /// Says that no step follows for now.
+    pub fn rest(&self) {
+        self.lock().busy = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the turn of a slice.
+    pub fn slice(&self) -> Turn<'_> {
+        let due = Instant::now().checked_add(self.patience);
+        let mut state = self.lock();
+        state.waiting += 1;
+        let mut owed = false;
+        while state.taken || (state.busy && !owed) {
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            if !owed && left.is_some_and(|left| left.is_zero()) {
+                owed = true;
+                state.owed += 1;
+                continue;
+            }
+            state = match left {
+                Some(left) if !owed => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                _ => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        state.waiting -= 1;
+        state.owed -= usize::from(owed);
+        state.taken = true;
+        Turn(self)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change of it is complete within one statement.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.lock().taken = false;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// No time passes in these tests: patience is either never lost or lost at once.
+    const ENDLESS: Duration = Duration::MAX;
+
+    fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_slice_runs_at_once_when_nothing_else_does() {
+        let turns = Turns::new(ENDLESS);
+        drop(turns.slice());
+        drop(turns.slice());
+        drop(turns.step());
+        turns.rest();
+        drop(turns.slice());
+    }
+
+    #[test]
+    fn a_patient_slice_waits_between_steps_and_runs_when_they_rest() {
+        let turns = Turns::new(ENDLESS);
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let step = turns.step();
+            scope.spawn(|| {
+                let _turn = turns.slice();
+                order.lock().unwrap().push("slice");
+            });
+            until(|| turns.lock().waiting == 1);
+            drop(step);
+            for _ in 0..100 {
+                let _turn = turns.step();
+                order.lock().unwrap().push("step");
+            }
+            assert_eq!(turns.lock().waiting, 1);
+            turns.rest();
+        });
+        let order = order.into_inner().unwrap();
+        assert_eq!((order.len(), order[100]), (101, "slice"));
+    }
+
+    #[test]
+    fn an_impatient_slice_is_the_next() {
+        let turns = Turns::new(Duration::ZERO);
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let step = turns.step();
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let _turn = turns.slice();
+                    order.lock().unwrap().push("slice");
+                });
+            }
+            until(|| turns.lock().owed == 2);
+            drop(step);
+            let _turn = turns.step();
+            order.lock().unwrap().push("step");
+        });
+        assert_eq!(order.into_inner().unwrap(), ["slice", "slice", "step"]);
+        let state = turns.lock();
+        assert_eq!((state.waiting, state.owed, state.taken), (0, 0, false));
+    }
+
+    #[test]
+    fn a_slice_under_endless_steps_is_not_starved() {
+        let turns = Turns::new(Duration::from_millis(1));
+        let (stop, slices) = (AtomicBool::new(false), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    drop(turns.step());
+                }
+            });
+            until(|| turns.lock().busy);
+            for _ in 0..10 {
+                drop(turns.slice());
+                slices.fetch_add(1, Ordering::SeqCst);
+            }
+            stop.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(slices.into_inner(), 10);
+    }
+
+    #[test]
+    fn never_two_at_once() {
+        let turns = Turns::new(Duration::ZERO);
+        let inside = AtomicUsize::new(0);
+        let alone = || {
+            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+            thread::yield_now();
+            inside.fetch_sub(1, Ordering::SeqCst);
+        };
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let _turn = turns.slice();
+                        alone();
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for index in 0..500 {
+                    let turn = turns.step();
+                    alone();
+                    drop(turn);
+                    if index % 10 == 0 {
+                        turns.rest();
+                    }
+                }
+                turns.rest();
+            });
+        });
+    }
+
+    #[test]
+    fn a_panic_ends_its_turn() {
+        let turns = Turns::new(ENDLESS);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _turn = turns.slice();
+            panic!("in a slice");
+        }));
+        caught.unwrap_err();
+        drop(turns.step());
+    }
+}
