@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from .v1 import adapter_pb2, adapter_pb2_grpc, dataset_pb2_grpc, inference_pb2, 
 from .v1 import server_pb2, server_pb2_grpc
 
 CHUNK = 2 << 20
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+PEFT = ("adapter_config.json", "adapter_model.safetensors")
+FULL = ("config.json", "model.safetensors")
 Messages = Sequence[dict[str, str]]
 
 
@@ -146,9 +148,17 @@ class Client:
         return list(self.inference.Score(request, timeout=self.timeout).candidates)
 
     @_typed
+    def classify(self, prompts: Iterable[str | Messages], *, adapter: str = "") -> list[inference_pb2.Classification]:
+        """Labels of texts or conversations, with probabilities in the order of the labels."""
+        inputs = [inference_pb2.ClassifyInput(**_prompt(prompt)) for prompt in prompts]
+        request = inference_pb2.ClassifyRequest(adapter=adapter, inputs=inputs)
+        return list(self.inference.Classify(request, timeout=self.timeout).classifications)
+
+    @_typed
     def upload(self, name: str, folder: str | os.PathLike, *, request_id: str | None = None, **header):
-        """Publishes a PEFT folder under a name; `header` as in UploadAdapterHeader."""
-        paths = {file: os.path.join(folder, file) for file in FILES}
+        """Publishes a PEFT folder, or one with a whole model, under a name; `header` as in UploadAdapterHeader."""
+        is_peft = os.path.exists(os.path.join(folder, PEFT[0]))
+        paths = {file: os.path.join(folder, file) for file in (PEFT if is_peft else FULL)}
         files = [adapter_pb2.FileInfo(name=f, size=os.path.getsize(p), sha256=_digest(p)) for f, p in paths.items()]
         first = adapter_pb2.UploadAdapterHeader(name=name, files=files, request_id=_id(request_id), **header)
 
@@ -166,13 +176,14 @@ class Client:
 
     @_typed
     def download(self, name: str, folder: str | os.PathLike) -> None:
-        """Writes the PEFT folder of an adapter, alias or generation, and checks its digests."""
+        """Writes the folder of an adapter, alias or generation, and checks its digests."""
         os.makedirs(folder, exist_ok=True)
         expected, target = {}, None
         try:
             for part in self.adapters.DownloadAdapter(adapter_pb2.DownloadAdapterRequest(name=name), timeout=self.timeout):
                 if part.WhichOneof("part") == "file":
-                    if part.file.name not in FILES:
+                    # It must stay in the folder, whoever the server is.
+                    if not re.fullmatch(r"\w+\.(json|safetensors|jinja)", part.file.name, re.ASCII):
                         raise ValueError(f"the server sent a file {part.file.name!r}")
                     if target:
                         target.close()

@@ -29,6 +29,9 @@ if _version_not_supported:
 class AdapterServiceStub(object):
     """Keeps adapters: PEFT folders in and out, their generations, and aliases.
 
+    A whole model of the base's architecture and shapes (`config.json` and `model.safetensors`) is an adapter too: it
+    replaces every weight. What it is, is seen in its configuration.
+
     A *generation* is the SHA-256 of an adapter's canonical configuration, its tensors and the fingerprint of the base
     model. Publishing under a name that exists makes a new generation current; requests that run keep the one they began
     with. Acknowledged changes survive a crash.
@@ -108,6 +111,9 @@ class AdapterServiceStub(object):
 class AdapterServiceServicer(object):
     """Keeps adapters: PEFT folders in and out, their generations, and aliases.
 
+    A whole model of the base's architecture and shapes (`config.json` and `model.safetensors`) is an adapter too: it
+    replaces every weight. What it is, is seen in its configuration.
+
     A *generation* is the SHA-256 of an adapter's canonical configuration, its tensors and the fingerprint of the base
     model. Publishing under a name that exists makes a new generation current; requests that run keep the one they began
     with. Acknowledged changes survive a crash.
@@ -122,7 +128,7 @@ class AdapterServiceServicer(object):
     """
 
     def UploadAdapter(self, request_iterator, context):
-        """Takes a PEFT folder as a stream: one header, then the files in chunks. The adapter is checked, stored, loaded and
+        """Takes a PEFT folder or a whole model as a stream: one header, then the files in chunks. The adapter is checked, stored, loaded and
         made current before the answer.
 
         Errors: ADAPTER_INVALID (INVALID_ARGUMENT) names the fault in the files; ADAPTER_UNSUPPORTED and ADAPTER_MISMATCH
@@ -182,7 +188,8 @@ class AdapterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DownloadAdapter(self, request, context):
-        """Returns the stored PEFT folder as a stream: for each file its name and size, then its bytes.
+        """Returns the stored PEFT folder as a stream: for each file its name and size, then its bytes. To a whole model the
+        tokenizer's files and `generation_config.json` of the base are added, so that transformers loads the folder.
 
         Errors: those of every method.
         """
@@ -295,6 +302,9 @@ def add_AdapterServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdapterService(object):
     """Keeps adapters: PEFT folders in and out, their generations, and aliases.
+
+    A whole model of the base's architecture and shapes (`config.json` and `model.safetensors`) is an adapter too: it
+    replaces every weight. What it is, is seen in its configuration.
 
     A *generation* is the SHA-256 of an adapter's canonical configuration, its tensors and the fingerprint of the base
     model. Publishing under a name that exists makes a new generation current; requests that run keep the one they began

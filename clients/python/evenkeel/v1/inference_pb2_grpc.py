@@ -59,6 +59,11 @@ class InferenceServiceStub(object):
                 request_serializer=evenkeel_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=evenkeel_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/evenkeel.v1.InferenceService/Classify',
+                request_serializer=evenkeel_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=evenkeel_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/evenkeel.v1.InferenceService/Tokenize',
                 request_serializer=evenkeel_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -115,6 +120,20 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Classify(self, request, context):
+        """Returns the label of each text, by the classification head of the base model or of the adapter.
+
+        Each text is computed alone, so that the same text gives the same bits whatever else the server does. All inputs are
+        checked before the first one is computed.
+
+        Errors: INVALID_FIELD also for an input longer than the context; CHAT_TEMPLATE (INVALID_ARGUMENT) when the template
+        refuses the messages; NO_CLASSIFIER (FAILED_PRECONDITION) when neither base model nor adapter has a classification
+        head; KV_CACHE_TOO_SMALL (RESOURCE_EXHAUSTED) when an input can never fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Turns text or messages into token ids.
 
@@ -141,6 +160,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=evenkeel_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
                     response_serializer=evenkeel_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=evenkeel_dot_v1_dot_inference__pb2.ClassifyRequest.FromString,
+                    response_serializer=evenkeel_dot_v1_dot_inference__pb2.ClassifyResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -239,6 +263,33 @@ class InferenceService(object):
             '/evenkeel.v1.InferenceService/Score',
             evenkeel_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
             evenkeel_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evenkeel.v1.InferenceService/Classify',
+            evenkeel_dot_v1_dot_inference__pb2.ClassifyRequest.SerializeToString,
+            evenkeel_dot_v1_dot_inference__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
