@@ -20,7 +20,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("model", &["lora", "ops"]),
     ("engine", &["lora", "model", "turns"]),
     ("train", &["dataset", "lora", "model", "ops"]),
-    ("jobs", &["dataset", "model", "registry", "store", "train", "turns"]),
+    ("jobs", &["dataset", "lora", "model", "registry", "store", "train", "turns"]),
     ("registry", &["lora", "model", "store"]),
     ("rpc", &["dataset", "engine", "jobs", "lora", "model", "registry", "store", "train"]),
     ("http", &[]),

@@ -13,6 +13,7 @@ mod cli;
 mod client;
 mod generate;
 mod golden;
+mod jobs;
 mod layering;
 mod limits;
 mod metrics;

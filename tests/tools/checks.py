@@ -153,7 +153,7 @@ def check_readme_shows_every_method(_):
 
 # --- grpcurl and buf ------------------------------------------------------------------------------------------------
 
-SERVICES = ("ServerService", "InferenceService", "AdapterService")
+SERVICES = ("ServerService", "InferenceService", "AdapterService", "FineTuningService", "JobService")
 
 
 def check_grpcurl_lists_services(server):
