@@ -313,7 +313,7 @@ impl Jobs {
     }
 
     #[cfg(test)]
-    pub(super) fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.inner().lock().draining
     }
 

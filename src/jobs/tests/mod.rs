@@ -29,7 +29,7 @@ const STEPS: u64 = 7;
 
 /// What is about to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Moment {
+pub(crate) enum Moment {
     Start,
     Advance(u64),
     Checkpoint(u64),
@@ -37,7 +37,7 @@ enum Moment {
     Publish,
 }
 
-type Hook = Box<dyn FnMut(Moment) -> Result<(), TrainError> + Send>;
+pub(crate) type Hook = Box<dyn FnMut(Moment) -> Result<(), TrainError> + Send>;
 
 /// The hook of a house; shared by its script and its model.
 #[derive(Clone, Default)]
@@ -182,8 +182,8 @@ impl Rows for OneSet {
 }
 
 /// A server's rooms around the jobs.
-struct House {
-    jobs: Jobs,
+pub(crate) struct House {
+    pub(crate) jobs: Jobs,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
     hooks: Hooks,
@@ -195,7 +195,7 @@ fn limits() -> JobsSettings {
 }
 
 impl House {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::at(Arc::new(tempfile::tempdir().unwrap()), Hooks::default())
     }
 
@@ -224,7 +224,7 @@ impl House {
         Self { jobs: Jobs::start(parts).unwrap(), registry, metrics, hooks, folder }
     }
 
-    fn hook(&self, hook: impl FnMut(Moment) -> Result<(), TrainError> + Send + 'static) {
+    pub(crate) fn hook(&self, hook: impl FnMut(Moment) -> Result<(), TrainError> + Send + 'static) {
         *self.hooks.0.lock().unwrap() = Some(Box::new(hook));
     }
 
@@ -239,12 +239,12 @@ impl House {
         folder
     }
 
-    fn create(&self, adapter: &str) -> Job {
+    pub(crate) fn create(&self, adapter: &str) -> Job {
         self.jobs.create(wanted(adapter), None).unwrap()
     }
 
     /// Returns a job once it has ended.
-    fn ended(&self, id: JobId) -> Job {
+    pub(crate) fn ended(&self, id: JobId) -> Job {
         let mut shown = self.jobs.shown();
         loop {
             shown.borrow_and_update();
