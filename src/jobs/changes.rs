@@ -117,6 +117,10 @@ impl Jobs {
             shown: watch::Sender::new(Shown::default()),
         });
         inner.count()?;
+        for outcome in [State::Succeeded, State::Failed, State::Cancelled] {
+            // A series that exists from the start can be watched for its first rise.
+            inner.parts.metrics.jobs_finished.with_label_values(&[outcome.as_str()]);
+        }
         let theirs = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("jobs".into()).spawn(move || runner::run(&theirs));
         if let Err(error) = thread {
@@ -296,6 +300,16 @@ impl Jobs {
                 tracing::warn!("a job did not stop in time");
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_draining(&self) -> bool {
+        self.inner().lock().draining
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_halted(&self) -> bool {
+        self.inner().halted.load(Ordering::Acquire)
     }
 
     fn inner(&self) -> &Inner {

@@ -412,4 +412,4 @@ fn expected_of(text: Option<&str>) -> Option<Expected> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

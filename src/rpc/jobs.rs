@@ -235,7 +235,98 @@ async fn follow(jobs: &Jobs, id: JobId, mut after: u64, events: &Watcher, contex
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use futures_util::StreamExt as _;
+    use pb::job_service_server::JobService as _;
+    use tonic::Code;
+    use tonic_types::StatusExt as _;
+
     use super::*;
+    use crate::jobs::tests::{House, Moment};
+
+    type Watched = Vec<Result<pb::WatchJobResponse, Status>>;
+
+    async fn watch(house: &House, id: JobId, token: &str) -> Result<Watched, Status> {
+        let calls = JobCalls { jobs: house.jobs.clone(), pages: PageTokens::new() };
+        let request = pb::WatchJobRequest { id: id.to_string(), token: token.into() };
+        let stream = calls.watch_job(Request::new(request)).await?.into_inner();
+        Ok(stream.collect().await)
+    }
+
+    #[tokio::test]
+    async fn a_watcher_sees_all_from_its_token_to_the_end() {
+        let house = House::new();
+        // It watches from before the first step: nothing is shown before it looks.
+        let (go, gate) = mpsc::channel::<()>();
+        house.hook(move |moment| {
+            if moment == Moment::Start {
+                let _ = gate.recv();
+            }
+            Ok(())
+        });
+        let job = house.create("a");
+        let mut shown = house.jobs.shown();
+        let live = async {
+            let watching = watch(&house, job.id, "");
+            let release = async move {
+                // The runner has said that it runs, and waits.
+                let _ = shown.wait_for(|shown| shown.version >= 2).await;
+                drop(go);
+            };
+            tokio::join!(watching, release).0
+        };
+        let all: Vec<_> = live.await.unwrap().into_iter().map(Result::unwrap).collect();
+        let last = all.last().unwrap();
+        let Some(watch_job_response::Event::Job(ended)) = &last.event else { panic!("{last:?}") };
+        assert_eq!((ended.state(), ended.result.is_some()), (pb::JobState::Succeeded, true));
+        let steps = all.iter().filter(|e| matches!(e.event, Some(watch_job_response::Event::Progress(_)))).count();
+        assert_eq!((steps, all.len()), (7, 10));
+        for (seen, event) in all.iter().enumerate() {
+            let rest: Vec<_> =
+                watch(&house, job.id, &event.token).await.unwrap().into_iter().map(Result::unwrap).collect();
+            assert_eq!(rest, all[seen + 1..]);
+        }
+        let other = house.create("b");
+        let foreign = watch(&house, other.id, &last.token).await.unwrap_err();
+        assert_eq!(foreign.get_details_error_info().unwrap().reason, "WATCH_TOKEN");
+        let future = watch(&house, job.id, &token(job.id, 11)).await.unwrap_err();
+        assert_eq!(future.code(), Code::InvalidArgument);
+    }
+
+    #[tokio::test]
+    async fn a_watcher_of_a_job_that_waits_for_the_next_process_is_told_so() {
+        let house = House::new();
+        let (go, gate) = mpsc::channel::<()>();
+        let (reached, started) = mpsc::channel();
+        house.hook(move |moment| {
+            if moment == Moment::Advance(2) {
+                let _ = reached.send(());
+                let _ = gate.recv();
+            }
+            Ok(())
+        });
+        let job = house.create("a");
+        tokio::task::spawn_blocking(move || started.recv()).await.unwrap().unwrap();
+        let drain = async {
+            let jobs = house.jobs.clone();
+            let draining = tokio::spawn(async move { jobs.drain(Duration::from_secs(60)).await });
+            while !house.jobs.is_draining() {
+                tokio::task::yield_now().await;
+            }
+            drop(go);
+            draining.await.unwrap();
+        };
+        let (watched, ()) = tokio::join!(watch(&house, job.id, ""), drain);
+        let mut watched = watched.unwrap();
+        let end = watched.pop().unwrap().unwrap_err();
+        assert_eq!(
+            (end.code(), end.get_details_error_info().unwrap().reason.as_str()),
+            (Code::Unavailable, "DRAINING")
+        );
+        assert_eq!(watched.len(), 4, "queued, running and two steps");
+    }
 
     #[test]
     fn watch_tokens_belong_to_one_job() {

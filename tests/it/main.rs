@@ -16,6 +16,7 @@ mod datasets;
 mod full;
 mod generate;
 mod golden;
+mod jobs;
 mod layering;
 mod limits;
 mod metrics;

@@ -20,7 +20,13 @@ use super::client::{self, greedy, refused};
 use super::wire;
 
 const GENERATE: &str = "/evenkeel.v1.InferenceService/Generate";
-const SERVICES: [&str; 3] = ["evenkeel.v1.AdapterService", "evenkeel.v1.InferenceService", "evenkeel.v1.ServerService"];
+const SERVICES: [&str; 5] = [
+    "evenkeel.v1.AdapterService",
+    "evenkeel.v1.FineTuningService",
+    "evenkeel.v1.InferenceService",
+    "evenkeel.v1.JobService",
+    "evenkeel.v1.ServerService",
+];
 
 #[tokio::test]
 async fn health_is_told_by_service() {

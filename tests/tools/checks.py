@@ -153,7 +153,14 @@ def check_readme_shows_every_method(_):
 
 # --- grpcurl and buf ------------------------------------------------------------------------------------------------
 
-SERVICES = ("ServerService", "InferenceService", "AdapterService", "DatasetService")
+SERVICES = (
+    "ServerService",
+    "InferenceService",
+    "AdapterService",
+    "DatasetService",
+    "FineTuningService",
+    "JobService",
+)
 
 
 def check_grpcurl_lists_services(server):

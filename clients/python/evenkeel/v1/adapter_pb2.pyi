@@ -1,3 +1,4 @@
+from evenkeel.v1 import training_pb2 as _training_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -19,20 +20,36 @@ RESIDENCY_RESIDENT: Residency
 RESIDENCY_ON_DISK: Residency
 
 class Generation(_message.Message):
-    __slots__ = ("id", "create_time", "residency", "bytes", "active_leases", "effect")
+    __slots__ = ("id", "create_time", "residency", "bytes", "active_leases", "effect", "lineage")
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_LEASES_FIELD_NUMBER: _ClassVar[int]
     EFFECT_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     id: str
     create_time: _timestamp_pb2.Timestamp
     residency: Residency
     bytes: int
     active_leases: int
     effect: float
-    def __init__(self, id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., residency: _Optional[_Union[Residency, str]] = ..., bytes: _Optional[int] = ..., active_leases: _Optional[int] = ..., effect: _Optional[float] = ...) -> None: ...
+    lineage: Lineage
+    def __init__(self, id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., residency: _Optional[_Union[Residency, str]] = ..., bytes: _Optional[int] = ..., active_leases: _Optional[int] = ..., effect: _Optional[float] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ...) -> None: ...
+
+class Lineage(_message.Message):
+    __slots__ = ("job", "dataset", "base_fingerprint", "parent_generation", "settings")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    BASE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    dataset: str
+    base_fingerprint: str
+    parent_generation: str
+    settings: _training_pb2.TrainingSettings
+    def __init__(self, job: _Optional[str] = ..., dataset: _Optional[str] = ..., base_fingerprint: _Optional[str] = ..., parent_generation: _Optional[str] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "generation", "base_fingerprint", "method", "rank", "alpha", "modules", "task_type", "pinned", "generations", "aliases")
