@@ -113,7 +113,7 @@ fn a_kill_between_publication_and_success_publishes_once() {
     let before = images.lock().unwrap().pop().unwrap();
     assert_eq!(before.0, Moment::Publish);
     let generation = house.registry.get(&name("poet")).unwrap().generations.remove(0);
-    let files = house.registry.files(&Reference::parse("poet").unwrap()).unwrap();
+    let (_, files) = house.registry.files(&Reference::parse("poet").unwrap()).unwrap();
     let read = |at: usize| std::fs::read(&files[at].path).unwrap();
     let files = AdapterFiles { config: read(0), tensors: read(1) };
     let publish = |expected, lineage| Publish {

@@ -154,7 +154,8 @@ impl CausalLm for Model {
     fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError> {
         self.hooks.at(Moment::Publish).map_err(|error| LoraError::Invalid(error.to_string()))?;
         let info = AdapterInfo {
-            dora: false,
+            kind: crate::lora::Kind::Lora,
+            classes: None,
             rank: 2,
             alpha: 4.0,
             modules: vec!["model.layers.0.self_attn.q_proj".into()],
@@ -276,6 +277,7 @@ fn registry(folder: &Path, hooks: Hooks, base: &str) -> (Arc<Store>, Arc<Registr
         vocab_size: 1,
         eos_token_ids: vec![],
         labels: Some(2),
+        classes: None,
         device: "cpu".into(),
         kv_bytes_per_token: 0,
     };
