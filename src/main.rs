@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// mimalloc's option `purge_delay`, which `libmimalloc-sys` does not name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-const PURGE_DELAY_MILLISECONDS: std::ffi::c_long = 10_000;
+const PURGE_DELAY_MILLISECONDS: std::ffi::c_long = 60_000;
 
 /// Serves a base model with hot-swappable LoRA adapters over gRPC.
 #[derive(Debug, Parser)]

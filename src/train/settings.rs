@@ -101,7 +101,7 @@ pub struct Settings {
     pub batch_size: usize,
     /// Micro-batches of a step, 1 or more.
     pub accumulation: usize,
-    /// Longest sequence in tokens; longer rows lose the end of their prompt's start, never of the answer.
+    /// Longest sequence in tokens; a longer row loses tokens from its start, never of its answer.
     pub max_tokens: usize,
     /// Puts several rows into one sequence; they do not see each other.
     pub packing: bool,
