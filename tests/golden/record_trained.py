@@ -31,7 +31,7 @@ CLASSIFY = "TRAINING_TASK_SEQUENCE_CLASSIFICATION"
 # Name: base, sibling, settings. Alpha is never the rank, so that a wrong scaling shows.
 CASES = {
     "trained_causal_lm": ("llama_mha", "lora_qv", {"lora": {"rank": 4, "alpha": 10}}),
-    "trained_dora": ("llama_mha", "lora_qv", {"lora": {"rank": 3, "rslora": True, "dora": True, "layers": [0, 2], "target_modules": ["q_proj", "up_proj"]}}),
+    "trained_dora": ("llama_mha", "lora_qv", {"lora": {"rank": 3, "rslora": True, "dora": True, "layers": [0, 2]}}),
     "trained_classifier": ("llama_seqcls", "seqcls_llama", {"task": CLASSIFY, "lora": {"rank": 4, "alpha": 10}}),
 }
 STEPS = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2}
