@@ -1,4 +1,4 @@
-//! A walk through the server in one command: pull, serve, chat, score, swap an adapter under a running stream.
+//! A walk through the server in one command: pull, serve, chat, score, swap an adapter under a running stream, train one.
 //!
 //! A client like any other: it starts the real server on free loopback ports in a temporary folder and then knows it
 //! only through gRPC and HTTP. Every claim that it prints is checked; a claim that does not hold ends it with an error.
@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "the demo's output is its product")]
 
 mod adapter;
+mod training;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -60,12 +61,13 @@ pub async fn run() -> anyhow::Result<()> {
         let mut demo = Demo {
             server: ServerServiceClient::new(channel.clone()),
             inference: InferenceServiceClient::new(channel.clone()),
-            adapters: AdapterServiceClient::new(channel),
+            adapters: AdapterServiceClient::new(channel.clone()),
         };
         demo.info().await?;
         demo.chat().await?;
         demo.score().await?;
         demo.swap().await?;
+        training::Training::new(&channel).run().await?;
         metrics(http).await
     }
     .await;
@@ -152,7 +154,9 @@ impl Demo {
     /// Publishes two generations under one name while a stream runs on the first.
     async fn swap(&mut self) -> anyhow::Result<()> {
         title("5. LoRA adapters, swapped under a running stream");
-        println!("   The adapters hold random weights, to show the swap: they are not trained. Training comes later.");
+        println!(
+            "   The adapters hold random weights, to show the swap: they are not trained; the next step trains one."
+        );
         let first = self.upload(1).await?;
         println!(
             "   uploaded `poet`: rank {}, {} layers, generation {}",
@@ -232,7 +236,7 @@ fn chat_request(question: &str, max_new_tokens: u32) -> GenerateRequest {
 /// Prints a few lines of /metrics.
 async fn metrics(http: std::net::SocketAddr) -> anyhow::Result<()> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    title("6. What Prometheus sees");
+    title("7. What Prometheus sees");
     let mut socket = tokio::net::TcpStream::connect(http).await?;
     socket.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {http}\r\n\r\n").as_bytes()).await?;
     let mut page = String::new();
@@ -244,6 +248,8 @@ async fn metrics(http: std::net::SocketAddr) -> anyhow::Result<()> {
         "evenkeel_adapters_resident ",
         "evenkeel_adapter_loads_total{",
         "evenkeel_adapter_requests_total{",
+        "evenkeel_training_steps_total ",
+        "evenkeel_jobs_finished_total{",
     ];
     let lines: Vec<_> = page.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name))).collect();
     ensure!(!lines.is_empty(), "/metrics does not show what the server did");

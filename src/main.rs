@@ -15,6 +15,14 @@ use evenkeel::server::Server;
 use evenkeel::{demo, hub, startup, telemetry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Gives pages back to the system late: a step takes as much memory as the one before, and clearing fresh pages took a
+/// quarter of the time of a training step.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+/// mimalloc's option `purge_delay`, which `libmimalloc-sys` does not name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+const PURGE_DELAY_MILLISECONDS: std::ffi::c_long = 10_000;
+
 /// Serves a base model with hot-swappable LoRA adapters over gRPC.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -99,6 +107,10 @@ impl SettingsArgs {
 }
 
 fn main() -> ExitCode {
+    #[expect(unsafe_code, reason = "a C function that stores a number; no other thread runs yet")]
+    unsafe {
+        libmimalloc_sys::mi_option_set(PURGE_DELAY, PURGE_DELAY_MILLISECONDS);
+    }
     let outcome = match Cli::parse().command {
         Command::Serve(args) => match args.load() {
             Ok(loaded) => serve(loaded),
