@@ -62,17 +62,17 @@ def until(what, condition):
 class Server:
     """The program on free ports, with a golden model, two golden adapters and an empty data folder."""
 
-    def __init__(self, program, golden, folder):
+    def __init__(self, program, golden, folder, listen="127.0.0.1:0"):
         self.program, self.golden, self.folder = program, golden, folder
         self.model, (self.poet, second) = pick(golden)
         adapters = folder / "adapters"
         for name, source in (("poet", self.poet), ("second", second)):
-            (adapters / name).mkdir(parents=True)
+            (adapters / name).mkdir(parents=True, exist_ok=True)
             for file in ("adapter_config.json", "adapter_model.safetensors"):
                 shutil.copyfile(source / file, adapters / name / file)
-        command = [program, "serve", "--model", self.model, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+        command = [program, "serve", "--model", self.model, "--listen", listen, "--http-listen", "127.0.0.1:0"]
         command += ["--data-dir", folder / "data", "--adapter-dir", adapters]
-        self.log = open(folder / "log", "w")
+        self.log = open(folder / "log", "a")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", self.process.stdout.readline())
         assert ready, f"the server did not start:\n{(folder / 'log').read_text()}"
@@ -385,6 +385,62 @@ def check_client(server):
                 raise AssertionError(f"no {reason}")
 
 
+def check_client_data_sets_and_jobs(server):
+    messages()
+    from evenkeel import Client, EvenkeelError
+
+    with Client(server.grpc) as client:
+        path = server.folder / "ships.csv"
+        path.write_text("text,label\nso good,pos\nso bad,neg\n")
+        columns = {"text_column": "text", "label_column": "label"}
+        first = client.upload_dataset("ships-csv", path, **columns)
+        assert client.upload_dataset("ships-csv", path.read_bytes(), **columns).id == first.id and first.rows == 2
+        job = client.fine_tune("slow", "ships-csv", steps=100000, request_id="one")
+        assert client.fine_tune("slow", "ships-csv", steps=100000, request_id="one") == job
+        client.cancel_job(job)
+        assert client.finish_job(job).state == 5
+        for call, reason in (
+            (lambda: client.upload_dataset("bad", b"text,label\na,b\nc,", **columns), "DATASET_INVALID"),
+            (lambda: client.fine_tune("x", "no-such-set"), "DATASET_NOT_FOUND"),
+            (lambda: client.fine_tune("x", "ships-csv", lora={"rank": 10**6}), "INVALID_FIELD"),
+            (lambda: next(client.watch_job(job, "no-token")), "WATCH_TOKEN"),
+            (lambda: client.cancel_job(job), "JOB_FINISHED"),
+        ):
+            try:
+                call()
+            except EvenkeelError as error:
+                assert error.reason == reason, (error.reason, reason)
+            else:
+                raise AssertionError(f"no {reason}")
+
+
+def check_client_watches_over_a_kill(server):
+    """The stream breaks with the server; the next server on the same address goes on with the job and the stream."""
+    messages()
+    from evenkeel import Client
+
+    folder = server.folder / "killed"
+    folder.mkdir()
+    other, steps, killed = Server(server.program, server.golden, folder), [], False
+    try:
+        with Client(other.grpc, timeout=DEADLINE) as client:
+            upload_ships(client)
+            job = client.fine_tune("survivor", "ships", steps=150, batch_size=4)
+            for event in client.watch_job(job):
+                if event.WhichOneof("event") == "progress":
+                    steps.append(event.progress.step)
+                if len(steps) == 5 and not killed:
+                    other.process.kill()
+                    other.process.wait(DEADLINE)
+                    other.log.close()
+                    killed, other = True, Server(server.program, server.golden, folder, listen=other.grpc)
+            assert killed and client.job(job).state == 3, client.job(job)
+            assert steps == list(range(1, 151)), steps
+    finally:
+        other.process.kill()
+        other.log.close()
+
+
 def check_drain_and_second_signal(server):
     """An upload that never ends keeps the server draining; a second signal does not wait for it."""
     _, _, pb, pb_grpc = messages()
@@ -439,10 +495,14 @@ LORA = {"rank": 4, "alpha": 16, "target_modules": ["q_proj", "v_proj", "down_pro
 CLASSIFY = "TRAINING_TASK_SEQUENCE_CLASSIFICATION"
 
 
-def train(client, name, **settings):
-    """Trains for a few steps on the ships, and returns the losses."""
+def upload_ships(client):
     rows = "".join(json.dumps(row) + "\n" for row in SHIPS).encode()
-    client.upload_dataset("ships", rows, text_column="text", label_column="label", group_columns=["dialect"])
+    return client.upload_dataset("ships", rows, text_column="text", label_column="label", group_columns=["dialect"])
+
+
+def train(client, name, **settings):
+    """Trains for a few steps on the ships, and returns the job."""
+    upload_ships(client)
     job = client.fine_tune(name, "ships", steps=8, batch_size=4, groups=["dialect"], **settings)
     events = list(client.watch_job(job))
     steps = [event.progress for event in events if event.WhichOneof("event") == "progress"]

@@ -246,7 +246,8 @@ class Client:
         with io.BytesIO(data) if whole else open(data, "rb") as source:
             digest = hashlib.file_digest(source, "sha256").hexdigest()
             first = dataset_pb2.UploadDatasetHeader(
-                name=name, size=source.seek(0, os.SEEK_END), sha256=digest, request_id=_id(request_id), expected_id=expected_id,
+                name=name, size=source.seek(0, os.SEEK_END), sha256=digest,
+                request_id=_id(request_id), expected_id=expected_id,
                 declaration=dataset_pb2.DatasetDeclaration(**declaration),
             )
             source.seek(0)
