@@ -1,7 +1,9 @@
 //! evenkeel serves a base model with hot-swappable LoRA adapters over gRPC.
 //!
 //! ```text
-//! rpc → { engine  registry  dataset } → model → { lora  ops }        registry, dataset → store
+//! rpc → { engine  jobs  registry  dataset }        jobs → { train  registry  dataset }        train → dataset
+//! { engine  registry  train } → model → lora → ops
+//! { jobs  registry  dataset } → store        { engine  jobs } → turns
 //! ```
 //! Imports point along the arrows only (`tests/it/layering.rs` checks it). `config` and `metrics` are leaves that any
 //! layer may read. Start reading at [`server`], which wires the rooms together, then [`engine`] for the life of a

@@ -7,7 +7,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Returns -log softmax(logits)[target] of each row, and the gradient of Σ weight·loss, `[rows, classes]`.
+/// Returns `-log softmax(logits)[target]` of each row, and the gradient of Σ weight·loss, `[rows, classes]`.
 ///
 /// # Errors
 /// When a target is out of range, shapes do not fit, or the device fails.

@@ -3,12 +3,15 @@
 //! Writes every key whose default could differ between versions of PEFT, and nothing of this machine.
 //! Source: peft 0.21 `LoraConfig`.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::{LoraSettings, Targets, Task};
+use crate::lora::{Base, SiteKind};
 
-/// Returns `adapter_config.json`; `head` says whether a classification head is trained whole.
-pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool) -> Vec<u8> {
+/// Returns `adapter_config.json` for `base`; `head` says whether a classification head is trained whole.
+pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: &dyn Base) -> Vec<u8> {
     let mut saved = lora.modules_to_save.clone();
     if head {
         // What peft itself lists for this task: of the two names a model has one.
@@ -17,7 +20,12 @@ pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool) -> Vec
     saved.sort();
     saved.dedup();
     let targets = match &lora.targets {
-        Targets::AllLinear => json!("all-linear"),
+        Targets::AllLinear if lora.layers.is_empty() => json!("all-linear"),
+        // peft takes `layers_to_transform` beside a list only.
+        Targets::AllLinear => {
+            let linear = base.sites().iter().filter(|site| site.kind == SiteKind::Linear);
+            json!(linear.filter_map(|site| site.path.rsplit('.').next()).collect::<BTreeSet<_>>())
+        }
         Targets::Modules(modules) => json!(modules),
     };
     let task = match task {

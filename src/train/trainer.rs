@@ -72,7 +72,7 @@ impl Trainer {
         }
         let (config, parameters) = match &settings.method {
             Method::Lora(lora) => {
-                let config = adapter_config(lora, settings.task, classes.is_some());
+                let config = adapter_config(lora, settings.task, classes.is_some(), base);
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
             }

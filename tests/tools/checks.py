@@ -1,7 +1,7 @@
 """Checks a started server with real clients; run by run.sh, which installs them.
 
-Each `check_*` function is one check or yields several; a check fails by an exception. Nothing here knows a model's
-answers: what the numbers are is the business of the golden tests.
+Each `check_*` function is one check, `*_checks` yield several; a check fails by an exception and may return a remark.
+Nothing here knows a model's answers: what the numbers are is the business of the golden tests.
 """
 
 import argparse
@@ -9,6 +9,8 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
+import os
 import pathlib
 import re
 import shutil
@@ -60,17 +62,17 @@ def until(what, condition):
 class Server:
     """The program on free ports, with a golden model, two golden adapters and an empty data folder."""
 
-    def __init__(self, program, golden, folder):
+    def __init__(self, program, golden, folder, listen="127.0.0.1:0"):
         self.program, self.golden, self.folder = program, golden, folder
         self.model, (self.poet, second) = pick(golden)
         adapters = folder / "adapters"
         for name, source in (("poet", self.poet), ("second", second)):
-            (adapters / name).mkdir(parents=True)
+            (adapters / name).mkdir(parents=True, exist_ok=True)
             for file in ("adapter_config.json", "adapter_model.safetensors"):
                 shutil.copyfile(source / file, adapters / name / file)
-        command = [program, "serve", "--model", self.model, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
+        command = [program, "serve", "--model", self.model, "--listen", listen, "--http-listen", "127.0.0.1:0"]
         command += ["--data-dir", folder / "data", "--adapter-dir", adapters]
-        self.log = open(folder / "log", "w")
+        self.log = open(folder / "log", "a")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", self.process.stdout.readline())
         assert ready, f"the server did not start:\n{(folder / 'log').read_text()}"
@@ -383,6 +385,62 @@ def check_client(server):
                 raise AssertionError(f"no {reason}")
 
 
+def check_client_data_sets_and_jobs(server):
+    messages()
+    from evenkeel import Client, EvenkeelError
+
+    with Client(server.grpc) as client:
+        path = server.folder / "ships.csv"
+        path.write_text("text,label\nso good,pos\nso bad,neg\n")
+        columns = {"text_column": "text", "label_column": "label"}
+        first = client.upload_dataset("ships-csv", path, **columns)
+        assert client.upload_dataset("ships-csv", path.read_bytes(), **columns).id == first.id and first.rows == 2
+        job = client.fine_tune("slow", "ships-csv", steps=100000, request_id="one")
+        assert client.fine_tune("slow", "ships-csv", steps=100000, request_id="one") == job
+        client.cancel_job(job)
+        assert client.finish_job(job).state == 5
+        for call, reason in (
+            (lambda: client.upload_dataset("bad", b"text,label\na,b\nc,", **columns), "DATASET_INVALID"),
+            (lambda: client.fine_tune("x", "no-such-set"), "DATASET_NOT_FOUND"),
+            (lambda: client.fine_tune("x", "ships-csv", lora={"rank": 10**6}), "INVALID_FIELD"),
+            (lambda: next(client.watch_job(job, "no-token")), "WATCH_TOKEN"),
+            (lambda: client.cancel_job(job), "JOB_FINISHED"),
+        ):
+            try:
+                call()
+            except EvenkeelError as error:
+                assert error.reason == reason, (error.reason, reason)
+            else:
+                raise AssertionError(f"no {reason}")
+
+
+def check_client_watches_over_a_kill(server):
+    """The stream breaks with the server; the next server on the same address goes on with the job and the stream."""
+    messages()
+    from evenkeel import Client
+
+    folder = server.folder / "killed"
+    folder.mkdir()
+    other, steps, killed = Server(server.program, server.golden, folder), [], False
+    try:
+        with Client(other.grpc, timeout=DEADLINE) as client:
+            upload_ships(client)
+            job = client.fine_tune("survivor", "ships", steps=150, batch_size=4)
+            for event in client.watch_job(job):
+                if event.WhichOneof("event") == "progress":
+                    steps.append(event.progress.step)
+                if len(steps) == 5 and not killed:
+                    other.process.kill()
+                    other.process.wait(DEADLINE)
+                    other.log.close()
+                    killed, other = True, Server(server.program, server.golden, folder, listen=other.grpc)
+            assert killed and client.job(job).state == 3, client.job(job)
+            assert steps == list(range(1, 151)), steps
+    finally:
+        other.process.kill()
+        other.log.close()
+
+
 def check_drain_and_second_signal(server):
     """An upload that never ends keeps the server draining; a second signal does not wait for it."""
     _, _, pb, pb_grpc = messages()
@@ -423,6 +481,96 @@ def check_drain_and_second_signal(server):
         other.log.close()
 
 
+# --- what the server trains, in the hands of peft and transformers ---------------------------------------------------
+
+PEFT = os.environ.get("EVENKEEL_PEFT_PYTHON")
+TOLERANCE = 1e-3
+# Rows with a rule to find: the word at the end follows the one in the middle.
+SHIPS = [
+    {"text": f"The keel of ship {i} is {'long and even' if i % 2 else 'short and odd'}", "label": "even" if i % 2 else "odd",
+     "dialect": "north" if i % 3 else "south"}
+    for i in range(24)
+]  # fmt: skip
+LORA = {"rank": 4, "alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+CLASSIFY = "TRAINING_TASK_SEQUENCE_CLASSIFICATION"
+
+
+def upload_ships(client):
+    rows = "".join(json.dumps(row) + "\n" for row in SHIPS).encode()
+    return client.upload_dataset("ships", rows, text_column="text", label_column="label", group_columns=["dialect"])
+
+
+def train(client, name, **settings):
+    """Trains for a few steps on the ships, and returns the job."""
+    upload_ships(client)
+    job = client.fine_tune(name, "ships", steps=8, batch_size=4, groups=["dialect"], **settings)
+    events = list(client.watch_job(job))
+    steps = [event.progress for event in events if event.WhichOneof("event") == "progress"]
+    done = client.job(job)
+    assert events[-1].job.state == done.state == 3 and not done.error.reason, done
+    assert [step.step for step in steps] == list(range(1, 9)), steps
+    assert list(client.watch_job(job, events[3].token)) == events[4:], "a token does not continue after its event"
+    # Adam's steps and other rows: not every step is below the one before, but the end is below the beginning.
+    assert steps[-1].loss < steps[0].loss, [step.loss for step in steps]
+    return done
+
+
+def log_softmax(row):
+    top = max(row)
+    total = top + math.log(sum(math.exp(value - top) for value in row))
+    return [value - total for value in row]
+
+
+def outside_checks():
+    """One check a kind of result: what peft and transformers compute with the download is what the server computes."""
+    kinds = (
+        ("lora", False, {"lora": LORA, "learning_rate": 1e-2}),
+        ("dora_rslora", False, {"lora": {"rank": 4, "rslora": True, "dora": True, "layers": [0, 2]}, "learning_rate": 1e-2}),
+        ("full", False, {"full": {}, "learning_rate": 1e-3}),
+        ("classifier", True, {"task": CLASSIFY, "lora": LORA, "learning_rate": 1e-2}),
+        ("full_classifier", True, {"task": CLASSIFY, "full": {}, "learning_rate": 1e-3}),
+    )
+    for name, classifier, settings in kinds:
+
+        def check(server, name=name.replace("_", "-"), classifier=classifier, settings=settings):
+            messages()
+            from evenkeel import Client
+
+            with Client(server.grpc) as client, tempfile.TemporaryDirectory() as folder:
+                generation = train(client, name, **settings).result.generation
+                client.download(f"{name}@{generation}", folder)
+                if not PEFT:
+                    return "trained and downloaded; not compared: EVENKEEL_PEFT_PYTHON names no Python with peft"
+                pb, stub = messages()[0], client.inference
+                asked = [pb.TokenizeRequest(text=row["text"]) for row in SHIPS[:3]]
+                sequences = [list(stub.Tokenize(request, timeout=DEADLINE).ids) for request in asked]
+                asked = {"base": str(server.model), "folder": folder, "classifier": classifier, "sequences": sequences}
+                command = [PEFT, ROOT / "tests/tools/with_peft.py"]
+                done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=300)
+                assert done.returncode == 0, done.stderr[-2000:]
+                expected = json.loads(done.stdout)
+                if classifier:
+                    inputs = [pb.ClassifyInput(prompt_token_ids=pb.TokenIds(ids=ids)) for ids in sequences]
+                    found = stub.Classify(pb.ClassifyRequest(adapter=name, inputs=inputs), timeout=DEADLINE)
+                    got = [list(one.logits) for one in found.classifications]
+                else:
+                    got = []
+                    for ids in sequences:
+                        first, rest = pb.TokenIds(ids=ids[:1]), pb.Candidate(token_ids=pb.TokenIds(ids=ids[1:]))
+                        request = pb.ScoreRequest(adapter=name, prompt_token_ids=first, candidates=[rest])
+                        got.append(list(stub.Score(request, timeout=DEADLINE).candidates[0].token_logprobs))
+                    expected = [
+                        [log_softmax(row)[following] for row, following in zip(rows, ids[1:])]
+                        for rows, ids in zip(expected, sequences)
+                    ]
+                values = [(a, b) for one, other in zip(got, expected, strict=True) for a, b in zip(one, other, strict=True)]
+                worst = max(abs(a - b) for a, b in values)
+                assert worst <= TOLERANCE, f"differs by {worst}"
+                return f"{len(values)} values, largest difference {worst:.1e}"
+
+        yield f"outside_{name}", check
+
+
 # --- bundled data ---------------------------------------------------------------------------------------------------
 
 
@@ -450,11 +598,11 @@ def main():
     with tempfile.TemporaryDirectory(prefix="evenkeel-tools-") as folder:
         server = Server(arguments.program, arguments.golden, pathlib.Path(folder))
         try:
-            for name, check in [*readme_checks(), *checks, last]:
+            for name, check in [*readme_checks(), *outside_checks(), *checks, last]:
                 try:
-                    check(server)
+                    note = check(server)
                     passed += 1
-                    print(f"ok      {name}", flush=True)
+                    print(f"ok      {name}{f': {note}' if note else ''}", flush=True)
                 except Exception as fault:  # one check must not hide the others
                     failed += 1
                     print(f"FAILED  {name}: {type(fault).__name__}: {fault}", flush=True)

@@ -4,7 +4,10 @@
 #   tests/tools/run.sh [PROGRAM]      default: target/debug/evenkeel
 #
 # Installs what it needs below target/tools and nothing elsewhere; works as root or not. Models and adapters are the
-# golden ones; every port is free when taken. Ends with `N passed, M failed`.
+# golden ones; every port is free when taken. What the server trains is compared with the real peft where
+# EVENKEEL_PEFT_PYTHON names a Python with torch, transformers and peft (2 GB: not installed here), else it is only
+# trained and downloaded; golden values recorded with peft are in tests/golden/adapters/trained_*.
+# Ends with `N passed, M failed`.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)

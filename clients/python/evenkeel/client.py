@@ -1,16 +1,19 @@
 """A thin client: plain arguments in, plain values out, one exception for every refusal.
 
 It hides messages and streams, and nothing else: names and defaults are the server's (proto/evenkeel/v1), and the
-generated stubs stay within reach (`client.inference`, `client.adapters`, `client.server`). Retries are the caller's
-business; every changing call carries a `request_id`, so that repeating it with the same one is harmless.
+generated stubs stay within reach (`client.inference`, `client.adapters`, `client.jobs`, …). Retries are the caller's
+business, but for `watch_job`; every changing call carries a `request_id`, so that repeating it with the same one is
+harmless.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +22,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from .v1 import adapter_pb2, adapter_pb2_grpc, dataset_pb2_grpc, inference_pb2, inference_pb2_grpc
-from .v1 import server_pb2, server_pb2_grpc
+from .v1 import adapter_pb2, adapter_pb2_grpc, dataset_pb2, dataset_pb2_grpc, fine_tuning_pb2, fine_tuning_pb2_grpc
+from .v1 import inference_pb2, inference_pb2_grpc, job_pb2, job_pb2_grpc, server_pb2, server_pb2_grpc, training_pb2
 
 CHUNK = 2 << 20
 PEFT = ("adapter_config.json", "adapter_model.safetensors")
@@ -93,6 +96,8 @@ class Client:
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.adapters = adapter_pb2_grpc.AdapterServiceStub(self.channel)
         self.datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
+        self.fine_tuning = fine_tuning_pb2_grpc.FineTuningServiceStub(self.channel)
+        self.jobs = job_pb2_grpc.JobServiceStub(self.channel)
 
     def __enter__(self) -> Client:
         return self
@@ -225,6 +230,97 @@ class Client:
         if expected_generation is not None:
             request.expected_generation = expected_generation
         return self.adapters.SetAlias(request, timeout=self.timeout)
+
+    @_typed
+    def upload_dataset(
+        self,
+        name: str,
+        data: bytes | str | os.PathLike,
+        *,
+        request_id: str | None = None,
+        expected_id: str | None = None,
+        **declaration,
+    ) -> dataset_pb2.Dataset:
+        """Uploads rows, given as bytes or as a path, under a name; `declaration` as in DatasetDeclaration."""
+        whole = isinstance(data, bytes)
+        with io.BytesIO(data) if whole else open(data, "rb") as source:
+            digest = hashlib.file_digest(source, "sha256").hexdigest()
+            first = dataset_pb2.UploadDatasetHeader(
+                name=name, size=source.seek(0, os.SEEK_END), sha256=digest,
+                request_id=_id(request_id), expected_id=expected_id,
+                declaration=dataset_pb2.DatasetDeclaration(**declaration),
+            )
+            source.seek(0)
+
+            def parts():
+                yield dataset_pb2.UploadDatasetRequest(header=first)
+                offset = 0
+                while piece := source.read(CHUNK):
+                    chunk = dataset_pb2.DatasetChunk(offset=offset, data=piece)
+                    yield dataset_pb2.UploadDatasetRequest(chunk=chunk)
+                    offset += len(piece)
+
+            return self.datasets.UploadDataset(parts(), timeout=self.timeout)
+
+    @_typed
+    def fine_tune(
+        self,
+        adapter: str,
+        dataset: str,
+        *,
+        alias: str = "",
+        expected_generation: str | None = None,
+        request_id: str | None = None,
+        **settings,
+    ) -> str:
+        """Makes a job that trains on a data set and publishes the result; returns its id.
+
+        `settings` as in TrainingSettings, messages as dicts: `lora={"rank": 16}`, or `full={}` for all weights.
+        """
+        request = fine_tuning_pb2.CreateFineTuningJobRequest(
+            adapter=adapter, dataset=dataset, settings=training_pb2.TrainingSettings(**settings), alias=alias,
+            expected_generation=expected_generation, request_id=_id(request_id),
+        )
+        return self.fine_tuning.CreateFineTuningJob(request, timeout=self.timeout).id
+
+    def watch_job(self, job: str, token: str = "") -> Iterator[job_pb2.WatchJobResponse]:
+        """Yields the events of a job until it has ended, each once, beginning after `token`.
+
+        A broken stream is taken up again after the last event; the error is raised when no event has come for
+        `timeout` seconds of trying. Closing the iterator leaves the job alone.
+        """
+        broken_since = None
+        while True:
+            events = self.jobs.WatchJob(job_pb2.WatchJobRequest(id=job, token=token))
+            try:
+                for event in events:
+                    token, broken_since = event.token, None
+                    yield event
+                return
+            except grpc.RpcError as error:
+                now = time.monotonic()
+                broken_since = now if broken_since is None else broken_since
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or now - broken_since > self.timeout:
+                    raise EvenkeelError(error) from error
+                time.sleep(0.5)
+            finally:
+                events.cancel()
+
+    def finish_job(self, job: str) -> job_pb2.Job:
+        """Waits until a job has ended, and returns it: succeeded, failed or cancelled."""
+        for _ in self.watch_job(job):
+            pass
+        return self.job(job)
+
+    @_typed
+    def job(self, job: str) -> job_pb2.Job:
+        """A job as it is now."""
+        return self.jobs.GetJob(job_pb2.GetJobRequest(id=job), timeout=self.timeout)
+
+    @_typed
+    def cancel_job(self, job: str, *, request_id: str | None = None) -> job_pb2.Job:
+        """Ends a job; its last checkpoint stays."""
+        return self.jobs.CancelJob(job_pb2.CancelJobRequest(id=job, request_id=_id(request_id)), timeout=self.timeout)
 
 
 def _prompt(prompt: str | Messages) -> dict:
