@@ -121,10 +121,6 @@ impl Jobs {
             // A series that exists from the start can be watched for its first rise.
             inner.parts.metrics.jobs_finished.with_label_values(&[outcome.as_str()]);
         }
-        for outcome in [State::Succeeded, State::Failed, State::Cancelled] {
-            // Shown as 0 before the first.
-            inner.parts.metrics.jobs_finished.with_label_values(&[outcome.as_str()]);
-        }
         let theirs = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("jobs".into()).spawn(move || runner::run(&theirs));
         if let Err(error) = thread {

@@ -220,3 +220,73 @@ impl QueryBlock {
         Ok((q, softmax(&scores)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{D, Var};
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    fn random(shape: (usize, usize, usize), seed: u64) -> Tensor {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let data: Vec<f32> = (0..shape.0 * shape.1 * shape.2).map(|_| rng.random_range(-1.0..1.0)).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+    }
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    /// Attention of all sequences at once, of operations that have gradients of candle's own.
+    fn composed(lengths: &[usize], window: Option<usize>, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let (tokens, heads, head_dim) = q.dims3().unwrap();
+        let kv_heads = k.dim(1).unwrap();
+        let sequence: Vec<_> = lengths.iter().enumerate().flat_map(|(i, len)| vec![i; *len]).collect();
+        let sees = |row: usize, key: usize| {
+            sequence[row] == sequence[key] && key <= row && window.is_none_or(|window| row - key < window)
+        };
+        let mask = (0..tokens * tokens).map(|i| if sees(i / tokens, i % tokens) { 0.0 } else { f32::NEG_INFINITY });
+        let mask = Tensor::from_vec(mask.collect::<Vec<f32>>(), (tokens, tokens), &Device::Cpu).unwrap();
+        let head = |tensor: &Tensor, head: usize| tensor.narrow(1, head, 1).unwrap().squeeze(1).unwrap();
+        let one = |i: usize| {
+            let own = i / (heads / kv_heads);
+            let scores = head(q, i).matmul(&head(k, own).t().unwrap()).unwrap();
+            let scores = (scores * (1.0 / (head_dim as f64).sqrt())).unwrap().broadcast_add(&mask).unwrap();
+            let powers = scores.exp().unwrap();
+            let shares = powers.broadcast_div(&powers.sum_keepdim(D::Minus1).unwrap()).unwrap();
+            shares.matmul(&head(v, own)).unwrap()
+        };
+        Tensor::cat(&(0..heads).map(one).collect::<Vec<_>>(), 1).unwrap()
+    }
+
+    #[test]
+    fn attention_of_several_sequences_is_the_composed_one_with_its_gradients() {
+        let lengths = [5, QUERY_BLOCK + 22, 1, 2 * QUERY_BLOCK, 3];
+        let tokens: usize = lengths.iter().sum();
+        for window in [None, Some(1), Some(7), Some(QUERY_BLOCK + 12)] {
+            let mut end = 0;
+            let spans = lengths.iter().map(|len| {
+                end += len;
+                Span::new(end - len..end, 0, window, &Device::Cpu).unwrap()
+            });
+            let spans = Arc::new(spans.collect::<Vec<_>>());
+            let vars = [(4, 1), (2, 2), (2, 3)]
+                .map(|(heads, seed)| Var::from_tensor(&random((tokens, heads, 6), seed)).unwrap());
+            let [q, k, v] = vars.each_ref().map(Var::as_tensor);
+            let weights = random((tokens, 24, 1), 4).squeeze(2).unwrap();
+            let forms = [attend_all(&spans, q, k, v).unwrap(), composed(&lengths, window, q, k, v)];
+            assert!(difference(&forms[0], &forms[1]) < 1e-5, "{window:?}");
+            let [ours, theirs] = forms.map(|mixed| (mixed * &weights).unwrap().sum_all().unwrap().backward().unwrap());
+            for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+                let (ours, theirs) = (ours.get(tensor).unwrap(), theirs.get(tensor).unwrap());
+                assert!(
+                    theirs.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap() > 0.1
+                        || window == Some(1) && name != "v"
+                );
+                assert!(difference(ours, theirs) < 1e-4, "{name}, {window:?}");
+            }
+        }
+    }
+}

@@ -150,7 +150,7 @@ pub(super) mod tests {
     }
 
     /// Checks that `f` gives the same with and without tracking, and that its gradient is that of finite differences.
-    fn both_forms_agree(shape: &[usize], f: impl Fn(&Tensor) -> Tensor) {
+    pub(in crate::ops) fn both_forms_agree(shape: &[usize], f: impl Fn(&Tensor) -> Tensor) {
         let x = values(shape, 5);
         let var = Var::from_tensor(&x).unwrap();
         let tracked = f(&var);
@@ -187,6 +187,14 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn rms_norm_has_a_gradient_of_its_weight_and_beside_it() {
+        let x = values(&[3, 8], 1);
+        both_forms_agree(&[8], |weight| rms_norm(&x, weight, 1e-5).unwrap());
+        let weight = Var::from_tensor(&values(&[8], 2)).unwrap();
+        both_forms_agree(&[3, 8], |x| rms_norm(x, &weight, 1e-5).unwrap());
+    }
+
+    #[test]
     fn softmax_has_a_gradient() {
         both_forms_agree(&[2, 3, 5], |x| softmax(x).unwrap());
     }
@@ -202,5 +210,6 @@ pub(super) mod tests {
     fn silu_mul_has_a_gradient() {
         let up = values(&[3, 7], 1);
         both_forms_agree(&[3, 7], |x| silu_mul(x, &up).unwrap());
+        both_forms_agree(&[3, 7], |x| silu_mul(&up, x).unwrap());
     }
 }

@@ -137,7 +137,7 @@ mod tests {
     use candle_core::quantized::GgmlDType;
 
     use super::*;
-    use crate::ops::fused::tests::{largest_difference, values};
+    use crate::ops::fused::tests::{both_forms_agree, largest_difference, values};
 
     #[test]
     fn every_number_of_rows_gives_the_plain_product() {
@@ -178,6 +178,16 @@ mod tests {
             let gradient = fused.get(var.as_tensor()).unwrap();
             assert!(largest_difference(gradient, composed.get(var.as_tensor()).unwrap()) < 1e-4);
         }
+    }
+
+    #[test]
+    fn products_have_the_gradients_of_finite_differences() {
+        let linear = Linear::dense(values(&[6, 5], 1));
+        let [x, a, b] = [(&[7, 5], 2), (&[5, 2], 3), (&[2, 6], 4)].map(|(shape, seed)| values(shape, seed));
+        both_forms_agree(&[7, 5], |x| linear.forward(x).unwrap());
+        both_forms_agree(&[7, 5], |x| linear.adapted(x, &a, &b).unwrap());
+        both_forms_agree(&[5, 2], |a| linear.adapted(&x, a, &b).unwrap());
+        both_forms_agree(&[2, 6], |b| linear.adapted(&x, &a, b).unwrap());
     }
 
     #[test]

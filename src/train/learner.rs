@@ -231,8 +231,9 @@ impl Learner {
                 Average::Tokens => 1.0 / total.max(1) as f64,
                 Average::MicroBatches => 1.0 / (counted.max(1) * batches.len()) as f64,
             };
-            let dropout = (self.dropout > 0.0)
-                .then_some(Dropout { rate: self.dropout, seed: self.settings.seed ^ (step << 12) ^ i as u64 });
+            // At most 65536 micro-batches a step: no two of a run drop the same.
+            let seed = self.settings.seed ^ (step << 16) ^ i as u64;
+            let dropout = (self.dropout > 0.0).then_some(Dropout { rate: self.dropout, seed });
             let pass = Pass { model: differentiable(&*self.model)?, adapter: &adapter, dropout, slices };
             let losses = self.micro_batch(&pass, batch, Some((share, &mut sums)))?;
             let sum: f64 = losses.iter().map(|row| row.loss).sum();

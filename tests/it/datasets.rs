@@ -31,14 +31,14 @@ fn header(name: &str, file: &[u8], declaration: DatasetDeclaration) -> pb::Uploa
     }
 }
 
-fn parts(header: pb::UploadDatasetHeader, file: &[u8], size: usize) -> Vec<Part> {
+pub(crate) fn parts(header: pb::UploadDatasetHeader, file: &[u8], size: usize) -> Vec<Part> {
     let chunk = |(index, data): (usize, &[u8])| {
         Part::Chunk(pb::DatasetChunk { offset: (index * size) as u64, data: data.to_vec() })
     };
     std::iter::once(Part::Header(header)).chain(file.chunks(size).enumerate().map(chunk)).collect()
 }
 
-async fn send(client: &Client, parts: Vec<Part>) -> Result<pb::Dataset, Status> {
+pub(crate) async fn send(client: &Client, parts: Vec<Part>) -> Result<pb::Dataset, Status> {
     let messages = parts.into_iter().map(|part| pb::UploadDatasetRequest { part: Some(part) });
     Ok(client.datasets.clone().upload_dataset(tokio_stream::iter(messages)).await?.into_inner())
 }

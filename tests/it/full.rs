@@ -194,7 +194,8 @@ async fn a_swap_to_a_whole_model_and_an_alias_to_it_are_as_for_any_adapter() {
 }
 
 /// The files of a download, in order.
-async fn download(client: &Client, name: &str) -> Vec<(String, Vec<u8>)> {
+/// The files of an adapter, whose digests are those announced.
+pub(crate) async fn download(client: &Client, name: &str) -> Vec<(String, Vec<u8>)> {
     let request = DownloadAdapterRequest { name: name.into() };
     let mut stream = client.adapters.clone().download_adapter(request).await.unwrap().into_inner();
     let (mut files, mut digests): (Vec<(String, Vec<u8>)>, Vec<String>) = Default::default();

@@ -13,6 +13,7 @@ mod classify;
 mod cli;
 mod client;
 mod datasets;
+mod fine_tuning;
 mod full;
 mod generate;
 mod golden;
