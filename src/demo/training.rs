@@ -184,7 +184,7 @@ impl Training {
         for review in reviews {
             let request = ScoreRequest {
                 adapter: adapter.into(),
-                prompt: Some(review.prompt.clone().into()),
+                prompt: Some(review.prompt.clone()),
                 candidates: candidates.to_vec(),
                 ..ScoreRequest::default()
             };
