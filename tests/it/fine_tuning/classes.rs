@@ -24,7 +24,8 @@ fn texts(labels: usize) -> Vec<(String, usize, &'static str)> {
 
 fn rows(labels: usize, label: impl Fn(usize) -> serde_json::Value) -> String {
     let row = |(i, (text, index, part)): (usize, (String, usize, &str))| {
-        format!("{}\n", json!({"text": text, "label": label(index), "sex": ["f", "m"][i % 2], "part": part}))
+        let group = ["f", "m"][i % 2];
+        format!("{}\n", json!({"text": text, "label": label(index), "sex": group, "part": part}))
     };
     texts(labels).into_iter().enumerate().map(row).collect()
 }
