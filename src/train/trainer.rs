@@ -3,7 +3,7 @@
 //! Everything that a step depends on is in the checkpoint or follows from settings and step number: rows and dropout
 //! are functions of the seed and the step, so there is no generator to save. Computes through [`Learner`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,11 @@ use super::learner::differentiable;
 use super::memory::Estimate;
 use super::parameters::to_safetensors;
 use super::{
-    Context, Evaluation, Examples, Figure, GroupKey, Learner, Method, MicroBatch, Order, Output, Parameters, Progress,
-    RowLoss, Settings, Slices, Task, TrainError, learning_rate,
+    Context, Evaluation, Examples, Figure, GroupKey, Learner, LoraSettings, Method, MicroBatch, Order, Output,
+    Parameters, Progress, RowLoss, Settings, Slices, Targets, Task, TrainError, learning_rate,
 };
 use crate::dataset::Dataset;
+use crate::lora::{Site, SiteKind};
 
 /// Key of the run's own state in a checkpoint.
 const STATE: &str = "evenkeel";
@@ -72,7 +73,7 @@ impl Trainer {
         }
         let (config, parameters) = match &settings.method {
             Method::Lora(lora) => {
-                let config = adapter_config(lora, settings.task, classes.is_some());
+                let config = adapter_config(&listed(lora, base.sites()), settings.task, classes.is_some());
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
             }
@@ -253,6 +254,17 @@ impl Trainer {
         };
         Ok(Output { config: self.config.clone(), tensors })
     }
+}
+
+/// Names the layers where only some blocks are meant: PEFT takes no `all-linear` there.
+fn listed(lora: &LoraSettings, sites: &[Site]) -> LoraSettings {
+    let mut lora = lora.clone();
+    if lora.targets == Targets::AllLinear && !lora.layers.is_empty() {
+        let linear = sites.iter().filter(|site| site.kind == SiteKind::Linear);
+        let names: BTreeSet<&str> = linear.filter_map(|site| site.path.rsplit('.').next()).collect();
+        lora.targets = Targets::Modules(names.into_iter().map(str::to_owned).collect());
+    }
+    lora
 }
 
 /// Adds to `config.json` what transformers' loss and pipelines go by.
