@@ -147,7 +147,7 @@ fn a_repeated_call_has_one_effect_and_one_answer() {
     house.ended(job.id);
     assert_eq!(house.jobs.create(wanted("a"), Some(&once)).unwrap(), job);
     let reused = house.jobs.create(wanted("b"), Some(&key("CreateFineTuningJob", 2)));
-    assert!(matches!(reused, Err(JobsError::Registry(RegistryError::RequestIdReused(_)))), "{reused:?}");
+    assert!(matches!(reused, Err(JobsError::RequestIdReused(_))), "{reused:?}");
     let folder = house.stop();
     let house = House::at(folder, Hooks::default());
     assert_eq!(house.jobs.create(wanted("a"), Some(&once)).unwrap(), job);

@@ -72,10 +72,11 @@ async fn faults_that_only_the_rows_and_the_model_show_end_the_job_and_are_named(
         assert!(got == reason && message.contains(part), "{dataset}: {got}: {message}");
     }
     // One row can be learnt by heart; two labels can be told apart.
-    for (dataset, settings) in [("one", lora(LoraMethod::default())), ("two", classify())] {
+    let some_blocks = lora(LoraMethod { layers: vec![1], ..Default::default() });
+    for (dataset, settings) in [("one", lora(LoraMethod::default())), ("two", classify()), ("facts", some_blocks)] {
         generation(client, request("ever", dataset, settings)).await;
     }
-    assert_eq!(client.metrics().await.sum("evenkeel_jobs_finished_total", &["state=\"failed\""]), 9.0);
+    assert_eq!(client.metrics().await.sum("evenkeel_jobs_finished_total", &["outcome=\"failed\""]), 9.0);
 }
 
 #[tokio::test]
