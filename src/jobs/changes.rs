@@ -170,7 +170,7 @@ impl Jobs {
             forgotten = catalog.forget_jobs(inner.parts.settings.keep_finished)?;
             Ok::<_, JobsError>(job)
         })?;
-        inner.sweep(&forgotten);
+        inner.parts.store.naming().sweep(&forgotten);
         tracing::info!(job = %job.id, adapter = job.adapter, dataset = job.dataset, "job queued");
         inner.announce();
         inner.signal(|signals| signals.wake = true);
@@ -369,20 +369,6 @@ impl Inner {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         Ok(())
-    }
-
-    /// Removes the blobs that no row names any more.
-    pub(super) fn sweep(&self, orphans: &[String]) {
-        let store = &self.parts.store;
-        for digest in orphans {
-            let removed = store
-                .read(|catalog| catalog.names_blob(digest))
-                .and_then(|named| if named { Ok(()) } else { store.blobs().remove(digest) });
-            if let Err(error) = removed {
-                // It goes when the store is opened next.
-                tracing::warn!(digest, %error, "a checkpoint that is not needed could not be removed");
-            }
-        }
     }
 }
 

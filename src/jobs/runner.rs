@@ -172,7 +172,7 @@ impl Inner {
             }
             Some(Event::Job(Box::new(job.clone())))
         })?;
-        self.sweep(&orphans);
+        self.parts.store.naming().sweep(&orphans);
         self.parts.metrics.jobs_finished.with_label_values(&[job.state.as_str()]).inc();
         let reason = job.failure.as_ref().map(|failure| failure.reason.as_str());
         tracing::info!(job = %id, state = job.state.as_str(), reason, "job ended");
@@ -274,13 +274,16 @@ impl Inner {
     /// Writes a checkpoint, names it in the row, and removes the one before.
     fn keep(&self, id: JobId, work: &dyn Work, step: u64, last: bool) -> Result<(), Halt> {
         let begin = Instant::now();
-        let blob = self.parts.store.blobs().put(work.checkpoint()?)?;
+        let checkpoint = work.checkpoint()?;
+        let naming = self.parts.store.naming();
+        let blob = self.parts.store.blobs().put(checkpoint)?;
         let mut orphan = None;
         self.update(id, |job| {
             orphan = job.checkpoint.replace(Checkpoint { blob: blob.clone(), step, last });
             None
         })?;
-        self.sweep(&orphan.map(|old| old.blob).into_iter().collect::<Vec<_>>());
+        naming.sweep(&orphan.map(|old| old.blob).into_iter().collect::<Vec<_>>());
+        drop(naming);
         self.parts.metrics.checkpoint_seconds.observe(begin.elapsed().as_secs_f64());
         tracing::debug!(job = %id, step, "checkpoint written");
         Ok(())

@@ -18,8 +18,9 @@ use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
 use crate::model::{CausalLm, Differentiable, Layout, ModelError};
 use crate::ops::{binary_cross_entropy, cross_entropy, seed};
 
-/// Rows whose logits are held at a time.
-const LOGIT_ROWS: usize = 256;
+/// Rows whose logits are held at a time: about the work of one block, so that a slice of the head is no longer than
+/// another.
+const LOGIT_ROWS: usize = 64;
 
 /// How one row (one sequence) did.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -9,7 +9,7 @@ use crate::lora::{Base, SiteKind};
 /// Bytes of an f32.
 const F32: u64 = 4;
 /// Rows of logits that exist together (`learner`), with their gradient.
-const LOGIT_ROWS: u64 = 2 * 256;
+const LOGIT_ROWS: u64 = 2 * 64;
 /// Tensors of a block's size that live beside those of its layers: norms, rotations, sums, shares.
 const EXTRAS: u64 = 10;
 

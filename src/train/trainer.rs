@@ -15,9 +15,10 @@ use super::memory::Estimate;
 use super::parameters::to_safetensors;
 use super::{
     Context, Evaluation, Examples, Figure, GroupKey, Learner, Method, MicroBatch, Order, Output, Parameters, Progress,
-    RowLoss, Settings, Slices, Task, TrainError, learning_rate,
+    RowLoss, Settings, Slices, Targets, Task, TrainError, learning_rate,
 };
 use crate::dataset::Dataset;
+use crate::lora::Base;
 
 /// Key of the run's own state in a checkpoint.
 const STATE: &str = "evenkeel";
@@ -72,6 +73,7 @@ impl Trainer {
         }
         let (config, parameters) = match &settings.method {
             Method::Lora(lora) => {
+                check_targets(&lora.targets, base)?;
                 let config = adapter_config(lora, settings.task, classes.is_some(), base);
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
@@ -252,6 +254,22 @@ impl Trainer {
             }
         };
         Ok(Output { config: self.config.clone(), tensors })
+    }
+}
+
+/// Refuses a name that is no layer: peft itself passes over it as long as another one fits.
+fn check_targets(targets: &Targets, base: &dyn Base) -> Result<(), TrainError> {
+    let Targets::Modules(names) = targets else { return Ok(()) };
+    let is_layer = |name: &&String| {
+        let inner = |path: &str| path.strip_suffix(name.as_str()).is_some_and(|before| before.ends_with('.'));
+        base.sites().iter().any(|site| site.path == **name || inner(&site.path))
+    };
+    match names.iter().find(|name| !is_layer(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let fault = format!("`{name}` is no layer of this base model");
+            Err(TrainError::Setting { field: "lora.target_modules", fault })
+        }
     }
 }
 

@@ -57,7 +57,7 @@ async fn faults_that_only_the_rows_and_the_model_show_end_the_job_and_are_named(
         ("untrained", classify(), "TRAINING_DATA", "training split"),
         ("facts", classify(), "TRAINING_DATA", "label column"),
         ("long", lora(LoraMethod::default()), "TRAINING_DATA", "row 2"),
-        ("facts", lora(modules("no_such_proj")), "TRAINING_SETTING", "names no layer"),
+        ("facts", lora(modules("no_such_proj")), "TRAINING_SETTING", "`no_such_proj` is no layer"),
         ("facts", lora(LoraMethod { layers: vec![99], ..Default::default() }), "TRAINING_SETTING", "names no layer"),
         (
             "facts",
