@@ -1,7 +1,7 @@
 //! How much memory a run takes on top of the base model, before it starts.
 //!
 //! Counts what grows with the job: trained values with gradients and moments, and activations of one micro-batch. An
-//! estimate: within a third of what was measured (tests/bench/README.md). Units: bytes.
+//! estimate, from above: for SmolLM2-135M and 8 rows of 128 tokens it says 2.1 GB where 1.8 GB were seen. Units: bytes.
 
 use super::Parameters;
 use crate::lora::{Base, SiteKind};
