@@ -360,14 +360,14 @@ def check_client(server):
         adapter = client.upload("client", server.poet, expected_generation="", request_id="once")
         again = client.upload("client", server.poet, expected_generation="", request_id="once")
         assert adapter.generation == again.generation
-        assert client.set_alias("live", "client", expected_generation="").generation == adapter.generation
-        sampling = dict(adapter="live", max_new_tokens=12, temperature=0, ignore_eos=True)
+        assert client.set_alias("client-live", "client", expected_generation="").generation == adapter.generation
+        sampling = dict(adapter="client-live", max_new_tokens=12, temperature=0, ignore_eos=True)
         (whole,) = client.generate("The keel of a ship", **sampling)
         assert (whole.generation, len(whole.token_ids), whole.finish_reason) == (adapter.generation, 12, "length"), whole
         assert "".join(client.stream("The keel of a ship", **sampling)), "no text"
-        first, second = client.score("The keel", [" of a ship", " of an adapter"], adapter="live")
+        first, second = client.score("The keel", [" of a ship", " of an adapter"], adapter="client-live")
         assert first.sum_logprob < 0 and second.sum_logprob < 0 and first.token_count == len(first.token_logprobs)
-        client.download("live", folder)
+        client.download("client-live", folder)
         for file in pathlib.Path(folder).iterdir():
             assert file.read_bytes() == (server.poet / file.name).read_bytes(), file.name
         assert "client" in [a.name for a in client.list_adapters()]
