@@ -12,6 +12,7 @@
 //! Five sentences decide everything: an adapter is an argument of `forward`, never a mutation of the model; the base
 //! is immutable and shared; anything long is a durable job; identity is content; only `rpc` knows gRPC.
 
+pub mod audit;
 pub mod config;
 pub mod dataset;
 pub mod demo;

@@ -19,10 +19,11 @@ const TABLE: &[(&str, &[&str])] = &[
     ("lora", &["ops"]),
     ("model", &["lora", "ops"]),
     ("engine", &["lora", "model", "turns"]),
-    ("train", &["dataset", "lora", "model", "ops"]),
-    ("jobs", &["dataset", "lora", "model", "registry", "store", "train", "turns"]),
+    ("train", &["dataset", "lora", "model", "ops", "turns"]),
+    ("audit", &["dataset", "lora", "model", "turns"]),
+    ("jobs", &["audit", "dataset", "lora", "model", "registry", "store", "train", "turns"]),
     ("registry", &["lora", "model", "store"]),
-    ("rpc", &["dataset", "engine", "jobs", "lora", "model", "registry", "store", "train"]),
+    ("rpc", &["audit", "dataset", "engine", "jobs", "lora", "model", "registry", "store", "train"]),
     ("http", &[]),
     ("startup", &["hub", "model", "server"]),
     ("server", &["dataset", "engine", "http", "jobs", "lora", "model", "registry", "rpc", "store", "train", "turns"]),
@@ -35,7 +36,7 @@ const LEAVES: &[&str] = &["config", "metrics"];
 /// Where tonic and the generated code may be named.
 const GRPC: &[&str] = &["rpc", "server", "demo"];
 /// Mathematics: no tokio.
-const NO_TOKIO: &[&str] = &["dataset", "lora", "model", "ops", "train"];
+const NO_TOKIO: &[&str] = &["audit", "dataset", "lora", "model", "ops", "train"];
 const LONGEST: usize = 500;
 
 struct Source {

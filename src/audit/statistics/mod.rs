@@ -1,0 +1,30 @@
+//! The statistics of audits: pure functions over slices, in f64.
+//!
+//! Nothing here knows a model, a data set or a report. Rows carry weights (a bootstrap resample is a weight too: how
+//! often each row was drawn), so that one function serves sample weights and resampling. What cannot be computed is an
+//! [`Undefined`] with its reason, never 0 and never NaN.
+
+/// Why there is no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Undefined {
+    /// No row, or none of any weight.
+    NoRows,
+    /// No row of the positive class: no rate among them.
+    NoPositives,
+    /// No row of a negative class.
+    NoNegatives,
+    /// Nothing was predicted positive.
+    NothingSelected,
+    /// Nothing was predicted negative.
+    NothingRejected,
+    /// Fewer than two groups have a value: nothing to compare.
+    OneGroup,
+    /// A division by 0 of other kind.
+    DivisionByZero,
+    /// Not enough rows to tell: the resolution of the figure is coarser than what is asked.
+    Unreachable,
+}
+
+/// A figure, or why there is none.
+pub type Measured = Result<f64, Undefined>;
