@@ -94,6 +94,32 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Lets long work compute in bounded slices, and stops it.
+pub trait Slices {
+    /// Waits for the next slice and runs `work` in it; at most one block of the model, forward or backward.
+    ///
+    /// # Errors
+    /// [`Stopped`] when nothing more is to be computed; then `work` may not have run.
+    fn slice(&self, work: &mut dyn FnMut()) -> Result<(), Stopped>;
+}
+
+impl dyn Slices + '_ {
+    /// Runs `work` in a slice of its own and returns what it returned.
+    ///
+    /// # Errors
+    /// What `work` returns; [`Stopped`].
+    pub fn run<T, E: From<Stopped>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let (mut work, mut done) = (Some(work), None);
+        self.slice(&mut || done = work.take().map(|work| work()))?;
+        done.unwrap_or_else(|| Err(Stopped.into()))
+    }
+}
+
+/// Long work was told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -41,7 +41,7 @@ impl Failure {
 impl From<TrainError> for Halt {
     fn from(error: TrainError) -> Self {
         let reason = match &error {
-            TrainError::Stopped => return Self::Stopped,
+            TrainError::Stopped(_) => return Self::Stopped,
             TrainError::Setting { .. } => reason::SETTING,
             TrainError::Data(_) => reason::DATA,
             TrainError::Memory { .. } => reason::MEMORY,

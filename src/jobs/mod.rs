@@ -23,7 +23,8 @@ use crate::dataset::{Dataset, DatasetError, Datasets};
 use crate::lora::Generation;
 use crate::registry::{Expected, Name, RegistryError};
 use crate::store::{Catalog, RequestIdReused, StoreError};
-use crate::train::{Context, Output, Progress, Settings, Slices, TrainError, Trainer};
+use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer};
+use crate::turns::Slices;
 
 #[cfg(test)]
 pub(crate) use failure::registry as refused;

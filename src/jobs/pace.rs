@@ -5,8 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::train::{Slices, TrainError};
-use crate::turns::Turns;
+use crate::turns::{Slices, Stopped, Turns};
 
 /// Weight of the newest step in what is taken for the present speed.
 const NEWEST: f64 = 0.1;
@@ -27,18 +26,19 @@ impl Paced<'_> {
         self.cancelled.load(Ordering::Acquire) || self.halted.load(Ordering::Acquire)
     }
 
-    fn check(&self) -> Result<(), TrainError> {
-        if self.is_stopped() { Err(TrainError::Stopped) } else { Ok(()) }
+    fn check(&self) -> Result<(), Stopped> {
+        if self.is_stopped() { Err(Stopped) } else { Ok(()) }
     }
 }
 
 impl Slices for Paced<'_> {
-    fn slice(&self, work: &mut dyn FnMut() -> Result<(), TrainError>) -> Result<(), TrainError> {
+    fn slice(&self, work: &mut dyn FnMut()) -> Result<(), Stopped> {
         self.check()?;
         let _turn = self.turns.slice();
         // It may have waited for long.
         self.check()?;
-        work()
+        work();
+        Ok(())
     }
 }
 
@@ -84,11 +84,8 @@ mod tests {
         let mut runs = 0;
         for (cancelled, halted) in [(&off, &off), (&on, &off), (&off, &on)] {
             let paced = Paced { turns: &turns, cancelled, halted };
-            let result = paced.slice(&mut || {
-                runs += 1;
-                Ok(())
-            });
-            assert_eq!(matches!(result, Err(TrainError::Stopped)), paced.is_stopped());
+            let result = paced.slice(&mut || runs += 1);
+            assert_eq!(result.is_err(), paced.is_stopped());
         }
         assert_eq!(runs, 1);
     }

@@ -12,11 +12,12 @@ use candle_core::{DType, Tensor, Var};
 
 use super::optimizer::{AdamW, Constants};
 use super::parameters::Parameters;
-use super::{Average, MicroBatch, Settings, Slices, Task, TrainError};
+use super::{Average, MicroBatch, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
 use crate::model::{CausalLm, Differentiable, Layout, ModelError};
 use crate::ops::{binary_cross_entropy, cross_entropy, seed};
+use crate::turns::Slices;
 
 /// Rows whose logits are held at a time: about the work of one block, so that a slice of the head is no longer than
 /// another.
@@ -116,13 +117,8 @@ impl Pass<'_> {
     }
 
     /// Runs `work` in a slice of its own.
-    fn slice<T>(&self, mut work: impl FnMut() -> Result<T, TrainError>) -> Result<T, TrainError> {
-        let mut done = None;
-        self.slices.slice(&mut || {
-            done = Some(work()?);
-            Ok(())
-        })?;
-        done.ok_or(TrainError::Stopped)
+    fn slice<T>(&self, work: impl FnOnce() -> Result<T, TrainError>) -> Result<T, TrainError> {
+        self.slices.run(work)
     }
 
     /// Runs all blocks; `keep` says whether inputs and outputs are kept for a backward.
@@ -211,8 +207,9 @@ impl Learner {
         slices: &dyn Slices,
     ) -> Result<Outcome, TrainError> {
         let Gradients { tensors, outcome } = self.gradients(batches, step, slices)?;
-        slices
-            .slice(&mut || Ok(self.optimizer.update(self.parameters.list(), &tensors, outcome.clip_factor, rate)?))?;
+        slices.run(|| {
+            Ok::<_, TrainError>(self.optimizer.update(self.parameters.list(), &tensors, outcome.clip_factor, rate)?)
+        })?;
         Ok(outcome)
     }
 

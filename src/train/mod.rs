@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::model::chat::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, ModelError};
+use crate::turns::Stopped;
 
 pub use examples::{Example, Examples, GroupKey};
 pub use learner::{Gradients, Learner, Outcome, RowLoss};
@@ -42,15 +43,6 @@ pub struct Context {
     pub chat: Option<Arc<ChatTemplate>>,
     /// Bytes that a job may take on top of the base model; 0: not bounded.
     pub memory_bytes: u64,
-}
-
-/// Lets training compute in bounded slices, and stops it.
-pub trait Slices {
-    /// Waits for the next slice and runs `work` in it; at most one block of the model, forward or backward.
-    ///
-    /// # Errors
-    /// What `work` returns; [`TrainError::Stopped`] when training is to stop.
-    fn slice(&self, work: &mut dyn FnMut() -> Result<(), TrainError>) -> Result<(), TrainError>;
 }
 
 /// Loss and accuracy of a group, or of all rows.
@@ -153,8 +145,8 @@ pub enum TrainError {
     #[error("the checkpoint {0}")]
     Checkpoint(String),
     /// It was told to stop.
-    #[error("stopped")]
-    Stopped,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -15,10 +15,11 @@ use super::memory::Estimate;
 use super::parameters::to_safetensors;
 use super::{
     Context, Evaluation, Examples, Figure, GroupKey, Learner, Method, MicroBatch, Order, Output, Parameters, Progress,
-    RowLoss, Settings, Slices, Targets, Task, TrainError, learning_rate,
+    RowLoss, Settings, Targets, Task, TrainError, learning_rate,
 };
 use crate::dataset::Dataset;
 use crate::lora::Base;
+use crate::turns::{Slices, Stopped};
 
 /// Key of the run's own state in a checkpoint.
 const STATE: &str = "evenkeel";
@@ -163,7 +164,7 @@ impl Trainer {
     pub fn advance(&mut self, slices: &dyn Slices) -> Result<Progress, TrainError> {
         let total = self.order.total_steps();
         if self.is_done() {
-            return Err(TrainError::Stopped);
+            return Err(Stopped.into());
         }
         let batches = self.order.micro_batches(&self.examples.train, self.state.steps);
         let rate = learning_rate(&self.settings, self.state.steps, total);

@@ -92,11 +92,11 @@ impl Work for Play {
         self.step += 1;
         let hooks = self.hooks.clone();
         // Two slices, and what the hook does falls between them.
-        slices.slice(&mut || hooks.at(Moment::Advance(self.step)))?;
-        slices.slice(&mut || {
+        slices.run(|| hooks.at(Moment::Advance(self.step)))?;
+        slices.run(|| {
             let next = Sha256::new().chain_update(self.state).chain_update(self.step.to_be_bytes()).finalize();
             self.state = next.into();
-            Ok(())
+            Ok::<_, TrainError>(())
         })?;
         let loss = f64::from(self.state[0]) / 256.0;
         let figure = |rows| Figure { column: "sex".into(), value: None, rows, loss, accuracy: Some(0.5) };

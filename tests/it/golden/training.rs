@@ -13,9 +13,10 @@ use evenkeel::dataset::Label;
 use evenkeel::lora::{Adapter, LoraBatch, Run};
 use evenkeel::model::{Batch, CausalLm, Llama, Rows, Segment, open};
 use evenkeel::train::{
-    Average, Learner, Length, LoraSettings, Method, MicroBatch, Parameters, Schedule, Settings, Slices, Targets, Task,
-    TrainError, learning_rate,
+    Average, Learner, Length, LoraSettings, Method, MicroBatch, Parameters, Schedule, Settings, Targets, Task,
+    learning_rate,
 };
+use evenkeel::turns::{Slices, Stopped};
 use serde_json::Value;
 
 use super::{Tally, cases, json, root, tensors};
@@ -29,8 +30,9 @@ const LOGITS: f64 = 1e-3;
 struct Alone;
 
 impl Slices for Alone {
-    fn slice(&self, work: &mut dyn FnMut() -> Result<(), TrainError>) -> Result<(), TrainError> {
-        work()
+    fn slice(&self, work: &mut dyn FnMut()) -> Result<(), Stopped> {
+        work();
+        Ok(())
     }
 }
 
