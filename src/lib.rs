@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod registry;
+pub mod reports;
 pub mod rpc;
 pub mod server;
 pub mod startup;

@@ -12,7 +12,7 @@ use super::changes::{Inner, add, parse, stored, write};
 use super::failure::Halt;
 use super::pace::{Paced, Speed};
 use super::{Advance, Checkpoint, EVENTS, Event, Failure, Job, JobId, Made, State, Work, expected_of, reason};
-use crate::registry::{AdapterFiles, Expected, Lineage, Name, Publish, Reference, RegistryError};
+use crate::registry::{AdapterFiles, Demand, Expected, Lineage, Name, Publish, Reference, RegistryError};
 use crate::store::{JobRow, StoreError};
 use crate::train::{Progress, TrainError};
 
@@ -336,7 +336,7 @@ impl Inner {
                 })?;
             }
             let target = Reference { name: name(&made.adapter)?, generation: Some(made.generation.clone()) };
-            self.parts.registry.set_alias(&name(alias)?, &target, Expected::Any, None)?;
+            self.parts.registry.set_alias(&name(alias)?, &target, Expected::Any, Demand::AsItWas, None)?;
         }
         Ok(End::Succeeded(made))
     }

@@ -10,6 +10,7 @@ mod catalog;
 mod datasets;
 mod jobs;
 mod name;
+mod reports;
 mod requests;
 mod schema;
 
@@ -24,6 +25,7 @@ pub use catalog::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow};
 pub use datasets::{DatasetContentRow, DatasetRow};
 pub use jobs::{EventRow, JobRow};
 pub use name::Name;
+pub use reports::ReportRow;
 pub use requests::{RequestIdReused, RequestKey, now, unwritable};
 
 /// The data directory, held by one process at a time.
