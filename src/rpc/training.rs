@@ -99,6 +99,7 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
         keep_best: wire.keep_best,
         seed: wire.seed.unwrap_or(DEFAULT_SEED),
         groups: wire.groups,
+        subset: None,
     }
 }
 
@@ -207,6 +208,7 @@ fn average(v: &mut Violations, wire: i32) -> Average {
 pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
     let method = match settings.method {
         Method::Full => wire::Method::Full(pb::FullMethod {}),
+        Method::HeadOnly => wire::Method::Lora(pb::LoraMethod { rank: Some(0), ..Default::default() }),
         Method::Lora(lora) => wire::Method::Lora(pb::LoraMethod {
             rank: Some(count(lora.rank)),
             scaling: Some(Scaling::Alpha(lora.alpha)),
