@@ -108,10 +108,12 @@ pub struct Metrics {
     /// Seconds for which a publish or alias change held up lookups.
     pub adapter_swap_stall: Histogram,
 
-    /// Jobs that are not finished, by state: `queued`, `running`.
+    /// Jobs that are not finished, by kind (`fine_tuning`, `audit`) and state (`queued`, `running`).
     pub jobs: IntGaugeVec,
-    /// Jobs that ended, by outcome: `succeeded`, `failed`, `cancelled`.
+    /// Jobs that ended, by kind and outcome: `succeeded`, `failed`, `cancelled`.
     pub jobs_finished: IntCounterVec,
+    /// Items scored for audits, those that a restart made necessary again included.
+    pub audit_items: IntCounter,
     /// Optimiser steps computed, those that a restart made necessary again included.
     pub training_steps: IntCounter,
     /// Tokens trained on, without padding.
@@ -241,8 +243,13 @@ impl Metrics {
                 "Seconds for which a change of name or alias held up lookups.",
                 STALL,
             )?,
-            jobs: add.gauges("evenkeel_jobs", "Jobs that are not finished, by state.", &["state"])?,
-            jobs_finished: add.counters("evenkeel_jobs_finished_total", "Jobs that ended, by outcome.", &["outcome"])?,
+            jobs: add.gauges("evenkeel_jobs", "Jobs that are not finished, by kind and state.", &["kind", "state"])?,
+            jobs_finished: add.counters(
+                "evenkeel_jobs_finished_total",
+                "Jobs that ended, by kind and outcome.",
+                &["kind", "outcome"],
+            )?,
+            audit_items: add.counter("evenkeel_audit_items_total", "Items scored for audits.")?,
             training_steps: add.counter("evenkeel_training_steps_total", "Optimiser steps computed.")?,
             training_tokens: add.counter("evenkeel_training_tokens_total", "Tokens trained on, without padding.")?,
             training_loss: add.ratio("evenkeel_training_loss", "Training loss of the last step.")?,

@@ -12,12 +12,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::runner;
-use super::{Event, FineTuning, Job, JobId, JobsError, Rows, State, Training, expected_text};
+use super::rows::{add, behind_all, corrupt, parse, stored, time, write};
+use super::{
+    Event, FineTuning, Job, JobId, JobKind, JobsError, Made, ModelSource, Rows, State, Task, Training, Tuning,
+    expected_text, runner,
+};
 use crate::config::JobsSettings;
 use crate::metrics::Metrics;
 use crate::registry::{Expected, Name, Registry, RegistryError, RequestKey, compare};
-use crate::store::{Catalog, JobRow, Store, StoreError};
+use crate::store::{Catalog, Store};
 use crate::turns::Turns;
 
 /// Time that a runner gets to see that it must stop at once: one slice.
@@ -117,9 +120,11 @@ impl Jobs {
             shown: watch::Sender::new(Shown::default()),
         });
         inner.count()?;
-        for outcome in [State::Succeeded, State::Failed, State::Cancelled] {
-            // A series that exists from the start can be watched for its first rise.
-            inner.parts.metrics.jobs_finished.with_label_values(&[outcome.as_str()]);
+        for kind in JobKind::ALL {
+            for outcome in [State::Succeeded, State::Failed, State::Cancelled] {
+                // A series that exists from the start can be watched for its first rise.
+                inner.parts.metrics.jobs_finished.with_label_values(&[kind.as_str(), outcome.as_str()]);
+            }
         }
         let theirs = Arc::clone(&inner);
         let thread = std::thread::Builder::new().name("jobs".into()).spawn(move || runner::run(&theirs));
@@ -144,34 +149,23 @@ impl Jobs {
         let dataset = inner.parts.rows.find(&wanted.dataset)?;
         let mut forgotten = Vec::new();
         let job = inner.parts.store.change_once(request, |catalog| {
-            let job = Job {
-                id: JobId::new(),
-                state: State::Queued,
-                cancelling: false,
+            let tuning = Tuning {
                 adapter: wanted.adapter.to_string(),
                 expected: expected_text(&wanted.expected),
                 alias: wanted.alias.as_ref().map(Name::to_string),
                 pinned: wanted.pinned,
                 allow_no_effect: wanted.allow_no_effect,
-                dataset,
-                base: inner.parts.base.clone(),
                 settings: wanted.settings,
-                created: SystemTime::now(),
-                started: None,
-                ended: None,
-                last: None,
-                checkpoint: None,
-                made: None,
-                failure: None,
             };
+            let job = inner.new_job(Task::FineTuning(Box::new(tuning)), dataset, None);
             check_names(catalog, &wanted.adapter, &wanted.expected, wanted.alias.as_ref())?;
+            inner.make_room(catalog)?;
             inner.enter(catalog, &job)?;
-            inner.parts.rows.hold(catalog, &job.dataset, &job.id.to_string())?;
             forgotten = catalog.forget_jobs(inner.parts.settings.keep_finished)?;
             Ok::<_, JobsError>(job)
         })?;
         inner.parts.store.naming().sweep(&forgotten);
-        tracing::info!(job = %job.id, adapter = job.adapter, dataset = job.dataset, "job queued");
+        tracing::info!(job = %job.id, adapter = job.name(), dataset = job.dataset, "job queued");
         inner.announce();
         inner.signal(|signals| signals.wake = true);
         Ok(job)
@@ -223,7 +217,8 @@ impl Jobs {
         self.inner().shown.subscribe()
     }
 
-    /// Ends a job: at once while it waits, after the slice that is being computed when it runs.
+    /// Ends a job: at once while it waits, after the slice that is being computed when it runs. With an audit end the
+    /// jobs that were made for it.
     ///
     /// A job whose result is being published may succeed all the same.
     ///
@@ -231,21 +226,15 @@ impl Jobs {
     /// [`JobsError::NotFound`], [`JobsError::Finished`], [`RegistryError::RequestIdReused`]; when the disk fails.
     pub fn cancel(&self, id: JobId, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
+        let mut ending = Vec::new();
         let job = inner.parts.store.change_once(request, |catalog| {
-            let (mut row, mut job) = stored(catalog, id)?;
-            match job.state {
-                State::Queued => {
-                    job.state = State::Cancelled;
-                    job.ended = Some(SystemTime::now());
-                    write(catalog, &mut row, &job)?;
-                    add(catalog, &job.id, &Event::Job(Box::new(job.clone())))?;
-                    inner.parts.metrics.jobs_finished.with_label_values(&[job.state.as_str()]).inc();
+            let job = inner.end(catalog, id, &mut ending)?;
+            for child in job.children() {
+                // The audit may have been waiting for one that has ended, or is forgotten.
+                match inner.end(catalog, *child, &mut ending) {
+                    Ok(_) | Err(JobsError::Finished(_) | JobsError::NotFound(_)) => {}
+                    Err(error) => return Err(error),
                 }
-                State::Running => {
-                    job.cancelling = true;
-                    write(catalog, &mut row, &job)?;
-                }
-                State::Succeeded | State::Failed | State::Cancelled => return Err(JobsError::Finished(job.state)),
             }
             Ok::<_, JobsError>(job)
         })?;
@@ -253,7 +242,7 @@ impl Jobs {
         inner.announce();
         inner.signal(|signals| {
             if let Some((current, cancelled)) = &signals.current
-                && *current == id
+                && ending.contains(current)
             {
                 cancelled.store(true, Ordering::Release);
             }
@@ -261,10 +250,12 @@ impl Jobs {
         Ok(job)
     }
 
-    /// Puts a job that failed or was cancelled back into the queue, to go on from its checkpoint.
+    /// Puts a job that failed or was cancelled back into the queue, to go on from its checkpoint; with an audit, and before
+    /// it, the jobs that were made for it and have not succeeded.
     ///
     /// # Errors
     /// [`JobsError::NotFound`], [`JobsError::NotResumable`], [`JobsError::Conflict`], [`JobsError::QueueFull`],
+    /// [`JobsError::DatasetNotFound`] and [`RegistryError::AdapterNotFound`] when what it needs has been deleted,
     /// [`RegistryError::RequestIdReused`]; when the disk fails.
     pub fn resume(&self, id: JobId, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
@@ -276,8 +267,11 @@ impl Jobs {
                     if without { "has no checkpoint: make a new job" } else { "was neither cancelled nor failed" };
                 return Err(JobsError::NotResumable(format!("job {id} {why}")));
             }
-            job.state = State::Queued;
-            (job.cancelling, job.ended, job.failure) = (false, None, None);
+            inner.make_room(catalog)?;
+            for child in job.children() {
+                inner.resume_child(catalog, id, *child)?;
+            }
+            again(&mut job);
             inner.enter(catalog, &job)?;
             Ok::<_, JobsError>(job)
         })?;
@@ -328,29 +322,111 @@ impl Inner {
         self.signalled.notify_all();
     }
 
-    /// Puts a job at the end of the queue, if there is room and nobody else makes its names.
-    fn enter(&self, catalog: &Catalog<'_>, job: &Job) -> Result<(), JobsError> {
-        if let Some(other) = catalog.job_of_name(&job.adapter, job.alias.as_deref())? {
+    /// Returns a job that waits.
+    pub(super) fn new_job(&self, task: Task, dataset: String, parent: Option<JobId>) -> Job {
+        Job {
+            id: JobId::new(),
+            state: State::Queued,
+            cancelling: false,
+            task,
+            dataset,
+            base: self.parts.base.clone(),
+            parent,
+            created: SystemTime::now(),
+            started: None,
+            ended: None,
+            last: None,
+            audited: None,
+            checkpoint: None,
+            made: None,
+            failure: None,
+        }
+    }
+
+    /// Refuses one more job that waits; those that are made for another do not count.
+    pub(super) fn make_room(&self, catalog: &Catalog<'_>) -> Result<(), JobsError> {
+        let limit = self.parts.settings.max_queued;
+        if catalog.waiting_jobs()? >= limit as u64 { Err(JobsError::QueueFull(limit)) } else { Ok(()) }
+    }
+
+    /// Puts a job at the end of the queue, if nobody else makes its names, and keeps what it needs from being deleted.
+    pub(super) fn enter(&self, catalog: &Catalog<'_>, job: &Job) -> Result<(), JobsError> {
+        let other = match &job.task {
+            Task::FineTuning(tuning) => catalog.job_of_name(&tuning.adapter, tuning.alias.as_deref())?,
+            Task::Audit { audit } => catalog.audit_of_name(&audit.name)?,
+        };
+        if let Some(other) = other {
             return Err(JobsError::Conflict(other));
         }
-        let limit = self.parts.settings.max_queued;
-        let queued = catalog.job_states()?.into_iter().find(|(state, _)| state == State::Queued.as_str());
-        if queued.is_some_and(|(_, count)| count >= limit as u64) {
-            return Err(JobsError::QueueFull(limit));
+        let holder = job.id.to_string();
+        self.parts.rows.hold(catalog, &job.dataset, &holder)?;
+        if let Task::Audit { audit } = &job.task {
+            for model in &audit.models {
+                let ModelSource::Stored { adapter, generation } = &model.source else { continue };
+                if catalog.generation(adapter, generation)?.is_none() {
+                    return Err(RegistryError::AdapterNotFound(format!("{adapter}@{generation}")).into());
+                }
+                catalog.hold_generation(adapter, generation, &holder)?;
+            }
         }
-        let mut row = JobRow {
-            id: job.id.to_string(),
-            state: String::new(),
-            adapter: job.adapter.clone(),
-            alias: job.alias.clone(),
-            dataset: job.dataset.clone(),
-            checkpoint: None,
-            place: catalog.last_place()?,
-            record: String::new(),
-        };
+        let mut row = behind_all(catalog, job)?;
         write(catalog, &mut row, job)?;
         add(catalog, &job.id, &Event::Job(Box::new(job.clone())))?;
         Ok(())
+    }
+
+    /// Ends one job, or says that it is to end and adds it to `ending`.
+    fn end(&self, catalog: &Catalog<'_>, id: JobId, ending: &mut Vec<JobId>) -> Result<Job, JobsError> {
+        let (mut row, mut job) = stored(catalog, id)?;
+        match job.state {
+            State::Queued => {
+                job.state = State::Cancelled;
+                job.ended = Some(SystemTime::now());
+                write(catalog, &mut row, &job)?;
+                add(catalog, &job.id, &Event::Job(Box::new(job.clone())))?;
+                self.count_end(&job);
+            }
+            State::Running => {
+                job.cancelling = true;
+                write(catalog, &mut row, &job)?;
+                ending.push(id);
+            }
+            State::Succeeded | State::Failed | State::Cancelled => return Err(JobsError::Finished(job.state)),
+        }
+        Ok(job)
+    }
+
+    /// Puts what was made for an audit back into the queue, unless it has succeeded and its result is still there.
+    fn resume_child(&self, catalog: &Catalog<'_>, audit: JobId, child: JobId) -> Result<(), JobsError> {
+        let (_, mut job) = stored(catalog, child).map_err(|error| match error {
+            JobsError::NotFound(id) => JobsError::NotResumable(format!("job {id}, made for it, is forgotten")),
+            error => error,
+        })?;
+        match job.state {
+            State::Queued => return Ok(()),
+            State::Running if job.cancelling => {
+                return Err(JobsError::NotResumable(format!("job {child}, made for it, has not ended yet")));
+            }
+            State::Running => return Ok(()),
+            State::Succeeded => {
+                if let Some(Made::Generation { adapter, generation }) = &job.made
+                    && catalog.generation(adapter, generation)?.is_some()
+                {
+                    catalog.hold_generation(adapter, generation, &audit.to_string())?;
+                    return Ok(());
+                }
+                job.made = None;
+            }
+            State::Failed | State::Cancelled => {}
+        }
+        again(&mut job);
+        self.enter(catalog, &job)
+    }
+
+    /// Counts a job that has ended.
+    pub(super) fn count_end(&self, job: &Job) {
+        let labels = [job.kind().as_str(), job.state.as_str()];
+        self.parts.metrics.jobs_finished.with_label_values(&labels).inc();
     }
 
     /// Tells watchers and metrics that rows have changed.
@@ -363,17 +439,27 @@ impl Inner {
 
     fn count(&self) -> Result<(), JobsError> {
         let states = self.parts.store.read(|catalog| catalog.job_states())?;
-        for state in [State::Queued, State::Running] {
-            let count = states.iter().find(|(name, _)| name == state.as_str()).map_or(0, |(_, count)| *count);
-            let gauge = self.parts.metrics.jobs.with_label_values(&[state.as_str()]);
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        for kind in JobKind::ALL {
+            for state in [State::Queued, State::Running] {
+                let labels = [kind.as_str(), state.as_str()];
+                let found = states.iter().find(|(kind, state, _)| [kind.as_str(), state.as_str()] == labels);
+                let count = found.map_or(0, |(_, _, count)| *count);
+                let gauge = self.parts.metrics.jobs.with_label_values(&labels);
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
         }
         Ok(())
     }
 }
 
+/// Sets a job back to where it waits.
+fn again(job: &mut Job) {
+    job.state = State::Queued;
+    (job.cancelling, job.ended, job.failure) = (false, None, None);
+}
+
 /// Refuses what could not be published now, before hours are spent on it.
-fn check_names(
+pub(super) fn check_names(
     catalog: &Catalog<'_>,
     adapter: &Name,
     expected: &Expected,
@@ -389,45 +475,4 @@ fn check_names(
     }
     let current = catalog.adapter(adapter.as_str())?.map(|row| row.current);
     compare(adapter, expected, current.as_deref())
-}
-
-/// Reads a job's row and what it says.
-pub(super) fn stored(catalog: &Catalog<'_>, id: JobId) -> Result<(JobRow, Job), JobsError> {
-    let row = catalog.job(&id.to_string())?.ok_or_else(|| JobsError::NotFound(id.to_string()))?;
-    let job = parse(&row)?;
-    Ok((row, job))
-}
-
-pub(super) fn parse(row: &JobRow) -> Result<Job, StoreError> {
-    serde_json::from_str(&row.record).map_err(|_| corrupt(&row.id))
-}
-
-/// Writes a job; names and data set never change.
-pub(super) fn write(catalog: &Catalog<'_>, row: &mut JobRow, job: &Job) -> Result<(), StoreError> {
-    row.state = job.state.as_str().to_owned();
-    row.checkpoint = job.checkpoint.as_ref().map(|checkpoint| checkpoint.blob.clone());
-    row.record = serde_json::to_string(job).map_err(unwritable)?;
-    if job.state.is_finished() && !job.is_resumable() {
-        catalog.release_datasets(&row.id)?;
-    }
-    catalog.put_job(row)
-}
-
-/// Adds an event and returns its number.
-pub(super) fn add(catalog: &Catalog<'_>, id: &JobId, event: &Event) -> Result<u64, StoreError> {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
-    catalog.add_event(&id.to_string(), now, &serde_json::to_string(event).map_err(unwritable)?)
-}
-
-fn corrupt(id: &str) -> StoreError {
-    StoreError::Corrupt(format!("the record of job {id}"))
-}
-
-fn unwritable(error: serde_json::Error) -> StoreError {
-    StoreError::Io { path: "evenkeel.db".into(), source: error.into() }
-}
-
-fn time(micros: i64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }

@@ -8,6 +8,7 @@ use crate::registry::RegistryError;
 use crate::reports::GateError;
 use crate::store::StoreError;
 use crate::train::TrainError;
+use crate::turns::Stopped;
 
 /// Longest message in bytes: it may quote what a caller sent.
 const LONGEST: usize = 1024;
@@ -52,6 +53,12 @@ impl From<TrainError> for Halt {
             TrainError::Model(_) | TrainError::Tensor(_) => return Self::Failed(Failure::internal(&error)),
         };
         Self::Failed(Failure::new(reason, error.to_string()))
+    }
+}
+
+impl From<Stopped> for Halt {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Stopped
     }
 }
 

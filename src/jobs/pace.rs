@@ -3,8 +3,9 @@
 //! Decides nothing about order (`turns` does) and writes nothing down.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::config::JobsSettings;
 use crate::turns::{Slices, Stopped, Turns};
 
 /// Weight of the newest step in what is taken for the present speed.
@@ -26,7 +27,7 @@ impl Paced<'_> {
         self.cancelled.load(Ordering::Acquire) || self.halted.load(Ordering::Acquire)
     }
 
-    fn check(&self) -> Result<(), Stopped> {
+    pub(super) fn check(&self) -> Result<(), Stopped> {
         if self.is_stopped() { Err(Stopped) } else { Ok(()) }
     }
 }
@@ -39,6 +40,38 @@ impl Slices for Paced<'_> {
         self.check()?;
         work();
         Ok(())
+    }
+}
+
+/// When the next checkpoint is to be written: by steps or by time, whichever is sooner.
+#[derive(Debug)]
+pub(super) struct Due<'a> {
+    settings: &'a JobsSettings,
+    kept: u64,
+    written: Instant,
+}
+
+impl<'a> Due<'a> {
+    /// Begins at the step of the last checkpoint.
+    pub(super) fn new(settings: &'a JobsSettings, kept: u64) -> Self {
+        Self { settings, kept, written: Instant::now() }
+    }
+
+    /// Returns the step of the last checkpoint.
+    pub(super) fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// Returns whether one is to be written after step `at`.
+    pub(super) fn is_due(&self, at: u64) -> bool {
+        let steps = self.settings.checkpoint_steps;
+        steps > 0 && at.saturating_sub(self.kept) >= steps
+            || self.written.elapsed() >= Duration::from_secs(self.settings.checkpoint_seconds)
+    }
+
+    /// Takes down that one was written after step `at`.
+    pub(super) fn note(&mut self, at: u64) {
+        (self.kept, self.written) = (at, Instant::now());
     }
 }
 

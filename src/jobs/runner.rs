@@ -8,19 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::changes::{Inner, add, parse, stored, write};
+use super::changes::Inner;
 use super::failure::Halt;
-use super::pace::{Paced, Speed};
-use super::{Advance, Checkpoint, EVENTS, Event, Failure, Job, JobId, Made, State, Work, expected_of, reason};
-use crate::registry::{AdapterFiles, Demand, Expected, Lineage, Name, Publish, Reference, RegistryError};
+use super::pace::Paced;
+use super::rows::{add, parse, stored, write};
+use super::{Checkpoint, EVENTS, Event, Failure, Job, JobId, Made, State, Task, reason};
 use crate::store::{JobRow, StoreError};
-use crate::train::{Progress, TrainError};
 
 /// Wait after the database has failed, unless something happens before.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// How a run ended that did not fail.
-enum End {
+pub(super) enum End {
     Succeeded(Made),
     Cancelled,
     /// The job stays as it is, for the next process.
@@ -87,7 +86,7 @@ impl Inner {
     }
 
     /// Changes a job's row, and adds the event that the change returns.
-    fn update(&self, id: JobId, change: impl FnOnce(&mut Job) -> Option<Event>) -> Result<Job, super::JobsError> {
+    pub(super) fn update(&self, id: JobId, change: impl FnOnce(&mut Job) -> Option<Event>) -> Result<Job, super::JobsError> {
         let job = self.parts.store.change(|catalog| {
             let (mut row, mut job) = stored(catalog, id)?;
             let event = change(&mut job);
@@ -128,9 +127,12 @@ impl Inner {
 
     /// Runs a job and writes down how it ended.
     fn attempt(&self, job: &Job, cancelled: &AtomicBool) {
-        tracing::info!(job = %job.id, adapter = job.adapter, "job runs");
+        tracing::info!(job = %job.id, name = job.name(), "job runs");
         let paced = Paced { turns: &self.parts.turns, cancelled, halted: &self.halted };
-        let done = catch_unwind(AssertUnwindSafe(|| self.perform(job, &paced)));
+        let done = catch_unwind(AssertUnwindSafe(|| match &job.task {
+            Task::FineTuning(tuning) => self.tune(job, tuning, &paced),
+            Task::Audit { audit } => self.audit(job, audit, &paced),
+        }));
         let done = match done {
             Ok(Err(Halt::Stopped)) if cancelled.load(Ordering::Acquire) => Ok(End::Cancelled),
             Ok(Ok(End::Interrupted) | Err(Halt::Stopped)) => {
@@ -173,108 +175,21 @@ impl Inner {
             Some(Event::Job(Box::new(job.clone())))
         })?;
         self.parts.store.naming().sweep(&orphans);
-        self.parts.metrics.jobs_finished.with_label_values(&[job.state.as_str()]).inc();
+        self.count_end(&job);
         let reason = job.failure.as_ref().map(|failure| failure.reason.as_str());
         tracing::info!(job = %id, state = job.state.as_str(), reason, "job ended");
         Ok(())
     }
 
-    /// The life of a job: begin or go on, step by step, then publish.
-    fn perform(&self, job: &Job, paced: &Paced<'_>) -> Result<End, Halt> {
-        if let Some(made) = self.published(job)? {
-            return self.settle(job, made);
-        }
-        if paced.is_stopped() {
-            return Err(Halt::Stopped);
-        }
-        if job.base != self.parts.base {
-            let message = format!("the job is for base model {}, this one is {}", job.base, self.parts.base);
-            return Err(Halt::Failed(Failure::new(reason::BASE, message)));
-        }
-        let dataset = self.parts.rows.read(&job.dataset)?;
-        let bytes = match &job.checkpoint {
-            Some(checkpoint) => Some(self.parts.store.blobs().get(&checkpoint.blob)?),
-            None => None,
-        };
-        let mut work = self.parts.training.start(&dataset, &job.settings, bytes.as_deref())?;
-        drop((dataset, bytes));
-        if !job.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.last)
-            && !self.train(job, work.as_mut(), paced)?
-        {
-            return Ok(End::Interrupted);
-        }
-        if paced.is_stopped() {
-            return Err(Halt::Stopped);
-        }
-        let output = work.output()?;
-        // Its memory is needed to load the result.
-        drop(work);
-        if paced.is_stopped() {
-            return Err(Halt::Stopped);
-        }
-        let made = self.publish(job, AdapterFiles { config: output.config, tensors: output.tensors })?;
-        self.settle(job, made)
-    }
-
-    /// Goes from step to step; returns whether the last one is done, else the server drains.
-    fn train(&self, job: &Job, work: &mut dyn Work, paced: &Paced<'_>) -> Result<bool, Halt> {
-        let settings = &self.parts.settings;
-        let mut speed = Speed::default();
-        let mut kept = job.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        let mut at = kept;
-        let mut written = Instant::now();
-        loop {
-            if self.lock().draining {
-                if at > kept
-                    && let Err(Halt::Failed(failure)) = self.keep(job.id, work, at, false)
-                {
-                    tracing::warn!(job = %job.id, message = failure.message, "the last steps will be computed again");
-                }
-                return Ok(false);
-            }
-            let begin = Instant::now();
-            let progress = checked(work.advance(paced)?)?;
-            let elapsed = begin.elapsed();
-            at = progress.step;
-            let metrics = &self.parts.metrics;
-            metrics.training_steps.inc();
-            metrics.training_tokens.inc_by(progress.tokens);
-            metrics.training_loss.set(progress.loss);
-            metrics.training_step_seconds.observe(elapsed.as_secs_f64());
-            let last = progress.last;
-            let left = if last { 0 } else { progress.total_steps.saturating_sub(at) };
-            let (tokens_per_second, eta_seconds) = speed.note(progress.tokens, elapsed, left);
-            self.show(job.id, Advance { progress, tokens_per_second, eta_seconds })?;
-            let steps = settings.checkpoint_steps;
-            let due = steps > 0 && at.saturating_sub(kept) >= steps
-                || written.elapsed() >= Duration::from_secs(settings.checkpoint_seconds);
-            if last || due {
-                self.keep(job.id, work, at, last)?;
-                kept = at;
-                written = Instant::now();
-            }
-            if last {
-                return Ok(true);
-            }
-        }
-    }
-
-    /// Writes the event of a step, unless it was written before a restart.
-    fn show(&self, id: JobId, advance: Advance) -> Result<(), Halt> {
-        self.update(id, |job| {
-            let seen = job.last.as_ref().map_or(0, |last| last.progress.step);
-            (advance.progress.step > seen).then(|| {
-                job.last = Some(advance.clone());
-                Event::Step(Box::new(advance))
-            })
-        })?;
-        Ok(())
-    }
-
     /// Writes a checkpoint, names it in the row, and removes the one before.
-    fn keep(&self, id: JobId, work: &dyn Work, step: u64, last: bool) -> Result<(), Halt> {
+    pub(super) fn keep(
+        &self,
+        id: JobId,
+        (step, last): (u64, bool),
+        written: impl FnOnce() -> Result<Vec<u8>, Halt>,
+    ) -> Result<(), Halt> {
         let begin = Instant::now();
-        let checkpoint = work.checkpoint()?;
+        let checkpoint = written()?;
         let naming = self.parts.store.naming();
         let blob = self.parts.store.blobs().put(checkpoint)?;
         let mut orphan = None;
@@ -289,78 +204,28 @@ impl Inner {
         Ok(())
     }
 
-    /// Returns what a job has published before a restart.
-    fn published(&self, job: &Job) -> Result<Option<Made>, Halt> {
-        if job.made.is_some() {
-            return Ok(job.made.clone());
+    /// Writes a checkpoint before the server ends; without it more will be computed again.
+    pub(super) fn keep_at_last(&self, id: JobId, step: u64, written: impl FnOnce() -> Result<Vec<u8>, Halt>) {
+        if let Err(Halt::Failed(failure)) = self.keep(id, (step, false), written) {
+            tracing::warn!(job = %id, message = failure.message, "the last steps will be computed again");
         }
-        let record = match self.parts.registry.get(&name(&job.adapter)?) {
-            Ok(record) => record,
-            Err(RegistryError::AdapterNotFound(_)) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let id = job.id.to_string();
-        let mine = |lineage: &Option<Lineage>| lineage.as_ref().is_some_and(|lineage| lineage.job == id);
-        let generation = record.generations.into_iter().find(|generation| mine(&generation.lineage));
-        Ok(generation.map(|generation| Made { adapter: record.name, generation: generation.id }))
     }
 
-    fn publish(&self, job: &Job, files: AdapterFiles) -> Result<Made, Halt> {
-        let expected: Expected = expected_of(job.expected.as_deref()).ok_or_else(|| damaged(job))?;
-        let lineage = Lineage {
-            job: job.id.to_string(),
-            dataset: job.dataset.clone(),
-            base: job.base.clone(),
-            settings: serde_json::to_value(&job.settings).map_err(|_| damaged(job))?,
-            parent: None,
-        };
-        let publish = Publish {
-            name: name(&job.adapter)?,
-            expected,
-            pinned: job.pinned,
-            allow_no_effect: job.allow_no_effect,
-            request: None,
-            lineage: Some(lineage),
-        };
-        let record = self.parts.registry.publish(files, publish)?;
-        Ok(Made { adapter: record.name, generation: record.current })
+    /// Reads what a job goes on from.
+    pub(super) fn checkpoint_of(&self, job: &Job) -> Result<Option<Vec<u8>>, Halt> {
+        Ok(match &job.checkpoint {
+            Some(checkpoint) => Some(self.parts.store.blobs().get(&checkpoint.blob)?),
+            None => None,
+        })
     }
 
-    /// Does what follows a publication; all of it may be done twice.
-    fn settle(&self, job: &Job, made: Made) -> Result<End, Halt> {
-        if let Some(alias) = &job.alias {
-            if job.made.as_ref() != Some(&made) {
-                self.update(job.id, |job| {
-                    job.made = Some(made.clone());
-                    None
-                })?;
-            }
-            let target = Reference { name: name(&made.adapter)?, generation: Some(made.generation.clone()) };
-            self.parts.registry.set_alias(&name(alias)?, &target, Expected::Any, Demand::AsItWas, None)?;
+    /// Refuses to compute for another base model, or what is to end.
+    pub(super) fn may_begin(&self, job: &Job, paced: &Paced<'_>) -> Result<(), Halt> {
+        paced.check()?;
+        if job.base != self.parts.base {
+            let message = format!("the job is for base model {}, this one is {}", job.base, self.parts.base);
+            return Err(Halt::Failed(Failure::new(reason::BASE, message)));
         }
-        Ok(End::Succeeded(made))
+        Ok(())
     }
-}
-
-/// Refuses numbers that no JSON and no client can take; groups without a row have none.
-fn checked(mut progress: Progress) -> Result<Progress, TrainError> {
-    progress.groups.retain(|figure| figure.rows > 0);
-    if let Some(evaluation) = &mut progress.evaluation {
-        evaluation.figures.retain(|figure| figure.rows > 0);
-    }
-    let figures = progress.groups.iter().chain(progress.evaluation.iter().flat_map(|evaluation| &evaluation.figures));
-    let numbers = figures.flat_map(|figure| [figure.loss, figure.accuracy.unwrap_or(0.0)]);
-    let own = [progress.loss, progress.grad_norm, progress.learning_rate, progress.epoch];
-    match own.into_iter().chain(numbers).find(|number| !number.is_finite()) {
-        Some(loss) => Err(TrainError::Diverged { step: progress.step, loss }),
-        None => Ok(progress),
-    }
-}
-
-fn name(text: &str) -> Result<Name, StoreError> {
-    Name::parse(text).ok_or_else(|| StoreError::Corrupt(format!("the name `{text}` of a job")))
-}
-
-fn damaged(job: &Job) -> StoreError {
-    StoreError::Corrupt(format!("the record of job {}", job.id))
 }

@@ -4,8 +4,8 @@
 //! would change the result and is not implemented is refused by name, known or not.
 //! Source: peft 0.21 `tuners/lora/config.py`.
 
-use super::LoraError;
 use super::json::{Json, clip};
+use super::{LoraError, NO_LAYER};
 
 /// Largest configuration read, in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -158,6 +158,11 @@ impl LoraConfig {
         self.modules_to_save.sort();
         self.modules_to_save.dedup();
         Ok(())
+    }
+
+    /// Returns whether it says that no layer is adapted, only modules saved.
+    pub(super) fn adapts_nothing(&self) -> bool {
+        matches!(&self.targets, Names::Pattern(name) if name == NO_LAYER)
     }
 
     /// Returns the text that the identity of an adapter is taken from: every key with a meaning, in a fixed order.

@@ -27,6 +27,9 @@ use candle_core::{DType, Device, Tensor};
 
 pub use plan::{Planned, plan};
 
+/// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).
+pub const NO_LAYER: &str = "dummy-target-modules";
+
 /// Identity of an adapter: SHA-256 over canonical configuration, tensors and base fingerprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation([u8; 32]);

@@ -85,7 +85,7 @@ fn bind(
         }
         unused = unused.or_else(|| parts.any().map(clip));
     }
-    if !adapted {
+    if !adapted && (changes.is_empty() || !config.adapts_nothing()) {
         return Err(LoraError::Mismatch("target_modules names no layer of this base model".to_owned()));
     }
     if let Some(name) = unused {

@@ -46,7 +46,8 @@ pub fn plan(config: &[u8], base: &dyn Base) -> Result<Vec<(SiteId, Planned)>, Lo
             planned.push((SiteId(index), Planned::LowRank { rank, scaling, dora: config.dora }));
         }
     }
-    if !planned.iter().any(|(_, what)| matches!(what, Planned::LowRank { .. })) {
+    let adapted = planned.iter().any(|(_, what)| matches!(what, Planned::LowRank { .. }));
+    if !adapted && (planned.is_empty() || !config.adapts_nothing()) {
         return Err(LoraError::Mismatch("target_modules names no layer of this base model".to_owned()));
     }
     Ok(planned)

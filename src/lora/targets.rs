@@ -64,6 +64,9 @@ impl<'a> Targets<'a> {
         if self.saved(site) || self.excluded(path)? {
             return Ok(Meant::No);
         }
+        if self.config.adapts_nothing() {
+            return Ok(Meant::No);
+        }
         if self.all_linear {
             return Ok(if site.kind == SiteKind::Linear { Meant::Yes } else { Meant::No });
         }

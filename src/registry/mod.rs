@@ -100,6 +100,9 @@ pub struct Lineage {
     pub settings: serde_json::Value,
     /// Generation that was current before it, if there was one. Filled in when it is published.
     pub parent: Option<String>,
+    /// Id of the audit that the job was made for, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
 }
 
 /// Publishes an adapter.

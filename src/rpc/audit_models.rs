@@ -42,7 +42,7 @@ pub(super) fn wanted(v: &mut Violations, wire: pb::CreateAuditRequest, context: 
         dataset: wire.dataset,
         models,
         settings: settings?,
-        keep_models: wire.keep_models.unwrap_or(true),
+        keep_models: wire.keep_models,
     })
 }
 

@@ -4,7 +4,7 @@
 //! `proto/evenkeel/v1/audit_settings.proto`. The way back is `audit_settings_out`.
 
 use super::audit_tasks::task;
-use super::names::{all_differ, column, columns, enumerated};
+use super::names::{all_differ, column, columns, enumerated, splits};
 use super::pb::{self, audit_attribute};
 use super::violations::Violations;
 use crate::audit::assess::measures;
@@ -12,7 +12,6 @@ use crate::audit::settings::{
     Attack, Attribute, BootstrapInterval, Calibration, Convention, Correction, Membership, Overlap, Settings, Source,
     Statistics, Task,
 };
-use crate::dataset::Split;
 
 const MAX_ATTRIBUTES: usize = 32;
 const MAX_INTERSECTIONS: usize = 16;
@@ -67,7 +66,7 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
             column(v, field, name);
         }
     }
-    let splits = splits(v, &wire.splits);
+    let splits = splits(v, "settings.splits", &wire.splits);
     v.require("settings.measures", wire.measures.len() <= MAX_MEASURES, "must be at most 256 names");
     for (i, name) in wire.measures.iter().enumerate().take(MAX_MEASURES) {
         v.require(&format!("settings.measures[{i}]"), measures::is_known(name), "is not the name of a measure");
@@ -157,23 +156,6 @@ fn intersections(v: &mut Violations, wire: Vec<pb::AuditIntersection>, known: &[
         v.require(&field, sound, "must be two or three different names of attributes");
     }
     wire.into_iter().map(|intersection| intersection.attributes).collect()
-}
-
-fn splits(v: &mut Violations, wire: &[i32]) -> Vec<Split> {
-    let mut splits = Vec::new();
-    for (i, split) in wire.iter().enumerate().take(4) {
-        match pb::DatasetSplit::try_from(*split) {
-            Ok(pb::DatasetSplit::Train) => splits.push(Split::Train),
-            Ok(pb::DatasetSplit::Validation) => splits.push(Split::Validation),
-            Ok(pb::DatasetSplit::Test) => splits.push(Split::Test),
-            Ok(pb::DatasetSplit::Unspecified) | Err(_) => {
-                v.add(format!("settings.splits[{i}]"), "must be train, validation or test");
-            }
-        }
-    }
-    v.require("settings.splits", wire.len() <= 3 && all_differ(wire), "must be at most three different parts");
-    splits.sort_unstable();
-    splits
 }
 
 fn statistics(v: &mut Violations, wire: pb::AuditStatistics) -> Option<Statistics> {

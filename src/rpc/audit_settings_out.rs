@@ -4,11 +4,11 @@
 
 use super::audit_tasks::task_out;
 use super::info::count;
+use super::names::split_out;
 use super::pb::{self, audit_attribute};
 use crate::audit::settings::{
     Attack, Attribute, BootstrapInterval, Convention, Correction, Membership, Overlap, Settings, Source, Statistics,
 };
-use crate::dataset::Split;
 
 /// All settings.
 pub(super) fn settings_out(settings: Settings) -> pb::AuditSettings {
@@ -37,15 +37,6 @@ pub(super) fn settings_out(settings: Settings) -> pb::AuditSettings {
         allow_training_overlap: settings.overlap == Overlap::Mark,
         convention: convention.into(),
         seed: Some(settings.seed),
-    }
-}
-
-/// A part of a data set.
-pub(super) fn split_out(split: Split) -> pb::DatasetSplit {
-    match split {
-        Split::Train => pb::DatasetSplit::Train,
-        Split::Validation => pb::DatasetSplit::Validation,
-        Split::Test => pb::DatasetSplit::Test,
     }
 }
 

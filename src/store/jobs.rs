@@ -12,9 +12,13 @@ use super::{Catalog, StoreError};
 pub struct JobRow {
     /// Id; ids sort by the time they were made.
     pub id: String,
+    /// `fine_tuning` or `audit`.
+    pub kind: String,
     /// `queued`, `running`, `succeeded`, `failed` or `cancelled`.
     pub state: String,
-    /// Name that its result takes.
+    /// Name of what it makes.
+    pub name: String,
+    /// Name that the adapter it makes takes; empty: it makes none.
     pub adapter: String,
     /// Alias that is set to its result.
     pub alias: Option<String>,
@@ -22,6 +26,8 @@ pub struct JobRow {
     pub dataset: String,
     /// Digest of its newest checkpoint.
     pub checkpoint: Option<String>,
+    /// Audit that it was made for.
+    pub parent: Option<String>,
     /// Its place in the queue.
     pub place: i64,
     /// Everything, JSON.
@@ -39,7 +45,7 @@ pub struct EventRow {
     pub event: String,
 }
 
-const JOB: &str = "id, state, adapter, alias, dataset, checkpoint, place, record";
+const JOB: &str = "id, state, adapter, alias, dataset, checkpoint, place, record, kind, parent, name";
 const UNFINISHED: &str = "state IN ('queued', 'running')";
 
 impl Catalog<'_> {
@@ -63,9 +69,13 @@ impl Catalog<'_> {
         Ok(rows?)
     }
 
-    /// Returns the job to work on: one that runs, else the first of the queue.
+    /// Returns the job to work on: one that runs, else the first of the queue none of whose children is unfinished.
     pub fn next_job(&self) -> Result<Option<JobRow>, StoreError> {
-        let sql = format!("SELECT {JOB} FROM jobs WHERE {UNFINISHED} ORDER BY state = 'queued', place LIMIT 1");
+        let sql = format!(
+            "SELECT {JOB} FROM jobs WHERE {UNFINISHED} AND id NOT IN
+                (SELECT parent FROM jobs WHERE {UNFINISHED} AND parent IS NOT NULL)
+             ORDER BY state = 'queued', place LIMIT 1"
+        );
         Ok(self.rows().prepare_cached(&sql)?.query_row([], job).optional()?)
     }
 
@@ -76,18 +86,31 @@ impl Catalog<'_> {
         Ok(self.rows().prepare_cached(&sql)?.query_row(params![adapter, alias], |row| row.get(0)).optional()?)
     }
 
+    /// Returns an unfinished audit whose report will take this name.
+    pub fn audit_of_name(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let sql = format!("SELECT id FROM jobs WHERE {UNFINISHED} AND kind = 'audit' AND name = ?1 LIMIT 1");
+        Ok(self.rows().prepare_cached(&sql)?.query_row([name], |row| row.get(0)).optional()?)
+    }
+
     /// Returns an unfinished job that reads this data set.
     pub fn job_of_dataset(&self, dataset: &str) -> Result<Option<String>, StoreError> {
         let sql = format!("SELECT id FROM jobs WHERE {UNFINISHED} AND dataset = ?1 LIMIT 1");
         Ok(self.rows().prepare_cached(&sql)?.query_row([dataset], |row| row.get(0)).optional()?)
     }
 
-    /// Counts the jobs of each state.
-    pub fn job_states(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let sql = "SELECT state, count(*) FROM jobs GROUP BY state";
-        let read = |row: &Row<'_>| Ok((row.get(0)?, u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0)));
+    /// Counts the jobs of each kind and state.
+    pub fn job_states(&self) -> Result<Vec<(String, String, u64)>, StoreError> {
+        let sql = "SELECT kind, state, count(*) FROM jobs GROUP BY kind, state";
+        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0)));
         let rows = self.rows().prepare_cached(sql)?.query_map([], read)?.collect::<Result<_, _>>();
         Ok(rows?)
+    }
+
+    /// Counts the jobs that wait and were not made for another.
+    pub fn waiting_jobs(&self) -> Result<u64, StoreError> {
+        let sql = "SELECT count(*) FROM jobs WHERE state = 'queued' AND parent IS NULL";
+        let count: i64 = self.rows().prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 
     /// Returns the place behind all others in the queue.
@@ -98,8 +121,8 @@ impl Catalog<'_> {
 
     /// Writes a job; one of the same id is replaced, its events stay.
     pub fn put_job(&self, row: &JobRow) -> Result<(), StoreError> {
-        let sql = "INSERT INTO jobs (id, state, adapter, alias, dataset, checkpoint, place, record)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+        let sql = "INSERT INTO jobs (id, state, adapter, alias, dataset, checkpoint, place, record, kind, parent, name)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
             ON CONFLICT (id) DO UPDATE SET
                 state = excluded.state, adapter = excluded.adapter, alias = excluded.alias, dataset = excluded.dataset,
                 checkpoint = excluded.checkpoint, place = excluded.place, record = excluded.record";
@@ -111,14 +134,21 @@ impl Catalog<'_> {
             row.dataset,
             row.checkpoint,
             row.place,
-            row.record
+            row.record,
+            row.kind,
+            row.parent,
+            row.name
         ])?;
         Ok(())
     }
 
-    /// Removes the oldest finished jobs with their events until `keep` are left; returns their checkpoints.
+    /// Removes the oldest finished jobs with their events until `keep` are left; returns their checkpoints. Those that
+    /// were made for another go with it and do not count.
     pub fn forget_jobs(&self, keep: usize) -> Result<Vec<String>, StoreError> {
-        let sql = format!("SELECT id, checkpoint FROM jobs WHERE NOT {UNFINISHED} ORDER BY id DESC LIMIT -1 OFFSET ?1");
+        let sql = format!(
+            "WITH old AS (SELECT id FROM jobs WHERE NOT {UNFINISHED} AND parent IS NULL ORDER BY id DESC LIMIT -1 OFFSET ?1)
+             SELECT id, checkpoint FROM jobs WHERE NOT {UNFINISHED} AND (id IN old OR parent IN old)"
+        );
         let keep = i64::try_from(keep).unwrap_or(i64::MAX);
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
         let old: Vec<(String, Option<String>)> =
@@ -126,6 +156,7 @@ impl Catalog<'_> {
         let mut checkpoints = Vec::new();
         for (id, checkpoint) in old {
             self.release_datasets(&id)?;
+            self.release_generations(&id)?;
             self.rows().prepare_cached("DELETE FROM jobs WHERE id = ?1")?.execute([id])?;
             checkpoints.extend(checkpoint);
         }
@@ -186,5 +217,8 @@ fn job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         checkpoint: row.get(5)?,
         place: row.get(6)?,
         record: row.get(7)?,
+        kind: row.get(8)?,
+        parent: row.get(9)?,
+        name: row.get(10)?,
     })
 }

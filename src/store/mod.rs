@@ -8,6 +8,7 @@
 mod blobs;
 mod catalog;
 mod datasets;
+mod holds;
 mod jobs;
 mod name;
 mod reports;

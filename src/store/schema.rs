@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Scripts in order; the version of a database is the number of those that ran.
-const MIGRATIONS: &[&str] = &[ADAPTERS, DATASETS, LINEAGE, JOBS, REPORTS];
+const MIGRATIONS: &[&str] = &[ADAPTERS, DATASETS, LINEAGE, JOBS, CHILDREN, REPORTS];
 
 const ADAPTERS: &str = "
     CREATE TABLE adapters (
@@ -76,6 +76,22 @@ const JOBS: &str = "
         event TEXT NOT NULL,
         PRIMARY KEY (job, number)
     ) STRICT, WITHOUT ROWID;
+";
+
+const CHILDREN: &str = "
+    ALTER TABLE jobs ADD COLUMN kind TEXT NOT NULL DEFAULT 'fine_tuning';
+    ALTER TABLE jobs ADD COLUMN parent TEXT;
+    ALTER TABLE jobs ADD COLUMN name TEXT NOT NULL DEFAULT '';
+    UPDATE jobs SET name = adapter;
+    CREATE INDEX jobs_parent ON jobs (parent) WHERE parent IS NOT NULL;
+    CREATE TABLE generation_holds (
+        adapter TEXT NOT NULL,
+        generation TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        PRIMARY KEY (adapter, generation, holder),
+        FOREIGN KEY (adapter, generation) REFERENCES generations (adapter, id)
+    ) STRICT;
+    CREATE INDEX generation_holds_holder ON generation_holds (holder);
 ";
 
 const REPORTS: &str = "

@@ -1,16 +1,16 @@
 //! The rows of a data set as a job learns from them and looks at them.
 //!
 //! Checks rows against task and model before anything is computed, so that a fault is told at the start and not in the
-//! third epoch. Keeps all ids in memory; says nothing of their order (see `order`). Rows of the test split are not
-//! read. A fault names its row, counted from 1 in the order of the file.
+//! third epoch. Keeps all ids in memory; says nothing of their order (see `order`). What a row is used
+//! for is told by the settings; others are not read. A fault names its row, counted from 1 in the order of the file.
 //! Units: tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::dataset::{Dataset, Label, Row, Split};
+use crate::dataset::{Dataset, Label, Row};
 
 use super::encode::Encoder;
-use super::{Context, Settings, Task, TrainError};
+use super::{Context, Settings, Task, TrainError, Use};
 
 /// Most values of one group column that figures are kept for; more is an identifier rather than a group.
 const MAX_GROUP_VALUES: usize = 256;
@@ -65,7 +65,7 @@ impl Examples {
         if settings.max_tokens < 2 || settings.max_tokens > longest {
             return Err(setting("max_tokens", format!("must be from 2 to the model's context length, {longest}")));
         }
-        let (table, groups) = Groups::new(dataset, &settings.groups)?;
+        let (table, groups) = Groups::new(dataset, settings)?;
         let classes = settings.task == Task::SequenceClassification;
         if classes && dataset.labels.is_empty() {
             return Err(TrainError::Data("the data set has no label column, which classification needs".to_owned()));
@@ -80,10 +80,10 @@ impl Examples {
             truncated: 0,
         };
         for (i, row) in dataset.rows.iter().enumerate() {
-            let part = match row.split {
-                Split::Train => &mut examples.train,
-                Split::Validation => &mut examples.validation,
-                Split::Test => continue,
+            let part = match settings.use_of(row) {
+                Use::Learn => &mut examples.train,
+                Use::Look => &mut examples.validation,
+                Use::Leave => continue,
             };
             let named = |fault: &dyn std::fmt::Display| TrainError::Data(format!("row {}: {fault}", i + 1));
             let class = if classes { Some(label(row, dataset).map_err(|fault| named(&fault))?) } else { None };
@@ -92,12 +92,13 @@ impl Examples {
             let groups = table.of(row);
             part.push(Example { tokens: encoded.tokens, learnt: encoded.learnt, class, groups });
         }
+        let of = if settings.subset.is_some() { "subset" } else { "training split" };
         let Some((first, others)) = examples.train.split_first() else {
-            return Err(TrainError::Data("no row is in the training split".to_owned()));
+            return Err(TrainError::Data(format!("no row is in the {of}")));
         };
         if classes && others.iter().all(|example| example.class == first.class) {
-            let fault = "all rows of the training split have the same label, so there is nothing to tell apart";
-            return Err(TrainError::Data(fault.to_owned()));
+            let fault = format!("all rows of the {of} have the same label, so there is nothing to tell apart");
+            return Err(TrainError::Data(fault));
         }
         Ok(examples)
     }
@@ -123,7 +124,8 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(dataset: &Dataset, asked: &[String]) -> Result<(Self, Vec<GroupKey>), TrainError> {
+    fn new(dataset: &Dataset, settings: &Settings) -> Result<(Self, Vec<GroupKey>), TrainError> {
+        let asked = &settings.groups;
         let mut columns = Vec::with_capacity(asked.len());
         let mut keys = Vec::new();
         for (i, column) in asked.iter().enumerate() {
@@ -133,7 +135,7 @@ impl Groups {
             let Some(place) = dataset.group_columns.iter().position(|name| name == column) else {
                 return Err(setting("groups", format!("the data set has no group column `{column}`")));
             };
-            let used = dataset.rows.iter().filter(|row| row.split != Split::Test);
+            let used = dataset.rows.iter().filter(|row| settings.use_of(row) != Use::Leave);
             let mut values: BTreeSet<Option<&String>> = used.map(|row| group(row, place)).collect();
             if values.len() > MAX_GROUP_VALUES {
                 let count = values.len();

@@ -8,7 +8,24 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{LoraSettings, Targets, Task};
-use crate::lora::{Base, SiteKind};
+use crate::lora::{Base, NO_LAYER, SiteKind};
+
+/// Returns `adapter_config.json` of a classification head alone.
+///
+/// peft refuses rank 0, but has a name for no layer at all; the rank beside it means nothing then.
+pub(super) fn head_config() -> Vec<u8> {
+    written(&json!({
+        "base_model_name_or_path": null,
+        "bias": "none",
+        "inference_mode": true,
+        "lora_alpha": 1,
+        "modules_to_save": ["classifier", "score"],
+        "peft_type": "LORA",
+        "r": 1,
+        "target_modules": NO_LAYER,
+        "task_type": "SEQ_CLS",
+    }))
+}
 
 /// Returns `adapter_config.json` for `base`; `head` says whether a classification head is trained whole.
 pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: &dyn Base) -> Vec<u8> {
@@ -59,7 +76,11 @@ pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: 
         "use_dora": lora.dora,
         "use_rslora": lora.rslora,
     });
-    let mut text = serde_json::to_vec_pretty(&config).unwrap_or_default();
+    written(&config)
+}
+
+fn written(config: &Value) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(config).unwrap_or_default();
     text.push(b'\n');
     text
 }

@@ -169,7 +169,7 @@ impl Learner {
         let optimizer = AdamW::new(parameters.list(), Constants { beta1, beta2, epsilon, weight_decay })?;
         let dropout = match &settings.method {
             super::Method::Lora(lora) => lora.dropout,
-            super::Method::Full => 0.0,
+            super::Method::Full | super::Method::HeadOnly => 0.0,
         };
         Ok(Self { model, parameters, optimizer, settings: settings.clone(), dropout, recompute, multi_label })
     }
@@ -293,6 +293,8 @@ impl Learner {
         let layout = pass.model.layout(&batch.tokens, &batch.lengths)?;
         let lora = pass.lora(batch.tokens.len());
         let keep = match (&learn, self.recompute) {
+            // No gradient goes below the head.
+            (Some(_), _) if self.settings.method == super::Method::HeadOnly => Keep::Nothing,
             (None, _) => Keep::Nothing,
             (Some(_), true) => Keep::Inputs,
             (Some(_), false) => Keep::All,
@@ -301,6 +303,9 @@ impl Learner {
         let (last, kept) = pass.forward(&layout, &lora, &embedded, keep)?;
         let (losses, gradient) = self.head(pass, batch, &last, &mut learn)?;
         let Some((_, sums)) = learn else { return Ok(losses) };
+        if self.settings.method == super::Method::HeadOnly {
+            return Ok(losses);
+        }
         let mut gradient = gradient;
         for (layer, Kept { input, output }) in kept.into_iter().enumerate().rev() {
             gradient = pass.slice(|| {

@@ -1,4 +1,4 @@
-//! Fine-tuning: LoRA, DoRA and full, one loop.
+//! Fine-tuning: LoRA, DoRA, head only and full, one loop.
 //!
 //! Computes and knows nothing of jobs, names or disks: a [`Trainer`] goes one optimiser step at a time, says how it
 //! went, and can be written down and taken up again with the very same bits (CPU). What is trained is an adapter whose
@@ -29,7 +29,7 @@ pub use optimizer::{AdamW, Moments};
 pub use order::{MicroBatch, Order};
 pub use parameters::{Parameter, Parameters};
 pub use schedule::learning_rate;
-pub use settings::{Average, Length, LoraSettings, Method, Schedule, Settings, Targets, Task};
+pub use settings::{Average, Length, LoraSettings, Method, Schedule, Settings, Subset, Targets, Task, Use};
 pub use trainer::Trainer;
 
 /// What all training on one base model shares.

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files::adapter_config;
+use super::files::{adapter_config, head_config};
 use super::learner::differentiable;
 use super::memory::Estimate;
 use super::parameters::to_safetensors;
@@ -76,6 +76,15 @@ impl Trainer {
             Method::Lora(lora) => {
                 check_targets(&lora.targets, base)?;
                 let config = adapter_config(lora, settings.task, classes.is_some(), base);
+                let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
+                (config, parameters)
+            }
+            Method::HeadOnly => {
+                if classes.is_none() {
+                    let fault = "is for classification".to_owned();
+                    return Err(TrainError::Setting { field: "head_only", fault });
+                }
+                let config = head_config();
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
             }
@@ -344,3 +353,6 @@ fn figures(rows: &[RowLoss], examples: &[super::Example], groups: &[GroupKey]) -
     }
     figures
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,6 +39,7 @@ fn settings() -> Settings {
         keep_best: false,
         seed: 0,
         groups: vec![],
+        subset: None,
     }
 }
 

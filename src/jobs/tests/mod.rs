@@ -314,6 +314,7 @@ fn settings() -> Settings {
         keep_best: false,
         seed: 5,
         groups: vec!["sex".into()],
+        subset: None,
     }
 }
 

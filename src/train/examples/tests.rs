@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::*;
-use crate::dataset::{Content, Message};
+use crate::dataset::{Content, Message, Split};
 use crate::model::chat::{self, ChatTemplate, Ending};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::order::tests::settings;

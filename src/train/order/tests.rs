@@ -29,6 +29,7 @@ pub(in crate::train) fn settings() -> Settings {
         keep_best: false,
         seed: 7,
         groups: vec![],
+        subset: None,
     }
 }
 

@@ -302,5 +302,6 @@ fn settings(recipe: &Value) -> Settings {
         keep_best: false,
         seed: whole("seed"),
         groups: Vec::new(),
+        subset: None,
     }
 }

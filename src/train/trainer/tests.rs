@@ -1,0 +1,136 @@
+//! Runs on a small real model: a head alone, and some rows only.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::dataset::{Content, Label, Row, Split};
+use crate::lora::{Change, Kind};
+use crate::model::tokenizer::Tokenizer;
+use crate::train::order::tests::settings;
+use crate::train::{Length, LoraSettings, Subset};
+
+/// No one else computes.
+struct Alone;
+
+impl Slices for Alone {
+    fn slice(&self, work: &mut dyn FnMut()) -> Result<(), Stopped> {
+        work();
+        Ok(())
+    }
+}
+
+fn context() -> Context {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/language/llama_mha");
+    let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
+    let model = crate::model::load(&folder, "golden", "cpu", "f32").unwrap();
+    Context { model, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new), memory_bytes: 0 }
+}
+
+fn dataset(rows: usize) -> Dataset {
+    let row = |i: usize| Row {
+        content: Content::Text(format!("{} {i}", ["good day", "bad rain"][i % 2])),
+        label: Some(Label::Class(i % 2)),
+        groups: vec![],
+        split: [Split::Train, Split::Train, Split::Test, Split::Test][i % 4],
+        hash: Sha256::digest(i.to_le_bytes()).into(),
+    };
+    let labels = vec!["good".into(), "bad".into()];
+    let rows = (0..rows).map(row).collect();
+    Dataset { id: "d".into(), labels, multi_label: false, group_columns: vec![], rows }
+}
+
+fn head_only() -> Settings {
+    Settings {
+        task: Task::SequenceClassification,
+        method: Method::HeadOnly,
+        length: Length::Steps(6),
+        learning_rate: 1e-2,
+        max_grad_norm: 0.0,
+        ..settings()
+    }
+}
+
+fn lora() -> Settings {
+    let lora = LoraSettings {
+        rank: 2,
+        alpha: 6.0,
+        rslora: false,
+        dora: false,
+        dropout: 0.0,
+        targets: Targets::AllLinear,
+        layers: vec![],
+        modules_to_save: vec![],
+    };
+    Settings { method: Method::Lora(lora), ..head_only() }
+}
+
+fn head(trainer: &Trainer) -> Vec<f32> {
+    let own = trainer.learner.parameters().list().iter().find(|parameter| parameter.name.ends_with("score.weight"));
+    own.unwrap().var.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn a_head_alone_is_trained_as_the_head_beside_matrices_that_change_nothing_yet() {
+    let (context, dataset) = (context(), dataset(16));
+    let mut alone = Trainer::begin(&context, &dataset, &head_only()).unwrap();
+    let mut beside = Trainer::begin(&context, &dataset, &lora()).unwrap();
+    assert_eq!(alone.learner.parameters().list().len(), 1);
+    assert!(beside.learner.parameters().list().len() > 1);
+    let before = head(&alone);
+    assert_eq!(before, head(&beside));
+    // Every B is 0 in the first step.
+    let (one, other) = (alone.advance(&Alone).unwrap(), beside.advance(&Alone).unwrap());
+    assert_eq!(one.loss, other.loss);
+    let (alone, beside) = (head(&alone), head(&beside));
+    assert_ne!(alone, before);
+    let distance = alone.iter().zip(&beside).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(distance < 1e-6, "{distance}");
+}
+
+#[test]
+fn a_head_alone_is_read_back_and_changes_nothing_else() {
+    let (context, dataset) = (context(), dataset(16));
+    let mut trainer = Trainer::begin(&context, &dataset, &head_only()).unwrap();
+    let mut losses = Vec::new();
+    while !trainer.is_done() {
+        losses.push(trainer.advance(&Alone).unwrap().loss);
+        // Taken up again after every step, as after a kill.
+        let checkpoint = trainer.checkpoint().unwrap();
+        trainer = Trainer::resume(&context, &dataset, &head_only(), &checkpoint).unwrap();
+    }
+    assert!(losses[5] < losses[0], "{losses:?}");
+    let output = trainer.output().unwrap();
+    let adapter = context.model.load_adapter(&output.config, &output.tensors).unwrap();
+    let info = adapter.info();
+    assert_eq!((info.kind, info.rank, info.modules.len()), (Kind::Lora, 0, 1));
+    assert_eq!((info.task_type.as_str(), info.classes.as_ref().map(|c| c.names.len())), ("SEQ_CLS", Some(2)));
+    let [Change::Replaced { weight, bias: None }] = adapter.changes().values().collect::<Vec<_>>()[..] else { panic!() };
+    assert_eq!(weight.flatten_all().unwrap().to_vec1::<f32>().unwrap(), head(&trainer));
+    let language = Settings { task: Task::CausalLm, ..head_only() };
+    let refused = Trainer::begin(&context, &dataset, &language);
+    assert!(matches!(refused, Err(TrainError::Setting { field: "head_only", .. })), "{refused:?}");
+}
+
+#[test]
+fn a_subset_is_learnt_from_whatever_the_order_of_rows() {
+    let (context, dataset) = (context(), dataset(40));
+    let subset = Subset { splits: vec![Split::Train, Split::Test], fraction: 0.5, seed: 4 };
+    let settings = Settings { subset: Some(subset.clone()), length: Length::Epochs(1.0), batch_size: 1, ..head_only() };
+    let learnt = settings.learnt_rows(&dataset);
+    let expected: Vec<_> = dataset.rows.iter().filter(|row| subset.contains(row)).map(|row| row.hash).collect();
+    assert_eq!(learnt, expected.iter().copied().collect());
+    assert!((8..32).contains(&learnt.len()), "{}", learnt.len());
+    let mut trainer = Trainer::begin(&context, &dataset, &settings).unwrap();
+    assert_eq!(trainer.examples.train.len(), learnt.len());
+    let mut turned = dataset.clone();
+    turned.rows.reverse();
+    assert_eq!(settings.learnt_rows(&turned), learnt);
+    // What is learnt is these rows and no other: their labels, in the order of the file.
+    let classes: Vec<_> = dataset.rows.iter().filter(|row| subset.contains(row)).map(|row| row.label.clone()).collect();
+    assert_eq!(trainer.examples.train.iter().map(|example| example.class.clone()).collect::<Vec<_>>(), classes);
+    trainer.advance(&Alone).unwrap();
+    let none = Subset { fraction: 1e-12, ..subset };
+    let refused = Trainer::begin(&context, &dataset, &Settings { subset: Some(none), ..settings });
+    assert!(matches!(&refused, Err(TrainError::Data(fault)) if fault.contains("subset")), "{refused:?}");
+}
