@@ -42,7 +42,8 @@ pub enum Variant {
     OnlineMean,
     /// [`Variant::OnlineMean`] with one σ a side: that of all φ, not centred. sacroml's `fix_variance`.
     OnlineMeanFixedUncentred,
-    /// One σ for both sides: that of all IN values, not centred. Script's "online, fixed variance".
+    /// One σ for both sides: that of all IN values, not centred; lists cut to the shortest one. Script's "online, fixed
+    /// variance".
     OnlineFixedResearch,
     /// [`Variant::Online`] after cutting the lists of every point to the shortest one, in shadow order. Script.
     OnlineResearchTruncated,
@@ -52,7 +53,7 @@ pub enum Variant {
     OfflineFixed,
     /// [`Variant::Offline`] with means. sacroml's `offline-carlini`.
     OfflineMean,
-    /// The same with one σ: that of all OUT values, not centred. Script.
+    /// [`Variant::Offline`] with one σ: that of all OUT values, not centred; lists cut to the shortest one. Script.
     OfflineFixedResearch,
     /// Φ((φ − μ) / σ) of OUT: equation 4 of the paper.
     OfflineOneSided,
@@ -82,6 +83,11 @@ impl Variant {
         Self::OffsetBoth,
         Self::GlobalThreshold,
     ];
+
+    /// Whether every point counts no more shadows of a side than the point that has fewest, as the script does.
+    fn cuts_to_the_shortest(self) -> bool {
+        matches!(self, Self::OnlineResearchTruncated | Self::OnlineFixedResearch | Self::OfflineFixedResearch)
+    }
 
     /// How many shadows with and without a point its score needs: two for a σ of its own, one for a centre.
     pub fn needs(self) -> (usize, usize) {
@@ -174,6 +180,8 @@ struct Fitted {
     residual: f64,
     /// σ of all φ.
     uncentred: f64,
+    /// The same after cutting to the shortest list.
+    uncentred_truncated: f64,
 }
 
 impl Fitted {
@@ -190,9 +198,15 @@ impl Fitted {
             fitted.points.push(side);
         }
         let shortest = fitted.points.iter().map(|side| side.count).min().unwrap_or(0);
-        fitted.truncated =
-            (0..shadows.points).map(|point| Side::new(&shadows.side(point, member)[..shortest])).collect();
-        (fitted.residual, fitted.uncentred) = (residual.deviation(), uncentred.deviation());
+        let mut truncated = Spread::default();
+        for point in 0..shadows.points {
+            let values = &shadows.side(point, member)[..shortest];
+            values.iter().for_each(|value| truncated.add(*value));
+            fitted.truncated.push(Side::new(values));
+        }
+        fitted.residual = residual.deviation();
+        fitted.uncentred = uncentred.deviation();
+        fitted.uncentred_truncated = truncated.deviation();
         fitted
     }
 }
@@ -239,8 +253,8 @@ impl Fit {
     ///
     /// [`Undefined::TooFewShadows`] if the point has fewer than [`Variant::needs`].
     pub fn score(&self, variant: Variant, point: usize, phi: f64) -> Measured {
-        let truncated = variant == Variant::OnlineResearchTruncated;
-        let of = |side: &Fitted| if truncated { side.truncated[point] } else { side.points[point] };
+        let of =
+            |side: &Fitted| if variant.cuts_to_the_shortest() { side.truncated[point] } else { side.points[point] };
         let (i, o) = (of(&self.inside), of(&self.outside));
         let (needs_in, needs_out) = variant.needs();
         if i.count < needs_in || o.count < needs_out {
@@ -254,11 +268,14 @@ impl Fit {
             Variant::OnlineFixed => ratio(i.median, self.inside.residual, o.median, self.outside.residual),
             Variant::OnlineMean => ratio(i.mean, i.deviation, o.mean, o.deviation),
             Variant::OnlineMeanFixedUncentred => ratio(i.mean, self.inside.uncentred, o.mean, self.outside.uncentred),
-            Variant::OnlineFixedResearch => ratio(i.median, self.inside.uncentred, o.median, self.inside.uncentred),
+            Variant::OnlineFixedResearch => {
+                ratio(i.median, self.inside.uncentred_truncated, o.median, self.inside.uncentred_truncated)
+            }
+
             Variant::Offline => -log_normal(phi, o.median, o.deviation),
             Variant::OfflineFixed => -log_normal(phi, o.median, self.outside.residual),
             Variant::OfflineMean => -log_normal(phi, o.mean, o.deviation),
-            Variant::OfflineFixedResearch => -log_normal(phi, o.median, self.outside.uncentred),
+            Variant::OfflineFixedResearch => -log_normal(phi, o.median, self.outside.uncentred_truncated),
             Variant::OfflineOneSided => normal_cdf((phi - o.median) / (o.deviation + TINY_DEVIATION)),
             Variant::OfflineOneSidedMean => normal_cdf((phi - o.mean) / (o.deviation + TINY_DEVIATION)),
             Variant::OffsetBoth => phi - (i.median + o.median) / 2.0,
@@ -305,10 +322,9 @@ mod tests {
         for variant in Variant::ALL {
             let (needs_in, _) = variant.needs();
             let defined: Vec<bool> = fit.scores(variant, &[2.0; 3]).iter().map(Result::is_ok).collect();
-            let expected = match variant {
-                Variant::OnlineResearchTruncated => vec![false; 3],
-                _ => [3, 1, 0].iter().map(|has| *has >= needs_in).collect(),
-            };
+            // The third point has no IN shadow, so that cutting leaves none to any.
+            let has = if variant.cuts_to_the_shortest() { [0; 3] } else { [3, 1, 0] };
+            let expected = has.map(|has| has >= needs_in);
             assert_eq!(defined, expected, "{variant:?}");
         }
         let nobody = Fit::new(Shadows { phi: &[], member: &[], points: 1 });
@@ -320,21 +336,21 @@ mod tests {
     fn a_member_scores_higher_in_every_variant() {
         let (phi, member) = shadows();
         let fit = Fit::new(Shadows { phi: &phi[..], member: &member, points: 3 });
-        for variant in Variant::ALL.into_iter().filter(|v| *v != Variant::OnlineResearchTruncated) {
+        for variant in Variant::ALL.into_iter().filter(|v| fit.score(*v, 0, 0.0).is_ok()) {
             let (like_member, like_other) = (fit.score(variant, 0, 3.0).unwrap(), fit.score(variant, 0, 0.0).unwrap());
             assert!(like_member > like_other, "{variant:?}: {like_member} for a member, {like_other} for another");
         }
     }
 
     #[test]
-    fn the_order_of_shadows_does_not_matter() {
+    fn the_order_of_shadows_matters_to_cut_lists_only() {
         let (phi, member) = shadows();
         let reversed: Vec<usize> = (0..6).rev().flat_map(|s| (0..3).map(move |p| s * 3 + p)).collect();
         let phi_2: Vec<f64> = reversed.iter().map(|i| phi[*i]).collect();
         let member_2: Vec<bool> = reversed.iter().map(|i| member[*i]).collect();
         let fit = Fit::new(Shadows { phi: &phi, member: &member, points: 3 });
         let other = Fit::new(Shadows { phi: &phi_2, member: &member_2, points: 3 });
-        for variant in Variant::ALL {
+        for variant in Variant::ALL.into_iter().filter(|variant| !variant.cuts_to_the_shortest()) {
             for (one, two) in fit.scores(variant, &[1.0; 3]).into_iter().zip(other.scores(variant, &[1.0; 3])) {
                 match (one, two) {
                     (Ok(one), Ok(two)) => assert!((one - two).abs() < 1e-9 * (1.0 + one.abs())),

@@ -13,14 +13,37 @@ use serde_json::Value;
 
 use super::{Tally, json, root};
 
+mod attacks;
+mod benchmarks;
+mod calibration;
+mod lira;
+mod mink;
+mod rmia;
+
 /// Compares one case (`id`, `inputs`, `expected`, …) of a file.
 type Reader = fn(&Value, &mut Check);
 
 /// Every kind of file, by its name without `.json`.
-const READERS: &[(&str, Reader)] = &[];
+const READERS: &[(&str, Reader)] = &[
+    ("benchmarks", benchmarks::benchmarks),
+    ("calibration", calibration::calibration),
+    ("lira", lira::lira),
+    ("mink", mink::mink),
+    ("rmia", rmia::rmia),
+];
 
 /// Files that are read elsewhere.
-const ELSEWHERE: &[&str] = &["calibration", "lira", "rmia", "mink", "benchmarks"];
+const ELSEWHERE: &[&str] = &[
+    "binary_groups",
+    "bootstrap",
+    "edge_cases",
+    "model_comparison",
+    "multiclass_groups",
+    "multiplicity",
+    "overlapping_groups",
+    "rejected_inputs",
+    "tests",
+];
 
 /// Relative and absolute part of the tolerance of the README.
 const RELATIVE: f64 = 1e-9;
