@@ -71,7 +71,7 @@ fn block(of: &str, rows: &Rows, expected: &Value, check: &mut Check) {
             "left_closed" => {
                 for (library, figures) in value.as_object().unwrap() {
                     for (figure, value) in figures.as_object().unwrap() {
-                        left_closed(&format!("{what}, {library}"), library, figure, rows, value, &on_points, check);
+                        left_closed(&format!("{what}, {library}"), (library, figure), rows, value, &on_points, check);
                     }
                 }
             }
@@ -123,8 +123,7 @@ fn right_closed(what: &str, scheme: &str, rows: &Rows, expected: &Value, on_poin
 
 fn left_closed(
     what: &str,
-    library: &str,
-    figure: &str,
+    (library, figure): (&str, &str),
     rows: &Rows,
     expected: &Value,
     on_points: &[usize],
