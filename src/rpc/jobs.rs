@@ -21,7 +21,7 @@ use super::services::blocking;
 use super::status::{self, Reason};
 use super::training::{progress_out, settings_out};
 use super::violations::Violations;
-use crate::jobs::{Event, Job, JobId, Jobs, JobsError, State};
+use crate::jobs::{Event, Job, JobId, JobKind, Jobs, JobsError, Made, State, Task};
 
 /// Events read from the disk at a time.
 const BATCH: usize = 256;
@@ -87,22 +87,34 @@ fn state_in(v: &mut Violations, wire: i32) -> Option<State> {
 
 pub(super) fn job_out(job: Job) -> pb::Job {
     let resumable = job.is_resumable();
+    let kind = match job.kind() {
+        JobKind::FineTuning => pb::JobKind::FineTuning,
+        JobKind::Audit => pb::JobKind::Unspecified,
+    };
+    let name = job.name().to_owned();
+    let (alias, settings) = match job.task {
+        Task::FineTuning(tuning) => (tuning.alias, Some(settings_out(tuning.settings))),
+        Task::Audit { .. } => (None, None),
+    };
     pb::Job {
         id: job.id.to_string(),
-        kind: pb::JobKind::FineTuning.into(),
+        kind: kind.into(),
         state: state_out(job.state).into(),
         cancelling: job.cancelling,
         create_time: Some(timestamp(job.created)),
         start_time: job.started.map(timestamp),
         end_time: job.ended.map(timestamp),
-        adapter: job.adapter,
-        alias: job.alias.unwrap_or_default(),
+        adapter: name,
+        alias: alias.unwrap_or_default(),
         dataset: job.dataset,
         base_fingerprint: job.base,
-        settings: Some(settings_out(job.settings)),
+        settings,
         progress: job.last.map(progress_out),
         checkpoint_step: job.checkpoint.map_or(0, |checkpoint| checkpoint.step),
-        result: job.made.map(|made| pb::JobResult { adapter: made.adapter, generation: made.generation }),
+        result: job.made.and_then(|made| match made {
+            Made::Generation { adapter, generation } => Some(pb::JobResult { adapter, generation }),
+            Made::Report { .. } => None,
+        }),
         error: job.failure.map(|failure| pb::JobError { reason: failure.reason, message: failure.message }),
         resumable,
     }
@@ -210,6 +222,10 @@ async fn follow(jobs: &Jobs, id: JobId, mut after: u64, events: &Watcher, contex
             let event = match event {
                 Event::Job(job) => watch_job_response::Event::Job(Box::new(job_out(*job))),
                 Event::Step(advance) => watch_job_response::Event::Progress(progress_out(*advance)),
+                Event::Audit(_) => {
+                    after = number;
+                    continue;
+                }
             };
             let response =
                 pb::WatchJobResponse { token: token(id, number), time: Some(timestamp(time)), event: Some(event) };

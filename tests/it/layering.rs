@@ -26,7 +26,10 @@ const TABLE: &[(&str, &[&str])] = &[
     ("rpc", &["audit", "dataset", "engine", "jobs", "lora", "model", "registry", "store", "train"]),
     ("http", &[]),
     ("startup", &["hub", "model", "server"]),
-    ("server", &["dataset", "engine", "http", "jobs", "lora", "model", "registry", "rpc", "store", "train", "turns"]),
+    (
+        "server",
+        &["audit", "dataset", "engine", "http", "jobs", "lora", "model", "registry", "rpc", "store", "train", "turns"],
+    ),
     // A client of the server it starts: it may name the generated messages.
     ("demo", &["hub", "rpc", "server", "startup"]),
     ("main", &["demo", "hub", "server", "startup", "telemetry"]),
