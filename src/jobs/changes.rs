@@ -407,10 +407,13 @@ impl Inner {
 
     /// Puts what was made for an audit back into the queue, unless it has succeeded and its result is still there.
     fn resume_child(&self, catalog: &Catalog<'_>, audit: JobId, child: JobId) -> Result<(), JobsError> {
-        let (_, mut job) = stored(catalog, child).map_err(|error| match error {
-            JobsError::NotFound(id) => JobsError::NotResumable(format!("job {id}, made for it, is forgotten")),
-            error => error,
-        })?;
+        let mut job = match stored(catalog, child) {
+            Ok((_, job)) => job,
+            Err(JobsError::NotFound(id)) => {
+                return Err(JobsError::NotResumable(format!("job {id}, made for it, is forgotten")));
+            }
+            Err(error) => return Err(error),
+        };
         match job.state {
             State::Queued => return Ok(()),
             State::Running if job.cancelling => {

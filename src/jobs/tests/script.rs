@@ -24,10 +24,7 @@ struct Play {
 }
 
 fn fault(error: TrainError) -> AuditError {
-    match error {
-        TrainError::Stopped(stopped) => AuditError::Stopped(stopped),
-        other => AuditError::Data(other.to_string()),
-    }
+    AuditError::Data(error.to_string())
 }
 
 fn rows(set: &BTreeSet<[u8; 32]>) -> [u8; 32] {
