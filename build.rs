@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["server", "inference", "adapter", "dataset", "training", "job", "fine_tuning"]
+    let files = ["server", "inference", "adapter", "dataset", "training", "job", "fine_tuning", "audit_settings", "audit_report", "audit"]
         .map(|name| format!("evenkeel/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;

@@ -29,6 +29,8 @@ pub struct Settings {
     pub datasets: DatasetSettings,
     /// Long work.
     pub jobs: JobsSettings,
+    /// Reports of audits.
+    pub audits: AuditSettings,
     /// Logs.
     pub log: LogSettings,
 }
@@ -195,6 +197,24 @@ impl Default for JobsSettings {
     }
 }
 
+/// Reports of audits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditSettings {
+    /// Most rows of uploaded scores.
+    pub max_uploaded_rows: u64,
+    /// Reports that are kept.
+    pub keep_reports: usize,
+    /// Shows values of single groups as metrics, not only gaps.
+    pub group_metrics: bool,
+}
+
+impl Default for AuditSettings {
+    fn default() -> Self {
+        Self { max_uploaded_rows: 2_000_000, keep_reports: 1000, group_metrics: false }
+    }
+}
+
 /// Logs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -230,6 +250,7 @@ impl Settings {
         self.registry.validate(&mut faults);
         self.datasets.validate(&mut faults);
         self.jobs.validate(&mut faults);
+        self.audits.validate(&mut faults);
         self.log.validate(&mut faults);
         faults.0
     }
@@ -342,6 +363,13 @@ impl JobsSettings {
         let minute = 60_000;
         let patience = self.patience_milliseconds <= minute;
         faults.unless(patience, "jobs.patience_milliseconds", format!("must be 0 to {minute}"));
+    }
+}
+
+impl AuditSettings {
+    fn validate(&self, faults: &mut Faults) {
+        faults.count(self.max_uploaded_rows, "audits.max_uploaded_rows");
+        faults.count(self.keep_reports as u64, "audits.keep_reports");
     }
 }
 

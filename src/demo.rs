@@ -1,4 +1,4 @@
-//! A walk through the server in one command: pull, serve, chat, score, swap an adapter under a running stream, train one.
+//! A walk through the server in one command: pull, serve, chat, score, swap an adapter under a running stream, train one, audit it.
 //!
 //! A client like any other: it starts the real server on free loopback ports in a temporary folder and then knows it
 //! only through gRPC and HTTP. Every claim that it prints is checked; a claim that does not hold ends it with an error.
@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "the demo's output is its product")]
 
 mod adapter;
+mod auditing;
 mod training;
 
 use std::io::Write as _;
@@ -68,6 +69,7 @@ pub async fn run() -> anyhow::Result<()> {
         demo.score().await?;
         demo.swap().await?;
         training::Training::new(&channel).run().await?;
+        auditing::run(&channel, http).await?;
         metrics(http).await
     }
     .await;
@@ -236,7 +238,7 @@ fn chat_request(question: &str, max_new_tokens: u32) -> GenerateRequest {
 /// Prints a few lines of /metrics.
 async fn metrics(http: std::net::SocketAddr) -> anyhow::Result<()> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    title("7. What Prometheus sees");
+    title("8. What Prometheus sees");
     let mut socket = tokio::net::TcpStream::connect(http).await?;
     socket.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {http}\r\n\r\n").as_bytes()).await?;
     let mut page = String::new();

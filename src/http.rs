@@ -1,20 +1,22 @@
 //! The HTTP listener's pages: metrics, liveness, readiness.
 //!
-//! `/metrics` is Prometheus' text format 0.0.4. `/healthz` answers while the process lives; `/readyz` only while the
+//! `/metrics` is Prometheus' text format 0.0.4. `/reports/{id}` shows a report of an audit, by id or name of the audit. `/healthz` answers while the process lives; `/readyz` only while the
 //! server takes requests: 503 from the first sign of a shutdown. No page changes
 //! anything, and none shows a prompt.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 
+use crate::audit::render;
 use crate::metrics::Metrics;
+use crate::reports::{Reports, ReportsError};
 
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -22,15 +24,20 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 struct Pages {
     metrics: Arc<Metrics>,
     ready: watch::Receiver<bool>,
+    reports: Arc<Reports>,
 }
 
+/// Nothing but the page itself: no script, no picture or font from elsewhere.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'";
+
 /// Returns the pages; `ready` is true while the server takes requests.
-pub fn router(metrics: Arc<Metrics>, ready: watch::Receiver<bool>) -> Router {
+pub fn router(metrics: Arc<Metrics>, ready: watch::Receiver<bool>, reports: Arc<Reports>) -> Router {
     Router::new()
         .route("/metrics", get(metrics_page))
         .route("/healthz", get(|| std::future::ready("ok\n")))
         .route("/readyz", get(ready_page))
-        .with_state(Pages { metrics, ready })
+        .route("/reports/{id}", get(report_page))
+        .with_state(Pages { metrics, ready, reports })
 }
 
 async fn metrics_page(State(pages): State<Pages>) -> Response {
@@ -49,6 +56,31 @@ async fn ready_page(State(pages): State<Pages>) -> (StatusCode, &'static str) {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+/// A report as a page, by its id or the name of its audit.
+async fn report_page(State(pages): State<Pages>, Path(id): Path<String>) -> Response {
+    let reports = Arc::clone(&pages.reports);
+    let page = tokio::task::spawn_blocking(move || reports.get(&id).map(|(_, report)| render::html(&report))).await;
+    match page {
+        Ok(Ok(page)) => {
+            let headers = [
+                (CONTENT_TYPE, "text/html; charset=utf-8"),
+                (CONTENT_SECURITY_POLICY, POLICY),
+                (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            ];
+            (headers, page).into_response()
+        }
+        Ok(Err(ReportsError::ReportNotFound(_))) => (StatusCode::NOT_FOUND, "there is no such report\n").into_response(),
+        Ok(Err(error)) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "a report cannot be read");
+            (StatusCode::INTERNAL_SERVER_ERROR, "the report cannot be read\n").into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "a report cannot be shown");
+            (StatusCode::INTERNAL_SERVER_ERROR, "the report cannot be shown\n").into_response()
+        }
     }
 }
 

@@ -4,13 +4,17 @@
 //! come from fixed sets; adapters are named in labels only up to [`ADAPTER_LABELS`], then as `_other`.
 //! Nothing here knows who measures.
 
+mod audits;
+
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+
+pub use audits::AuditGauges;
 
 /// Adapters that get a label value of their own.
 pub const ADAPTER_LABELS: usize = 100;
@@ -42,6 +46,8 @@ pub struct Metrics {
     registry: Registry,
     named_adapters: Mutex<HashSet<String>>,
 
+    /// What audits found.
+    pub audits: AuditGauges,
     /// Sequences in the current step.
     pub requests_running: IntGauge,
     /// Sequences that wait for their first step.
@@ -266,6 +272,7 @@ impl Metrics {
                 &rpc,
             )?,
             grpc_connections: add.gauge("evenkeel_grpc_connections", "Open connections.")?,
+            audits: AuditGauges::new(&add)?,
             registry,
         })
     }
@@ -301,6 +308,7 @@ impl Metrics {
             // A series that was never written cannot be removed: nothing to do.
             let _ = self.adapter_requests.remove_label_values(&[name]);
             let _ = self.adapter_resident.remove_label_values(&[name]);
+            self.audits.forget(name);
         }
     }
 
@@ -330,6 +338,10 @@ impl Adder<'_> {
 
     fn ratio(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
         self.keep(Gauge::new(name, help)?)
+    }
+
+    fn ratios(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.keep(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {

@@ -99,6 +99,8 @@ impl Training {
             format: DatasetFormat::Jsonl.into(),
             prompt_column: "prompt".into(),
             completion_column: "completion".into(),
+            label_column: "label".into(),
+            label_names: vec!["negative".into(), "positive".into()],
             group_columns: vec!["dialect".into(), "topic".into()],
             split: Some(dataset_declaration::Split::SplitColumn("split".into())),
             ..DatasetDeclaration::default()
@@ -158,7 +160,7 @@ impl Training {
                     last = Some(progress);
                 }
                 Some(watch_job_response::Event::Job(job)) => ended = Some(*job),
-                None => {}
+                Some(watch_job_response::Event::AuditProgress(_)) | None => {}
             }
         }
         bar.finish_and_clear();

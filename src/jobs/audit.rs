@@ -216,8 +216,11 @@ impl Inner {
         let id = job.id.to_string();
         self.parts.store.change(|catalog| catalog.release_generations(&id))?;
         let helpers = audit.models.iter().flat_map(|model| &model.shadows).chain(&audit.planted);
-        let gone: BTreeSet<JobId> =
-            if audit.keep_models { helpers.copied().collect() } else { audit.children.iter().copied().collect() };
+        let gone: BTreeSet<JobId> = match audit.keep_models {
+            None => helpers.copied().collect(),
+            Some(true) => BTreeSet::new(),
+            Some(false) => audit.children.iter().copied().collect(),
+        };
         for child in gone {
             let child = match self.parts.store.read(|catalog| stored(catalog, child)) {
                 Ok((_, child)) => child,

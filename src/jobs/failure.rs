@@ -5,6 +5,7 @@
 use super::{AuditError, Failure, JobsError, reason};
 use crate::lora::LoraError;
 use crate::registry::RegistryError;
+use crate::reports::GateError;
 use crate::store::StoreError;
 use crate::train::TrainError;
 use crate::turns::Stopped;
@@ -124,7 +125,9 @@ pub(crate) fn registry(error: &RegistryError) -> Failure {
         RegistryError::Lora(LoraError::Mismatch(_)) => "ADAPTER_MISMATCH",
         RegistryError::NoEffect => "ADAPTER_NO_EFFECT",
         RegistryError::Budget { .. } => "ADAPTER_BUDGET",
-        RegistryError::Store(error) => return store(error),
+        RegistryError::Gate(GateError::Failed { .. }) => "AUDIT_GATE_FAILED",
+        RegistryError::Gate(GateError::PolicyNotFound(_)) => "POLICY_NOT_FOUND",
+        RegistryError::Store(error) | RegistryError::Gate(GateError::Store(error)) => return store(error),
         RegistryError::Lora(LoraError::Tensor(_))
         | RegistryError::Pinned(_)
         | RegistryError::InUse { .. }

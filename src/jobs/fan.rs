@@ -39,8 +39,8 @@ pub struct AuditWanted {
     pub models: Vec<ModelWanted>,
     /// All of them.
     pub settings: AuditSettings,
-    /// Whether models that are trained for it stay; shadow and control models never do.
-    pub keep_models: bool,
+    /// Whether models that are trained for it stay when it has succeeded; `None`: all but shadow and control models.
+    pub keep_models: Option<bool>,
 }
 
 /// A model that a caller wants audited.

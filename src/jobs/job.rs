@@ -148,8 +148,8 @@ pub struct AuditTask {
     pub models: Vec<AuditModel>,
     /// All of them.
     pub settings: AuditSettings,
-    /// Whether models that were trained for it stay when it has succeeded; shadow and control models never do.
-    pub keep_models: bool,
+    /// Whether models that were trained for it stay when it has succeeded; `None`: all but shadow and control models.
+    pub keep_models: Option<bool>,
     /// Job that trains the control model of membership inference.
     pub planted: Option<JobId>,
     /// Fine-tuning jobs that go before it, in the order of the queue.

@@ -10,7 +10,7 @@ use super::pace::{Due, Paced, Speed};
 use super::rows::corrupt;
 use super::runner::End;
 use super::{Advance, Event, Job, JobId, Made, Tuning, Work, expected_of};
-use crate::registry::{AdapterFiles, Expected, Lineage, Name, Publish, Reference, RegistryError};
+use crate::registry::{AdapterFiles, Demand, Expected, Lineage, Name, Publish, Reference, RegistryError};
 use crate::store::StoreError;
 use crate::train::{Progress, TrainError};
 
@@ -133,7 +133,7 @@ impl Inner {
                 })?;
             }
             let target = Reference { name: name(adapter)?, generation: Some(generation.clone()) };
-            self.parts.registry.set_alias(&name(alias)?, &target, Expected::Any, None)?;
+            self.parts.registry.set_alias(&name(alias)?, &target, Expected::Any, Demand::AsItWas, None)?;
         }
         Ok(End::Succeeded(made))
     }

@@ -12,10 +12,11 @@ use serde::de::DeserializeOwned;
 
 use super::lookup::{Info, adapter_entry, alias_entry, alias_record, lock, parse_generation};
 use super::{
-    AdapterFiles, AdapterRecord, AliasRecord, Entry, Expected, Lineage, Name, Publish, Reference, Registry,
+    AdapterFiles, AdapterRecord, AliasRecord, Demand, Entry, Expected, Lineage, Name, Publish, Reference, Registry,
     RegistryError, RequestKey, directory,
 };
 use crate::lora::{Adapter, Generation, LoraError};
+use crate::reports;
 use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, now, unwritable};
 
 /// Largest change of a logit that rounding alone can make: the last bit of an f32 at 10.
@@ -280,12 +281,14 @@ impl Registry {
     /// Points an alias at a generation; `target` may be an alias itself and stands for its generation then.
     ///
     /// # Errors
-    /// [`RegistryError::AdapterNotFound`], [`RegistryError::NameTaken`], [`RegistryError::GenerationMismatch`].
+    /// [`RegistryError::AdapterNotFound`], [`RegistryError::NameTaken`], [`RegistryError::GenerationMismatch`];
+    /// [`RegistryError::Gate`] when the target has no report that the alias's policy passes.
     pub fn set_alias(
         &self,
         alias: &Name,
         target: &Reference,
         expected: Expected,
+        demand: Demand,
         request: Option<RequestKey>,
     ) -> Result<AliasRecord, RegistryError> {
         let _changing = lock(&self.changing);
@@ -296,11 +299,20 @@ impl Registry {
             let before = catalog.alias(alias.as_str())?;
             compare(alias, &expected, before.as_ref().map(|before| before.generation.as_str()))?;
             let (adapter, generation) = self.find(target)?;
+            let policy = match &demand {
+                Demand::AsItWas => before.as_ref().and_then(|before| before.policy.clone()),
+                Demand::Nothing => None,
+                Demand::Policy(policy) => Some(policy.to_string()),
+            };
+            if let Some(policy) = &policy {
+                reports::gate(catalog, self.store.blobs(), policy, (adapter.as_str(), &generation.to_string()))?;
+            }
             let row = AliasRow {
                 name: alias.to_string(),
                 adapter: adapter.to_string(),
                 generation: generation.to_string(),
                 updated: now(),
+                policy,
             };
             catalog.put_alias(&row)?;
             after.names.push((alias.clone(), Some(alias_entry(&row)?)));

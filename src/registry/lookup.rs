@@ -358,7 +358,8 @@ pub(super) fn alias_entry(row: &AliasRow) -> Result<Entry, StoreError> {
 }
 
 pub(super) fn alias_record(row: AliasRow) -> AliasRecord {
-    AliasRecord { name: row.name, adapter: row.adapter, generation: row.generation, updated: time(row.updated) }
+    let AliasRow { name, adapter, generation, updated, policy } = row;
+    AliasRecord { name, adapter, generation, updated: time(updated), policy }
 }
 
 pub(super) fn parse_generation(id: &str) -> Result<Generation, StoreError> {

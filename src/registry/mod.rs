@@ -24,6 +24,7 @@ use crate::config::RegistrySettings;
 use crate::lora::{Adapter, Generation, Kind, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{CausalLm, ModelError};
+use crate::reports::GateError;
 use crate::store::{RequestIdReused, Store, StoreError};
 pub(crate) use changes::compare;
 use memory::Memory;
@@ -179,6 +180,20 @@ pub struct AliasRecord {
     pub generation: String,
     /// When it was last set.
     pub updated: SystemTime,
+    /// Audit policy that every target has to pass.
+    #[serde(default)]
+    pub policy: Option<String>,
+}
+
+/// What the targets of an alias have to pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Demand {
+    /// What they had to pass before.
+    AsItWas,
+    /// Nothing from now on.
+    Nothing,
+    /// This audit policy, this target too.
+    Policy(Name),
 }
 
 /// A stored file of an adapter, for download.
@@ -197,6 +212,9 @@ pub struct StoredFile {
 /// Why the registry refuses or fails.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
+    /// The alias demands an audit policy that the target does not pass.
+    #[error(transparent)]
+    Gate(#[from] GateError),
     /// No adapter or alias of this name, or no such generation.
     #[error("there is no adapter `{0}`")]
     AdapterNotFound(String),

@@ -105,6 +105,15 @@ fn alias_out(record: AliasRecord) -> pb::Alias {
         adapter: record.adapter,
         generation: record.generation,
         update_time: Some(timestamp(record.updated)),
+        policy: record.policy.unwrap_or_default(),
+    }
+}
+
+fn demand(v: &mut Violations, wire: Option<&str>) -> Demand {
+    match wire {
+        None => Demand::AsItWas,
+        Some("") => Demand::Nothing,
+        Some(policy) => name(v, "policy", policy).map_or(Demand::AsItWas, Demand::Policy),
     }
 }
 
@@ -300,8 +309,9 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         let alias = name(&mut v, "name", &wire.name);
         let target = reference(&mut v, "adapter", &wire.adapter);
         let expected = expected(&mut v, "expected_generation", wire.expected_generation.as_deref());
+        let demand = demand(&mut v, wire.policy.as_deref());
         let (alias, target) = checked(v, alias.zip(target))?;
-        let work = move |registry: &Registry| registry.set_alias(&alias, &target, expected, request);
+        let work = move |registry: &Registry| registry.set_alias(&alias, &target, expected, demand, request);
         Ok(Response::new(alias_out(self.ask(&context, work).await?)))
     }
 

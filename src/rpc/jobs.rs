@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::audit_settings_out::settings_out as audit_settings_out;
 use super::context::Context;
 use super::fields::{checked, request_id, request_key, timestamp};
 use super::page::{self, PageTokens};
@@ -21,7 +22,9 @@ use super::services::blocking;
 use super::status::{self, Reason};
 use super::training::{progress_out, settings_out};
 use super::violations::Violations;
-use crate::jobs::{Event, Job, JobId, JobKind, Jobs, JobsError, Made, State, Task};
+use crate::jobs::{
+    AuditModel, AuditProgress, AuditTask, Event, Job, JobId, JobKind, Jobs, JobsError, Made, ModelSource, State, Task, Tuning,
+};
 
 /// Events read from the disk at a time.
 const BATCH: usize = 256;
@@ -89,12 +92,14 @@ pub(super) fn job_out(job: Job) -> pb::Job {
     let resumable = job.is_resumable();
     let kind = match job.kind() {
         JobKind::FineTuning => pb::JobKind::FineTuning,
-        JobKind::Audit => pb::JobKind::Unspecified,
+        JobKind::Audit => pb::JobKind::Audit,
     };
-    let name = job.name().to_owned();
-    let (alias, settings) = match job.task {
-        Task::FineTuning(tuning) => (tuning.alias, Some(settings_out(tuning.settings))),
-        Task::Audit { .. } => (None, None),
+    let (adapter, alias, settings, audit) = match job.task {
+        Task::FineTuning(tuning) => {
+            let Tuning { adapter, alias, settings, .. } = *tuning;
+            (adapter, alias.unwrap_or_default(), Some(settings_out(settings)), None)
+        }
+        Task::Audit { audit } => (audit.name.clone(), String::new(), None, Some(audit_out(*audit))),
     };
     pb::Job {
         id: job.id.to_string(),
@@ -104,19 +109,54 @@ pub(super) fn job_out(job: Job) -> pb::Job {
         create_time: Some(timestamp(job.created)),
         start_time: job.started.map(timestamp),
         end_time: job.ended.map(timestamp),
-        adapter: name,
-        alias: alias.unwrap_or_default(),
+        adapter,
+        alias,
         dataset: job.dataset,
         base_fingerprint: job.base,
         settings,
         progress: job.last.map(progress_out),
         checkpoint_step: job.checkpoint.map_or(0, |checkpoint| checkpoint.step),
-        result: job.made.and_then(|made| match made {
-            Made::Generation { adapter, generation } => Some(pb::JobResult { adapter, generation }),
-            Made::Report { .. } => None,
-        }),
+        result: job.made.map(made_out),
         error: job.failure.map(|failure| pb::JobError { reason: failure.reason, message: failure.message }),
         resumable,
+        audit,
+        audit_progress: job.audited.map(audit_progress_out),
+        parent: job.parent.map(|parent| parent.to_string()).unwrap_or_default(),
+    }
+}
+
+fn made_out(made: Made) -> pb::JobResult {
+    match made {
+        Made::Generation { adapter, generation } => pb::JobResult { adapter, generation, report: String::new() },
+        Made::Report { report } => pb::JobResult { report, ..Default::default() },
+    }
+}
+
+fn audit_out(audit: AuditTask) -> pb::AuditJob {
+    let model = |model: AuditModel| {
+        let (adapter, generation, job) = match model.source {
+            ModelSource::Base => Default::default(),
+            ModelSource::Stored { adapter, generation } => (adapter, generation, String::new()),
+            ModelSource::Trained { job, adapter } => (adapter, String::new(), job.to_string()),
+        };
+        pb::AuditJobModel { name: model.name, adapter, generation, scale: model.scale, job }
+    };
+    pb::AuditJob {
+        models: audit.models.into_iter().map(model).collect(),
+        settings: Some(audit_settings_out(audit.settings)),
+        children: audit.children.iter().map(ToString::to_string).collect(),
+        keep_models: audit.keep_models,
+    }
+}
+
+fn audit_progress_out(progress: AuditProgress) -> pb::AuditProgress {
+    pb::AuditProgress {
+        phase: progress.phase.as_str().to_owned(),
+        model: progress.model,
+        done: progress.done,
+        total: progress.total,
+        items_per_second: progress.items_per_second,
+        eta_seconds: progress.eta_seconds,
     }
 }
 
@@ -222,10 +262,7 @@ async fn follow(jobs: &Jobs, id: JobId, mut after: u64, events: &Watcher, contex
             let event = match event {
                 Event::Job(job) => watch_job_response::Event::Job(Box::new(job_out(*job))),
                 Event::Step(advance) => watch_job_response::Event::Progress(progress_out(*advance)),
-                Event::Audit(_) => {
-                    after = number;
-                    continue;
-                }
+                Event::Audit(progress) => watch_job_response::Event::AuditProgress(audit_progress_out(*progress)),
             };
             let response =
                 pb::WatchJobResponse { token: token(id, number), time: Some(timestamp(time)), event: Some(event) };

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt};
 
 use super::context::Context;
 use super::prompt::PromptError;
@@ -20,6 +20,7 @@ use crate::jobs::JobsError;
 use crate::lora::LoraError;
 use crate::model::chat::ChatError;
 use crate::registry::RegistryError;
+use crate::reports::{GateError, ReportsError};
 use crate::store::StoreError;
 
 /// `domain` of every `google.rpc.ErrorInfo`.
@@ -27,6 +28,9 @@ pub const DOMAIN: &str = "evenkeel";
 
 /// When to try again where the engine gives no better estimate.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Rules that do not hold of which a refusal tells.
+const MOST_REASONS: usize = 20;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $text:literal => $code:ident,)*) => {
@@ -72,6 +76,8 @@ reasons! {
     AdapterInvalid = "ADAPTER_INVALID" => InvalidArgument,
     /// A data set's file or declaration is faulty.
     DatasetInvalid = "DATASET_INVALID" => InvalidArgument,
+    /// Uploaded scores are faulty.
+    ScoresInvalid = "SCORES_INVALID" => InvalidArgument,
     /// A request id was used for another request.
     RequestIdReused = "REQUEST_ID_REUSED" => InvalidArgument,
     /// No such adapter.
@@ -82,6 +88,12 @@ reasons! {
     AliasNotFound = "ALIAS_NOT_FOUND" => NotFound,
     /// No such data set.
     DatasetNotFound = "DATASET_NOT_FOUND" => NotFound,
+    /// No such report.
+    ReportNotFound = "REPORT_NOT_FOUND" => NotFound,
+    /// No such audit policy.
+    PolicyNotFound = "POLICY_NOT_FOUND" => NotFound,
+    /// There is such a policy.
+    PolicyExists = "POLICY_EXISTS" => AlreadyExists,
     /// The name is taken.
     NameTaken = "NAME_TAKEN" => AlreadyExists,
     /// Another generation is current.
@@ -100,6 +112,10 @@ reasons! {
     AdapterInUse = "ADAPTER_IN_USE" => FailedPrecondition,
     /// Jobs need the data set.
     DatasetInUse = "DATASET_IN_USE" => FailedPrecondition,
+    /// Aliases demand the policy.
+    PolicyInUse = "POLICY_IN_USE" => FailedPrecondition,
+    /// The target of an alias has no report that its policy passes.
+    AuditGateFailed = "AUDIT_GATE_FAILED" => FailedPrecondition,
     /// The server has no adapter folder.
     NoAdapterDir = "NO_ADAPTER_DIR" => FailedPrecondition,
     /// The job has ended.
@@ -118,6 +134,8 @@ reasons! {
     AdapterBudget = "ADAPTER_BUDGET" => ResourceExhausted,
     /// The request can never fit into the key and value cache.
     KvCacheTooSmall = "KV_CACHE_TOO_SMALL" => ResourceExhausted,
+    /// More rows are uploaded than allowed.
+    TooManyRows = "TOO_MANY_ROWS" => ResourceExhausted,
     /// The upload is larger than allowed.
     UploadTooLarge = "UPLOAD_TOO_LARGE" => ResourceExhausted,
     /// A message is larger than allowed.
@@ -228,6 +246,7 @@ pub(super) fn registry(error: &RegistryError, context: &Context) -> Status {
             details.set_resource_info("generation", name, "", &message);
             with(Reason::GenerationMismatch, message, details)
         }
+        RegistryError::Gate(error) => gate(error, context),
         RegistryError::Lora(error) => lora(error, context),
         RegistryError::NoEffect => precondition(Reason::AdapterNoEffect, "adapter", message),
         RegistryError::Budget { budget, .. } => {
@@ -245,6 +264,39 @@ pub(super) fn registry(error: &RegistryError, context: &Context) -> Status {
         RegistryError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
         RegistryError::Model(_) => internal(error, &context.request_id),
         RegistryError::Store(error) => store(error, context),
+    }
+}
+
+fn gate(error: &GateError, context: &Context) -> Status {
+    let message = error.to_string();
+    match error {
+        GateError::PolicyNotFound(name) => resource(Reason::PolicyNotFound, "policy", name, message),
+        GateError::Failed { policy, report, reasons } => {
+            let reason = Reason::AuditGateFailed;
+            let report = report.clone().map(|report| ("report".to_owned(), report));
+            let metadata: HashMap<_, _> = report.into_iter().chain([("policy".to_owned(), policy.clone())]).collect();
+            let mut details = ErrorDetails::with_error_info(reason.as_str(), DOMAIN, metadata);
+            // A status travels in headers, which are small.
+            let violations = reasons.iter().take(MOST_REASONS);
+            details.set_precondition_failure(
+                violations.map(|text| PreconditionViolation::new(reason.as_str(), policy, text)).collect::<Vec<_>>(),
+            );
+            with(reason, message, details)
+        }
+        GateError::Store(error) => store(error, context),
+    }
+}
+
+/// Maps an error of the reports.
+pub(super) fn reports(error: &ReportsError, context: &Context) -> Status {
+    let message = error.to_string();
+    match error {
+        ReportsError::ReportNotFound(name) => resource(Reason::ReportNotFound, "report", name, message),
+        ReportsError::PolicyNotFound(name) => resource(Reason::PolicyNotFound, "policy", name, message),
+        ReportsError::PolicyExists(name) => resource(Reason::PolicyExists, "policy", name, message),
+        ReportsError::PolicyInUse { name, .. } => precondition(Reason::PolicyInUse, name, message),
+        ReportsError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
+        ReportsError::Store(error) => store(error, context),
     }
 }
 

@@ -3,15 +3,14 @@
 //! No data set or layer is asked: what depends on them is found out when the job runs. Ranges are those written in
 //! `proto/evenkeel/v1/training.proto`. Settings that went out as resolved come in again as the same.
 
-use std::collections::HashSet;
-use std::hash::Hash;
-
 use super::info::count;
 use super::pb::{self, lora_method::Scaling, training_settings as wire};
+use super::names::{all_differ, split_out, splits};
 use super::violations::Violations;
+use crate::dataset::Split;
 use crate::jobs::Advance;
 use crate::registry::Lineage;
-use crate::train::{Average, Evaluation, Figure, Length, LoraSettings, Method, Schedule, Settings, Targets, Task};
+use crate::train::{Average, Evaluation, Figure, Length, LoraSettings, Method, Schedule, Settings, Subset, Targets, Task};
 
 /// Largest number of steps of any kind.
 const MAX_STEPS: u64 = 10_000_000;
@@ -44,6 +43,10 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
         None => lora(v, pb::LoraMethod::default()),
         Some(wire::Method::Lora(lora_method)) => lora(v, lora_method),
         Some(wire::Method::Full(pb::FullMethod {})) => Method::Full,
+        Some(wire::Method::HeadOnly(pb::HeadOnlyMethod {})) => {
+            v.require("settings.head_only", !language, "is for classification");
+            Method::HeadOnly
+        }
     };
     let full = method == Method::Full;
     let longest = count(context);
@@ -99,8 +102,16 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
         keep_best: wire.keep_best,
         seed: wire.seed.unwrap_or(DEFAULT_SEED),
         groups: wire.groups,
-        subset: None,
+        subset: wire.subset.and_then(|subset| self::subset(v, &subset)),
     }
+}
+
+fn subset(v: &mut Violations, wire: &pb::TrainingSubset) -> Option<Subset> {
+    let fraction = wire.fraction > 0.0 && wire.fraction <= 1.0;
+    v.require("settings.subset.fraction", fraction, "must be above 0 and at most 1");
+    let known = splits(v, "settings.subset.splits", &wire.splits);
+    let splits = if known.is_empty() { vec![Split::Train] } else { known };
+    Some(Subset { splits, fraction: wire.fraction, seed: wire.seed })
 }
 
 fn lora(v: &mut Violations, wire: pb::LoraMethod) -> Method {
@@ -169,11 +180,6 @@ fn names(v: &mut Violations, field: &str, names: &[String], most: usize) {
     v.require(field, sound, &format!("must be at most {most} different names of 1 to {MAX_NAME} bytes"));
 }
 
-fn all_differ<T: Eq + Hash>(list: &[T]) -> bool {
-    let mut seen = HashSet::new();
-    list.iter().all(|item| seen.insert(item))
-}
-
 fn unknown<T>(v: &mut Violations, field: &str, stand_in: T) -> T {
     v.add(field, "is not a known value");
     stand_in
@@ -208,7 +214,7 @@ fn average(v: &mut Violations, wire: i32) -> Average {
 pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
     let method = match settings.method {
         Method::Full => wire::Method::Full(pb::FullMethod {}),
-        Method::HeadOnly => wire::Method::Lora(pb::LoraMethod { rank: Some(0), ..Default::default() }),
+        Method::HeadOnly => wire::Method::HeadOnly(pb::HeadOnlyMethod {}),
         Method::Lora(lora) => wire::Method::Lora(pb::LoraMethod {
             rank: Some(count(lora.rank)),
             scaling: Some(Scaling::Alpha(lora.alpha)),
@@ -263,6 +269,11 @@ pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
         keep_best: settings.keep_best,
         seed: Some(settings.seed),
         groups: settings.groups,
+        subset: settings.subset.map(|subset| pb::TrainingSubset {
+            splits: subset.splits.into_iter().map(|split| split_out(split).into()).collect(),
+            fraction: subset.fraction,
+            seed: subset.seed,
+        }),
     }
 }
 

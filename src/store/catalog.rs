@@ -56,6 +56,8 @@ pub struct AliasRow {
     pub generation: String,
     /// When it was set.
     pub updated: i64,
+    /// Audit policy that every target has to pass.
+    pub policy: Option<String>,
 }
 
 /// The first answer to a request.
@@ -163,13 +165,13 @@ impl<'a> Catalog<'a> {
 
     /// Returns an alias.
     pub fn alias(&self, name: &str) -> Result<Option<AliasRow>, StoreError> {
-        let sql = "SELECT name, adapter, generation, updated FROM aliases WHERE name = ?1";
+        let sql = "SELECT name, adapter, generation, updated, policy FROM aliases WHERE name = ?1";
         Ok(self.rows.prepare_cached(sql)?.query_row([name], alias).optional()?)
     }
 
     /// Returns at most `limit` aliases whose name follows `after`, by name.
     pub fn aliases(&self, after: &str, limit: usize) -> Result<Vec<AliasRow>, StoreError> {
-        let sql = "SELECT name, adapter, generation, updated FROM aliases WHERE name > ?1 ORDER BY name LIMIT ?2";
+        let sql = "SELECT name, adapter, generation, updated, policy FROM aliases WHERE name > ?1 ORDER BY name LIMIT ?2";
         let rows =
             self.rows.prepare_cached(sql)?.query_map(params![after, cut(limit)], alias)?.collect::<Result<_, _>>();
         Ok(rows?)
@@ -177,17 +179,19 @@ impl<'a> Catalog<'a> {
 
     /// Returns the aliases that point to an adapter, by name.
     pub fn aliases_of(&self, adapter: &str) -> Result<Vec<AliasRow>, StoreError> {
-        let sql = "SELECT name, adapter, generation, updated FROM aliases WHERE adapter = ?1 ORDER BY name";
+        let sql = "SELECT name, adapter, generation, updated, policy FROM aliases WHERE adapter = ?1 ORDER BY name";
         let rows = self.rows.prepare_cached(sql)?.query_map([adapter], alias)?.collect::<Result<_, _>>();
         Ok(rows?)
     }
 
     /// Sets an alias.
     pub fn put_alias(&self, row: &AliasRow) -> Result<(), StoreError> {
-        let sql = "INSERT INTO aliases (name, adapter, generation, updated) VALUES (?1, ?2, ?3, ?4)
+        let sql = "INSERT INTO aliases (name, adapter, generation, updated, policy) VALUES (?1, ?2, ?3, ?4, ?5)
             ON CONFLICT (name) DO UPDATE SET
-                adapter = excluded.adapter, generation = excluded.generation, updated = excluded.updated";
-        self.rows.prepare_cached(sql)?.execute(params![row.name, row.adapter, row.generation, row.updated])?;
+                adapter = excluded.adapter, generation = excluded.generation, updated = excluded.updated,
+                policy = excluded.policy";
+        let values = params![row.name, row.adapter, row.generation, row.updated, row.policy];
+        self.rows.prepare_cached(sql)?.execute(values)?;
         Ok(())
     }
 
@@ -202,7 +206,8 @@ impl<'a> Catalog<'a> {
         let sql = "SELECT EXISTS (SELECT 1 FROM generations WHERE config_blob = ?1)
             OR EXISTS (SELECT 1 FROM generations WHERE tensor_blob = ?1)
              OR EXISTS (SELECT 1 FROM dataset_contents WHERE blob = ?1)
-             OR EXISTS (SELECT 1 FROM jobs WHERE checkpoint = ?1)";
+             OR EXISTS (SELECT 1 FROM jobs WHERE checkpoint = ?1)
+             OR EXISTS (SELECT 1 FROM audit_reports WHERE id = ?1)";
         Ok(self.rows.prepare_cached(sql)?.query_row([digest], |row| row.get(0))?)
     }
 
@@ -210,7 +215,8 @@ impl<'a> Catalog<'a> {
     pub fn blobs(&self) -> Result<HashSet<String>, StoreError> {
         let sql = "SELECT config_blob FROM generations UNION SELECT tensor_blob FROM generations
              UNION SELECT blob FROM dataset_contents
-             UNION SELECT checkpoint FROM jobs WHERE checkpoint IS NOT NULL";
+             UNION SELECT checkpoint FROM jobs WHERE checkpoint IS NOT NULL
+             UNION SELECT id FROM audit_reports";
         let rows = self.rows.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>();
         Ok(rows?)
     }
@@ -262,5 +268,6 @@ fn generation(row: &Row<'_>) -> rusqlite::Result<GenerationRow> {
 }
 
 fn alias(row: &Row<'_>) -> rusqlite::Result<AliasRow> {
-    Ok(AliasRow { name: row.get(0)?, adapter: row.get(1)?, generation: row.get(2)?, updated: row.get(3)? })
+    let (name, adapter, generation) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    Ok(AliasRow { name, adapter, generation, updated: row.get(3)?, policy: row.get(4)? })
 }

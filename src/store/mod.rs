@@ -11,6 +11,7 @@ mod datasets;
 mod holds;
 mod jobs;
 mod name;
+mod reports;
 mod requests;
 mod schema;
 
@@ -25,6 +26,7 @@ pub use catalog::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow};
 pub use datasets::{DatasetContentRow, DatasetRow};
 pub use jobs::{EventRow, JobRow};
 pub use name::Name;
+pub use reports::ReportRow;
 pub use requests::{RequestIdReused, RequestKey, now, unwritable};
 
 /// The data directory, held by one process at a time.

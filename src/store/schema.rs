@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Scripts in order; the version of a database is the number of those that ran.
-const MIGRATIONS: &[&str] = &[ADAPTERS, DATASETS, LINEAGE, JOBS, CHILDREN];
+const MIGRATIONS: &[&str] = &[ADAPTERS, DATASETS, LINEAGE, JOBS, CHILDREN, REPORTS];
 
 const ADAPTERS: &str = "
     CREATE TABLE adapters (
@@ -92,6 +92,27 @@ const CHILDREN: &str = "
         FOREIGN KEY (adapter, generation) REFERENCES generations (adapter, id)
     ) STRICT;
     CREATE INDEX generation_holds_holder ON generation_holds (holder);
+";
+
+const REPORTS: &str = "
+    CREATE TABLE audit_reports (
+        place INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        summary TEXT NOT NULL,
+        UNIQUE (name, id)
+    ) STRICT;
+    CREATE INDEX audit_reports_id ON audit_reports (id);
+    CREATE TABLE audit_report_models (
+        report INTEGER NOT NULL REFERENCES audit_reports (place) ON DELETE CASCADE,
+        adapter TEXT NOT NULL,
+        generation TEXT NOT NULL,
+        PRIMARY KEY (adapter, generation, report)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX audit_report_models_report ON audit_report_models (report);
+    CREATE TABLE audit_policies (name TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    ALTER TABLE aliases ADD COLUMN policy TEXT REFERENCES audit_policies (name);
 ";
 
 const DATASETS: &str = "

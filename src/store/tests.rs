@@ -88,7 +88,7 @@ fn a_failed_change_leaves_nothing() {
     assert_eq!(store.read(|c| c.generations("a")).unwrap().len(), 1);
     // An adapter without its current generation, or an alias to nothing, is refused by the database itself.
     store.change::<_, StoreError>(|c| c.delete_generation("a", "g")).unwrap_err();
-    let lost = AliasRow { name: "l".into(), adapter: "a".into(), generation: "other".into(), updated: 1 };
+    let lost = AliasRow { name: "l".into(), adapter: "a".into(), generation: "other".into(), updated: 1, policy: None };
     store.change::<_, StoreError>(|c| c.put_alias(&lost)).unwrap_err();
     assert_eq!(store.read(|c| c.generations("a")).unwrap().len(), 1);
 }

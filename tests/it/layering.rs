@@ -21,14 +21,18 @@ const TABLE: &[(&str, &[&str])] = &[
     ("engine", &["lora", "model", "turns"]),
     ("train", &["dataset", "lora", "model", "ops", "turns"]),
     ("audit", &["dataset", "lora", "model", "turns"]),
-    ("jobs", &["audit", "dataset", "lora", "model", "registry", "store", "train", "turns"]),
-    ("registry", &["lora", "model", "store"]),
-    ("rpc", &["audit", "dataset", "engine", "jobs", "lora", "model", "registry", "store", "train"]),
-    ("http", &[]),
+    ("reports", &["audit", "store"]),
+    ("registry", &["lora", "model", "reports", "store"]),
+    ("jobs", &["audit", "dataset", "lora", "model", "registry", "reports", "store", "train", "turns"]),
+    ("rpc", &["audit", "dataset", "engine", "jobs", "lora", "model", "registry", "reports", "store", "train"]),
+    ("http", &["audit", "reports"]),
     ("startup", &["hub", "model", "server"]),
     (
         "server",
-        &["audit", "dataset", "engine", "http", "jobs", "lora", "model", "registry", "rpc", "store", "train", "turns"],
+        &[
+            "audit", "dataset", "engine", "http", "jobs", "lora", "model", "registry", "reports", "rpc", "store", "train",
+            "turns",
+        ],
     ),
     // A client of the server it starts: it may name the generated messages.
     ("demo", &["hub", "rpc", "server", "startup"]),

@@ -9,6 +9,7 @@
 )]
 
 mod adapters;
+mod audits;
 mod classify;
 mod cli;
 mod client;

@@ -22,7 +22,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from .v1 import adapter_pb2, adapter_pb2_grpc, dataset_pb2, dataset_pb2_grpc, fine_tuning_pb2, fine_tuning_pb2_grpc
+from .v1 import adapter_pb2, adapter_pb2_grpc, audit_pb2, audit_pb2_grpc, audit_report_pb2, audit_settings_pb2
+from .v1 import dataset_pb2, dataset_pb2_grpc, fine_tuning_pb2, fine_tuning_pb2_grpc
 from .v1 import inference_pb2, inference_pb2_grpc, job_pb2, job_pb2_grpc, server_pb2, server_pb2_grpc, training_pb2
 
 CHUNK = 2 << 20
@@ -98,6 +99,7 @@ class Client:
         self.datasets = dataset_pb2_grpc.DatasetServiceStub(self.channel)
         self.fine_tuning = fine_tuning_pb2_grpc.FineTuningServiceStub(self.channel)
         self.jobs = job_pb2_grpc.JobServiceStub(self.channel)
+        self.audits = audit_pb2_grpc.AuditServiceStub(self.channel)
 
     def __enter__(self) -> Client:
         return self
@@ -223,12 +225,22 @@ class Client:
 
     @_typed
     def set_alias(
-        self, name: str, adapter: str, *, expected_generation: str | None = None, request_id: str | None = None
+        self,
+        name: str,
+        adapter: str,
+        *,
+        expected_generation: str | None = None,
+        policy: str | None = None,
+        request_id: str | None = None,
     ) -> adapter_pb2.Alias:
-        """Points an alias at an adapter or generation; with `expected_generation` only if it points there now."""
-        request = adapter_pb2.SetAliasRequest(name=name, adapter=adapter, request_id=_id(request_id))
-        if expected_generation is not None:
-            request.expected_generation = expected_generation
+        """Points an alias at an adapter or generation; with `expected_generation` only if it points there now.
+
+        With a `policy` this target and every later one has to pass it; empty text ends that.
+        """
+        request = adapter_pb2.SetAliasRequest(
+            name=name, adapter=adapter, expected_generation=expected_generation, policy=policy,
+            request_id=_id(request_id),
+        )
         return self.adapters.SetAlias(request, timeout=self.timeout)
 
     @_typed
@@ -321,6 +333,48 @@ class Client:
     def cancel_job(self, job: str, *, request_id: str | None = None) -> job_pb2.Job:
         """Ends a job; its last checkpoint stays."""
         return self.jobs.CancelJob(job_pb2.CancelJobRequest(id=job, request_id=_id(request_id)), timeout=self.timeout)
+
+    @_typed
+    def audit(
+        self,
+        name: str,
+        dataset: str,
+        models: Iterable[str | dict],
+        *,
+        sweeps: Iterable[dict] = (),
+        keep_models: bool | None = None,
+        request_id: str | None = None,
+        **settings,
+    ) -> str:
+        """Makes a job that audits models on a data set; returns its id. The report is kept under `name`.
+
+        A model is the name of an adapter, an empty text for the base model, or a dict as in AuditModel; the first is
+        what others are compared with. `settings` as in AuditSettings, messages as dicts: `task={"head": {}}`.
+        """
+        request = audit_pb2.CreateAuditRequest(
+            name=name, dataset=dataset, models=[_model(model) for model in models], sweeps=list(sweeps),
+            settings=audit_settings_pb2.AuditSettings(**settings), keep_models=keep_models,
+            request_id=_id(request_id),
+        )
+        return self.audits.CreateAudit(request, timeout=self.timeout).id
+
+    @_typed
+    def report(self, name: str) -> audit_report_pb2.AuditReport:
+        """A report by its id, or the newest of an audit's name."""
+        return self.audits.GetAuditReport(audit_pb2.GetAuditReportRequest(name=name), timeout=self.timeout).report
+
+    @_typed
+    def report_file(self, name: str, format: str) -> bytes:
+        """A report as a file: `json`, `html`, `markdown` or `csv`."""
+        wanted = audit_pb2.ReportFormat.Value(f"REPORT_FORMAT_{format.upper()}")
+        request = audit_pb2.GetAuditReportRequest(name=name, format=wanted)
+        return self.audits.GetAuditReport(request, timeout=self.timeout).file
+
+
+def _model(model: str | dict) -> audit_pb2.AuditModel:
+    if isinstance(model, dict):
+        return audit_pb2.AuditModel(**model)
+    return audit_pb2.AuditModel(adapter=model) if model else audit_pb2.AuditModel(base={})
 
 
 def _prompt(prompt: str | Messages) -> dict:

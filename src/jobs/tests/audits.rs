@@ -59,7 +59,7 @@ fn trained(name: &str, seed: u64) -> ModelWanted {
 
 fn audit(audit: &str, models: Vec<ModelWanted>, membership: Option<ask::Membership>) -> AuditWanted {
     let (name, dataset, settings) = (name(audit), "rows".into(), asked(membership));
-    AuditWanted { name, dataset, models, settings, keep_models: true }
+    AuditWanted { name, dataset, models, settings, keep_models: None }
 }
 
 /// Base, one trained model, two shadow models and a control.
@@ -336,7 +336,7 @@ fn models_that_are_trained_alike_share_their_shadows() {
 #[test]
 fn nothing_that_was_trained_stays_where_that_is_asked() {
     let house = House::new();
-    let job = house.jobs.create_audit(AuditWanted { keep_models: false, ..whole() }, None).unwrap();
+    let job = house.jobs.create_audit(AuditWanted { keep_models: Some(false), ..whole() }, None).unwrap();
     assert_eq!(house.ended(job.id).state, State::Succeeded);
     let left = house.registry.list(None, 10).unwrap();
     assert!(left.is_empty(), "{left:?}");

@@ -1,7 +1,7 @@
 //! Images of the data directory at every moment of a run, as a kill -9 would leave them, taken up again.
 
 use super::*;
-use crate::registry::{AdapterFiles, Publish, Reference};
+use crate::registry::{AdapterFiles, Demand, Publish, Reference};
 
 pub(super) type Images = Arc<Mutex<Vec<(Moment, Arc<tempfile::TempDir>)>>>;
 
@@ -131,7 +131,7 @@ fn a_kill_between_publication_and_success_publishes_once() {
         registry.publish(files.clone(), publish(Expected::Absent, generation.lineage.clone())).unwrap();
         if aliased {
             let target = Reference::parse(&format!("poet@{}", generation.id)).unwrap();
-            registry.set_alias(&name("live"), &target, Expected::Any, None).unwrap();
+            registry.set_alias(&name("live"), &target, Expected::Any, Demand::AsItWas, None).unwrap();
         }
         if replaced {
             let other = AdapterFiles { config: b"{}".to_vec(), tensors: b"newer".to_vec() };

@@ -91,7 +91,7 @@ fn deleting_leaves_no_trace_but_running_leases() {
     let house = Plan::default().start();
     let record = house.publish("poet", 10, "one");
     house.publish("twin", 10, "one");
-    house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, None).unwrap();
+    house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, Demand::AsItWas, None).unwrap();
     let refused = house.registry.delete(&name("poet"), Expected::Any, None);
     assert!(matches!(refused, Err(RegistryError::InUse { aliases, .. }) if aliases == ["live"]));
     house.registry.delete_alias(&name("live"), Expected::Any, None).unwrap();
@@ -120,7 +120,7 @@ fn old_generations_are_pruned_unless_aliased_or_leased() {
     plan.settings.keep_generations = 1;
     let house = plan.start();
     let aliased = house.publish("poet", 10, "aliased").current;
-    house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, None).unwrap();
+    house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, Demand::AsItWas, None).unwrap();
     let leased = house.publish("poet", 10, "leased").current;
     let lease = house.lease("poet");
     let ids = |record: &AdapterRecord| record.generations.iter().map(|g| g.id.clone()).collect::<Vec<_>>();

@@ -15,7 +15,7 @@ fn a_repeated_request_has_one_effect_and_one_answer() {
     assert!(matches!(house.registry.publish(files(1, "x"), once(2)), Err(RegistryError::RequestIdReused(_))));
     let aliases = at_once(50, |_| {
         let key = key("SetAlias", "id", 1);
-        json(&house.registry.set_alias(&name("live"), &reference("poet"), Expected::Absent, key).unwrap())
+        json(&house.registry.set_alias(&name("live"), &reference("poet"), Expected::Absent, Demand::AsItWas, key).unwrap())
     });
     assert!(aliases.iter().all(|answer| *answer == aliases[0]));
 
@@ -38,7 +38,7 @@ fn reopening_forgets_nothing() {
     house.publish("a", 10, "one");
     house.publish("a", 10, "two");
     house.registry.publish(files(10, "b"), Publish { pinned: Some(true), ..publish("b") }).unwrap();
-    house.registry.set_alias(&name("live"), &reference("a"), Expected::Any, None).unwrap();
+    house.registry.set_alias(&name("live"), &reference("a"), Expected::Any, Demand::AsItWas, None).unwrap();
     house.publish("a", 10, "three");
     let facts = house.facts();
     let house = house.reopen(Plan::default());

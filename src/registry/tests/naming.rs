@@ -101,7 +101,7 @@ fn one_of_many_racing_alias_changes_wins() {
         house.publish(&format!("a{index}"), 1, &index.to_string());
     }
     let set = |index: usize, expected| {
-        house.registry.set_alias(&name("live"), &reference(&format!("a{index}")), expected, None)
+        house.registry.set_alias(&name("live"), &reference(&format!("a{index}")), expected, Demand::AsItWas, None)
     };
     let first = at_once(16, |index| set(index, Expected::Absent));
     assert_eq!(first.iter().filter(|r| r.is_ok()).count(), 1);
@@ -118,7 +118,7 @@ fn aliases_and_adapters_share_one_name_space() {
     let house = Plan::default().start();
     let record = house.publish("poet", 1, "one");
     let set =
-        |alias: &str, target: &str| house.registry.set_alias(&name(alias), &reference(target), Expected::Any, None);
+        |alias: &str, target: &str| house.registry.set_alias(&name(alias), &reference(target), Expected::Any, Demand::AsItWas, None);
     assert!(matches!(set("poet", "poet"), Err(RegistryError::NameTaken(_, "an adapter"))));
     assert!(matches!(set("live", "nobody"), Err(RegistryError::AdapterNotFound(_))));
     set("live", "poet").unwrap();
@@ -148,7 +148,7 @@ fn aliases_and_adapters_share_one_name_space() {
 fn a_thousand_swaps_never_show_a_name_that_leads_nowhere() {
     let house = Plan::memory(1 << 20).start();
     house.publish("poet", 1, "0");
-    house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, None).unwrap();
+    house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, Demand::AsItWas, None).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
         let readers: Vec<_> = (0..2)
@@ -168,7 +168,7 @@ fn a_thousand_swaps_never_show_a_name_that_leads_nowhere() {
             let held = house.lease("poet");
             let record = house.publish("poet", 1, &swap.to_string());
             assert_ne!(held.generation().to_string(), record.current);
-            house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, None).unwrap();
+            house.registry.set_alias(&name("live"), &reference("poet"), Expected::Any, Demand::AsItWas, None).unwrap();
         }
         done.store(true, Ordering::SeqCst);
         for reader in readers {
@@ -188,7 +188,7 @@ fn pages_are_in_order_and_complete() {
     let house = Plan::default().start();
     for text in ["c", "a", "b-1", "b", "b.1"] {
         house.publish(text, 1, text);
-        house.registry.set_alias(&name(&format!("x{text}")), &reference(text), Expected::Any, None).unwrap();
+        house.registry.set_alias(&name(&format!("x{text}")), &reference(text), Expected::Any, Demand::AsItWas, None).unwrap();
     }
     let mut names = vec![];
     while let Some(next) = house.registry.list(names.last().map(String::as_str), 2).unwrap().first().cloned() {

@@ -78,7 +78,7 @@ async fn upload(
     datasets::send(client, datasets::parts(header, file.as_bytes(), 1000)).await
 }
 
-fn jobs(client: &Client) -> JobServiceClient<Channel> {
+pub(crate) fn jobs(client: &Client) -> JobServiceClient<Channel> {
     JobServiceClient::new(client.channel.clone())
 }
 
@@ -92,7 +92,7 @@ async fn create(client: &Client, request: CreateFineTuningJobRequest) -> Result<
     Ok(tunings.create_fine_tuning_job(request).await?.into_inner())
 }
 
-async fn job(client: &Client, id: &str) -> pb::Job {
+pub(crate) async fn job(client: &Client, id: &str) -> pb::Job {
     jobs(client).get_job(pb::GetJobRequest { id: id.into() }).await.unwrap().into_inner()
 }
 
@@ -118,7 +118,7 @@ async fn follow(
 }
 
 /// All events of a job that ends.
-async fn watched(client: &Client, id: &str) -> Vec<pb::WatchJobResponse> {
+pub(crate) async fn watched(client: &Client, id: &str) -> Vec<pb::WatchJobResponse> {
     follow(client, id, "", |_| false).await
 }
 

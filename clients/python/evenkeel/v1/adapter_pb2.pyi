@@ -196,28 +196,32 @@ class DownloadAdapterResponse(_message.Message):
     def __init__(self, file: _Optional[_Union[FileInfo, _Mapping]] = ..., chunk: _Optional[_Union[FileChunk, _Mapping]] = ...) -> None: ...
 
 class Alias(_message.Message):
-    __slots__ = ("name", "adapter", "generation", "update_time")
+    __slots__ = ("name", "adapter", "generation", "update_time", "policy")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     name: str
     adapter: str
     generation: str
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., generation: _Optional[str] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    policy: str
+    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., generation: _Optional[str] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class SetAliasRequest(_message.Message):
-    __slots__ = ("name", "adapter", "expected_generation", "request_id")
+    __slots__ = ("name", "adapter", "expected_generation", "request_id", "policy")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     name: str
     adapter: str
     expected_generation: str
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., expected_generation: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    policy: str
+    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., expected_generation: _Optional[str] = ..., request_id: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
 
 class GetAliasRequest(_message.Message):
     __slots__ = ("name",)

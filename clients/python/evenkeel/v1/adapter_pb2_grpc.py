@@ -201,7 +201,8 @@ class AdapterServiceServicer(object):
         """Points an alias at one generation of an adapter, atomically.
 
         Errors: GENERATION_MISMATCH (ABORTED) when `expected_generation` is not what the alias points to; NAME_TAKEN
-        (ALREADY_EXISTS) when an adapter has the name.
+        (ALREADY_EXISTS) when an adapter has the name; POLICY_NOT_FOUND (NOT_FOUND); AUDIT_GATE_FAILED (FAILED_PRECONDITION)
+        when the generation has no report that its policy passes: the PreconditionFailure names every rule that fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

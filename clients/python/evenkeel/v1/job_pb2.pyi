@@ -1,3 +1,4 @@
+from evenkeel.v1 import audit_settings_pb2 as _audit_settings_pb2
 from evenkeel.v1 import training_pb2 as _training_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -13,6 +14,7 @@ class JobKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     JOB_KIND_UNSPECIFIED: _ClassVar[JobKind]
     JOB_KIND_FINE_TUNING: _ClassVar[JobKind]
+    JOB_KIND_AUDIT: _ClassVar[JobKind]
 
 class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -24,6 +26,7 @@ class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_CANCELLED: _ClassVar[JobState]
 JOB_KIND_UNSPECIFIED: JobKind
 JOB_KIND_FINE_TUNING: JobKind
+JOB_KIND_AUDIT: JobKind
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -32,7 +35,7 @@ JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
 
 class Job(_message.Message):
-    __slots__ = ("id", "kind", "state", "cancelling", "create_time", "start_time", "end_time", "adapter", "alias", "dataset", "base_fingerprint", "settings", "progress", "checkpoint_step", "result", "error", "resumable")
+    __slots__ = ("id", "kind", "state", "cancelling", "create_time", "start_time", "end_time", "adapter", "alias", "dataset", "base_fingerprint", "settings", "progress", "checkpoint_step", "result", "error", "resumable", "audit", "audit_progress", "parent")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +53,9 @@ class Job(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: JobKind
     state: JobState
@@ -67,15 +73,62 @@ class Job(_message.Message):
     result: JobResult
     error: JobError
     resumable: bool
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., cancelling: bool = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter: _Optional[str] = ..., alias: _Optional[str] = ..., dataset: _Optional[str] = ..., base_fingerprint: _Optional[str] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ..., progress: _Optional[_Union[_training_pb2.TrainingProgress, _Mapping]] = ..., checkpoint_step: _Optional[int] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., resumable: bool = ...) -> None: ...
+    audit: AuditJob
+    audit_progress: AuditProgress
+    parent: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., cancelling: bool = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter: _Optional[str] = ..., alias: _Optional[str] = ..., dataset: _Optional[str] = ..., base_fingerprint: _Optional[str] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ..., progress: _Optional[_Union[_training_pb2.TrainingProgress, _Mapping]] = ..., checkpoint_step: _Optional[int] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., resumable: bool = ..., audit: _Optional[_Union[AuditJob, _Mapping]] = ..., audit_progress: _Optional[_Union[AuditProgress, _Mapping]] = ..., parent: _Optional[str] = ...) -> None: ...
 
 class JobResult(_message.Message):
-    __slots__ = ("adapter", "generation")
+    __slots__ = ("adapter", "generation", "report")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     generation: str
-    def __init__(self, adapter: _Optional[str] = ..., generation: _Optional[str] = ...) -> None: ...
+    report: str
+    def __init__(self, adapter: _Optional[str] = ..., generation: _Optional[str] = ..., report: _Optional[str] = ...) -> None: ...
+
+class AuditJob(_message.Message):
+    __slots__ = ("models", "settings", "children", "keep_models")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    KEEP_MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[AuditJobModel]
+    settings: _audit_settings_pb2.AuditSettings
+    children: _containers.RepeatedScalarFieldContainer[str]
+    keep_models: bool
+    def __init__(self, models: _Optional[_Iterable[_Union[AuditJobModel, _Mapping]]] = ..., settings: _Optional[_Union[_audit_settings_pb2.AuditSettings, _Mapping]] = ..., children: _Optional[_Iterable[str]] = ..., keep_models: bool = ...) -> None: ...
+
+class AuditJobModel(_message.Message):
+    __slots__ = ("name", "adapter", "generation", "scale", "job")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    adapter: str
+    generation: str
+    scale: float
+    job: str
+    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., generation: _Optional[str] = ..., scale: _Optional[float] = ..., job: _Optional[str] = ...) -> None: ...
+
+class AuditProgress(_message.Message):
+    __slots__ = ("phase", "model", "done", "total", "items_per_second", "eta_seconds")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    model: str
+    done: int
+    total: int
+    items_per_second: float
+    eta_seconds: float
+    def __init__(self, phase: _Optional[str] = ..., model: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., items_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
 
 class JobError(_message.Message):
     __slots__ = ("reason", "message")
@@ -118,16 +171,18 @@ class WatchJobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class WatchJobResponse(_message.Message):
-    __slots__ = ("token", "time", "job", "progress")
+    __slots__ = ("token", "time", "job", "progress", "audit_progress")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     token: str
     time: _timestamp_pb2.Timestamp
     job: Job
     progress: _training_pb2.TrainingProgress
-    def __init__(self, token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., progress: _Optional[_Union[_training_pb2.TrainingProgress, _Mapping]] = ...) -> None: ...
+    audit_progress: AuditProgress
+    def __init__(self, token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., progress: _Optional[_Union[_training_pb2.TrainingProgress, _Mapping]] = ..., audit_progress: _Optional[_Union[AuditProgress, _Mapping]] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
     __slots__ = ("id", "request_id")

@@ -1,3 +1,4 @@
+from evenkeel.v1 import dataset_pb2 as _dataset_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -46,10 +47,11 @@ LOSS_AVERAGE_TOKENS: LossAverage
 LOSS_AVERAGE_MICRO_BATCHES: LossAverage
 
 class TrainingSettings(_message.Message):
-    __slots__ = ("task", "lora", "full", "epochs", "steps", "batch_size", "accumulation", "max_tokens", "packing", "train_on_prompt", "learning_rate", "schedule", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon", "max_grad_norm", "average", "recompute", "eval_every", "patience", "keep_best", "seed", "groups")
+    __slots__ = ("task", "lora", "full", "head_only", "epochs", "steps", "batch_size", "accumulation", "max_tokens", "packing", "train_on_prompt", "learning_rate", "schedule", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon", "max_grad_norm", "average", "recompute", "eval_every", "patience", "keep_best", "seed", "groups", "subset")
     TASK_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
+    HEAD_ONLY_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -72,9 +74,11 @@ class TrainingSettings(_message.Message):
     KEEP_BEST_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    SUBSET_FIELD_NUMBER: _ClassVar[int]
     task: TrainingTask
     lora: LoraMethod
     full: FullMethod
+    head_only: HeadOnlyMethod
     epochs: float
     steps: int
     batch_size: int
@@ -97,7 +101,8 @@ class TrainingSettings(_message.Message):
     keep_best: bool
     seed: int
     groups: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, task: _Optional[_Union[TrainingTask, str]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., epochs: _Optional[float] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., accumulation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., packing: bool = ..., train_on_prompt: bool = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[TrainingSchedule, str]] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., epsilon: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., average: _Optional[_Union[LossAverage, str]] = ..., recompute: bool = ..., eval_every: _Optional[int] = ..., patience: _Optional[int] = ..., keep_best: bool = ..., seed: _Optional[int] = ..., groups: _Optional[_Iterable[str]] = ...) -> None: ...
+    subset: TrainingSubset
+    def __init__(self, task: _Optional[_Union[TrainingTask, str]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., head_only: _Optional[_Union[HeadOnlyMethod, _Mapping]] = ..., epochs: _Optional[float] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., accumulation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., packing: bool = ..., train_on_prompt: bool = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[TrainingSchedule, str]] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., epsilon: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., average: _Optional[_Union[LossAverage, str]] = ..., recompute: bool = ..., eval_every: _Optional[int] = ..., patience: _Optional[int] = ..., keep_best: bool = ..., seed: _Optional[int] = ..., groups: _Optional[_Iterable[str]] = ..., subset: _Optional[_Union[TrainingSubset, _Mapping]] = ...) -> None: ...
 
 class LoraMethod(_message.Message):
     __slots__ = ("rank", "alpha", "alpha_policy", "rslora", "dora", "dropout", "target_modules", "layers", "modules_to_save")
@@ -124,6 +129,20 @@ class LoraMethod(_message.Message):
 class FullMethod(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class HeadOnlyMethod(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TrainingSubset(_message.Message):
+    __slots__ = ("splits", "fraction", "seed")
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    splits: _containers.RepeatedScalarFieldContainer[_dataset_pb2.DatasetSplit]
+    fraction: float
+    seed: int
+    def __init__(self, splits: _Optional[_Iterable[_Union[_dataset_pb2.DatasetSplit, str]]] = ..., fraction: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class TrainingProgress(_message.Message):
     __slots__ = ("step", "total_steps", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "eta_seconds", "groups", "evaluation")

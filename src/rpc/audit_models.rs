@@ -1,0 +1,250 @@
+//! What CreateAudit asks for, from the wire: models, sweeps as the models they stand for, settings.
+//!
+//! Whether adapters and data sets exist is asked by `jobs`. A sweep becomes one model for every combination of what it
+//! lists, named after what differs.
+
+use std::collections::BTreeSet;
+
+use super::audit_settings;
+use super::convert::reference;
+use super::fields::name;
+use super::pb::{self, audit_model, training_settings};
+use super::training;
+use super::violations::Violations;
+use crate::jobs::{AuditWanted, ModelWanted, SourceWanted};
+use crate::train::{Length, Method, Settings};
+
+const MAX_MODELS: usize = 64;
+const MAX_SWEEPS: usize = 16;
+const MAX_NAME: usize = 128;
+/// Largest number of bytes of what a data set is called.
+const MAX_DATASET: usize = 128;
+
+/// Checks an audit; `context` is the longest sequence of the model.
+pub(super) fn wanted(v: &mut Violations, wire: pb::CreateAuditRequest, context: usize) -> Option<AuditWanted> {
+    let own = name(v, "name", &wire.name);
+    dataset(v, "dataset", &wire.dataset);
+    let settings = audit_settings::settings(v, wire.settings, context);
+    let mut models = Vec::new();
+    for (i, model) in wire.models.into_iter().enumerate().take(MAX_MODELS + 1) {
+        models.extend(self::model(v, &format!("models[{i}]"), model, context));
+    }
+    v.require("sweeps", wire.sweeps.len() <= MAX_SWEEPS, "must be at most 16");
+    for (i, sweep) in wire.sweeps.into_iter().enumerate().take(MAX_SWEEPS) {
+        models.extend(self::sweep(v, &format!("sweeps[{i}]"), sweep, context));
+    }
+    let sound = (1..=MAX_MODELS).contains(&models.len());
+    v.require("models", sound, "must be 1 to 64 together with those of sweeps");
+    let names: BTreeSet<&str> = models.iter().map(|model| model.name.as_str()).collect();
+    v.require("models", names.len() == models.len(), "must have different names");
+    Some(AuditWanted {
+        name: own?,
+        dataset: wire.dataset,
+        models,
+        settings: settings?,
+        keep_models: wire.keep_models,
+    })
+}
+
+fn dataset(v: &mut Violations, field: &str, name: &str) {
+    let sound = !name.is_empty() && name.len() <= MAX_DATASET && !name.chars().any(char::is_control);
+    v.require(field, sound, "must be the name or id of a data set");
+}
+
+fn model(v: &mut Violations, field: &str, wire: pb::AuditModel, context: usize) -> Option<ModelWanted> {
+    let scale = wire.scale.unwrap_or(1.0);
+    v.require(&format!("{field}.scale"), (0.0..=4.0).contains(&scale), "must be 0 to 4");
+    let (source, default) = match wire.source {
+        None => {
+            v.add(format!("{field}.source"), "must be one of base, adapter and training");
+            return None;
+        }
+        Some(audit_model::Source::Base(pb::BaseSource {})) => (SourceWanted::Base, "base".to_owned()),
+        Some(audit_model::Source::Adapter(text)) => {
+            let reference = reference(v, &format!("{field}.adapter"), &text)?;
+            (SourceWanted::Adapter(reference), text)
+        }
+        Some(audit_model::Source::Training(training)) => {
+            let field = format!("{field}.training");
+            (self::training(v, &field, training, context), String::new())
+        }
+    };
+    let name = if wire.name.is_empty() { default } else { wire.name };
+    model_name(v, &format!("{field}.name"), &name);
+    Some(ModelWanted { name, source, scale })
+}
+
+fn model_name(v: &mut Violations, field: &str, name: &str) {
+    let sound = (1..=MAX_NAME).contains(&name.len()) && !name.chars().any(char::is_control);
+    v.require(field, sound, "must be 1 to 128 bytes without control characters");
+}
+
+fn training(v: &mut Violations, field: &str, wire: pb::TrainingSource, context: usize) -> SourceWanted {
+    if !wire.dataset.is_empty() {
+        dataset(v, &format!("{field}.dataset"), &wire.dataset);
+    }
+    let mut own = Violations::default();
+    let settings = training::settings(&mut own, wire.settings, context);
+    for fault in own.list() {
+        v.add(format!("{field}.{}", fault.field), fault.description.clone());
+    }
+    SourceWanted::Training { settings: Box::new(settings), dataset: (!wire.dataset.is_empty()).then_some(wire.dataset) }
+}
+
+/// One value of one thing that a sweep varies: how it changes settings, and what it adds to the name.
+type Step<'a> = (String, Box<dyn Fn(&mut pb::TrainingSettings) + 'a>);
+
+fn sweep(v: &mut Violations, field: &str, wire: pb::AuditSweep, context: usize) -> Vec<ModelWanted> {
+    let alphas = wire.alphas.is_empty() || wire.alpha_policies.is_empty();
+    v.require(&format!("{field}.alphas"), alphas, "must be empty when alpha_policies are given");
+    let policy = |policy: &i32| {
+        let name = pb::AlphaPolicy::try_from(*policy).map_or("unknown", |policy| policy.as_str_name());
+        name.trim_start_matches("ALPHA_POLICY_").to_ascii_lowercase()
+    };
+    let layers = |set: &pb::LayerSet| {
+        let numbers: Vec<String> = set.layers.iter().map(u32::to_string).collect();
+        if numbers.is_empty() { "all".to_owned() } else { numbers.join("+") }
+    };
+    let axes: Vec<Vec<Step<'_>>> = vec![
+        axis("rank", &wire.ranks, u32::to_string, |rank, settings| set_rank(settings, *rank)),
+        axis("alpha", &wire.alphas, f64::to_string, |alpha, settings| {
+            lora(settings, |lora| lora.scaling = Some(pb::lora_method::Scaling::Alpha(*alpha)));
+        }),
+        axis("alpha", &wire.alpha_policies, policy, |policy, settings| {
+            lora(settings, |lora| lora.scaling = Some(pb::lora_method::Scaling::AlphaPolicy(*policy)));
+        }),
+        axis("layers", &wire.layers, layers, |set, settings| lora(settings, |lora| lora.layers.clone_from(&set.layers))),
+        axis("steps", &wire.steps, u64::to_string, |steps, settings| {
+            settings.length = Some(training_settings::Length::Steps(*steps));
+        }),
+        axis("lr", &wire.learning_rates, f64::to_string, |rate, settings| settings.learning_rate = Some(*rate)),
+        axis("seed", &wire.seeds, u64::to_string, |seed, settings| settings.seed = Some(*seed)),
+    ];
+    let combinations = axes.iter().map(|axis| axis.len().max(1)).try_fold(1_usize, usize::checked_mul);
+    if combinations.is_none_or(|number| number > MAX_MODELS) {
+        v.add(field, "stands for more than 64 models");
+        return Vec::new();
+    }
+    let base = wire.base.unwrap_or_default();
+    let first = base.settings.unwrap_or_default();
+    let prefix = if wire.name.is_empty() { "sweep".to_owned() } else { wire.name.clone() };
+    let mut models = vec![(prefix, first)];
+    for axis in axes.iter().filter(|axis| !axis.is_empty()) {
+        models = models
+            .iter()
+            .flat_map(|(name, settings)| {
+                axis.iter().map(move |(text, change)| {
+                    let mut settings = settings.clone();
+                    change(&mut settings);
+                    (format!("{name} {text}"), settings)
+                })
+            })
+            .collect();
+    }
+    let mut wanted = Vec::new();
+    for (name, settings) in models {
+        model_name(v, &format!("{field}.name"), &name);
+        let wire = pb::TrainingSource { settings: Some(settings), dataset: base.dataset.clone() };
+        let source = training(v, &format!("{field}.base"), wire, context);
+        wanted.push(ModelWanted { name, source, scale: 1.0 });
+    }
+    wanted
+}
+
+fn axis<'a, T>(
+    name: &str,
+    values: &'a [T],
+    text: impl Fn(&T) -> String,
+    change: impl Fn(&T, &mut pb::TrainingSettings) + Copy + 'a,
+) -> Vec<Step<'a>> {
+    let step = |value: &'a T| -> Step<'a> {
+        (format!("{name}={}", text(value)), Box::new(move |settings: &mut pb::TrainingSettings| change(value, settings)))
+    };
+    values.iter().map(step).collect()
+}
+
+/// Changes the LoRA method; other methods have nothing to change.
+fn lora(settings: &mut pb::TrainingSettings, change: impl FnOnce(&mut pb::LoraMethod)) {
+    let method = settings.method.get_or_insert_with(|| training_settings::Method::Lora(pb::LoraMethod::default()));
+    match method {
+        training_settings::Method::Lora(lora) => change(lora),
+        training_settings::Method::Full(_) | training_settings::Method::HeadOnly(_) => {}
+    }
+}
+
+/// Rank 0 is a head on the frozen base.
+fn set_rank(settings: &mut pb::TrainingSettings, rank: u32) {
+    if rank == 0 {
+        settings.method = Some(training_settings::Method::HeadOnly(pb::HeadOnlyMethod {}));
+    } else {
+        lora(settings, |lora| lora.rank = Some(rank));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> pb::CreateAuditRequest {
+        let base = pb::AuditModel {
+            source: Some(audit_model::Source::Base(pb::BaseSource {})),
+            ..Default::default()
+        };
+        let task = pb::AuditTask { kind: Some(pb::audit_task::Kind::Head(pb::HeadTask {})) };
+        pb::CreateAuditRequest {
+            name: "a".into(),
+            dataset: "d".into(),
+            models: vec![base],
+            settings: Some(pb::AuditSettings { task: Some(task), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn settings_of(model: &ModelWanted) -> &Settings {
+        match &model.source {
+            SourceWanted::Training { settings, .. } => settings,
+            SourceWanted::Base | SourceWanted::Adapter(_) => panic!("{} is not trained", model.name),
+        }
+    }
+
+    #[test]
+    fn a_sweep_is_every_combination_and_rank_0_is_a_head() {
+        let mut wire = request();
+        wire.sweeps = vec![pb::AuditSweep {
+            name: "r".into(),
+            ranks: vec![0, 4, 16],
+            seeds: vec![1, 2],
+            steps: vec![9],
+            base: Some(pb::TrainingSource {
+                settings: Some(pb::TrainingSettings { task: 2, ..Default::default() }),
+                dataset: "other".into(),
+            }),
+            ..Default::default()
+        }];
+        let mut v = Violations::default();
+        let wanted = wanted(&mut v, wire, 64).unwrap();
+        assert!(v.list().is_empty(), "{v:?}");
+        let names: Vec<&str> = wanted.models.iter().map(|model| model.name.as_str()).collect();
+        assert_eq!(names[..3], ["base", "r rank=0 steps=9 seed=1", "r rank=0 steps=9 seed=2"]);
+        assert_eq!(names.len(), 7);
+        assert_eq!(settings_of(&wanted.models[1]).method, Method::HeadOnly);
+        let last = settings_of(&wanted.models[6]);
+        assert!(matches!(&last.method, Method::Lora(lora) if lora.rank == 16 && lora.alpha == 32.0));
+        assert_eq!((last.seed, last.length), (2, Length::Steps(9)));
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let mut wire = request();
+        wire.name = "A".into();
+        wire.models.push(pb::AuditModel { scale: Some(f64::NAN), ..Default::default() });
+        wire.sweeps = vec![
+            pb::AuditSweep { seeds: (0..65).collect(), ..Default::default() },
+            pb::AuditSweep { learning_rates: vec![f64::NAN], ..Default::default() },
+        ];
+        let mut v = Violations::default();
+        assert!(wanted(&mut v, wire, 64).is_none());
+        let fields = ["name", "models[1].scale", "models[1].source", "sweeps[0]", "sweeps[1].base.settings.learning_rate"];
+        assert_eq!(v.fields(), fields);
+    }
+}

@@ -1,0 +1,190 @@
+//! Reports of audits to the wire.
+//!
+//! Computes nothing and leaves nothing out: the message says what the report's JSON says.
+
+use super::audit_settings_out::{attack_out, settings_out};
+use super::pb;
+use super::training::settings_out as training_out;
+use crate::audit::report::{
+    Figure, Group, Model, ModelKind, Preference, Reliability, ReliabilityBin, Report, Roc, Scope, Status, Training,
+};
+
+/// The report as a message; `id` is the digest of its JSON.
+pub(super) fn report_out(id: String, report: Report) -> pb::AuditReport {
+    let data = report.data;
+    pb::AuditReport {
+        id,
+        version: report.version,
+        software: report.software,
+        settings: Some(settings_out(report.settings)),
+        base: report.base.map(|base| pb::AuditBaseModel {
+            name: base.name,
+            fingerprint: base.fingerprint,
+            dtype: base.dtype,
+            device: base.device,
+        }),
+        data: Some(pb::AuditData {
+            dataset: data.dataset,
+            rows: data.rows,
+            sha256: data.sha256,
+            weight: data.weight,
+            clusters: data.clusters,
+            duplicates: data.duplicates,
+            truncated: data.truncated,
+            labels: data.labels,
+        }),
+        models: report.models.into_iter().map(model_out).collect(),
+        groups: report.groups.into_iter().map(group_out).collect(),
+        figures: report.figures.into_iter().map(figure_out).collect(),
+        reliability: report.reliability.into_iter().map(reliability_out).collect(),
+        rocs: report.rocs.into_iter().map(roc_out).collect(),
+        preferences: report.preferences.into_iter().map(preference_out).collect(),
+        tests: report.tests,
+        warnings: (report.warnings.into_iter())
+            .map(|warning| pb::AuditWarning { kind: warning.kind, message: warning.message })
+            .collect(),
+    }
+}
+
+fn model_out(model: Model) -> pb::AuditedModel {
+    let kind = match model.kind {
+        ModelKind::Base => pb::AuditedModelKind::Base,
+        ModelKind::Adapter => pb::AuditedModelKind::Adapter,
+        ModelKind::HeadOnly => pb::AuditedModelKind::HeadOnly,
+        ModelKind::Full => pb::AuditedModelKind::Full,
+        ModelKind::Uploaded => pb::AuditedModelKind::Uploaded,
+    };
+    pb::AuditedModel {
+        name: model.name,
+        kind: kind.into(),
+        adapter: model.adapter,
+        generation: model.generation,
+        scale: model.scale,
+        training: model.training.map(|training| {
+            let Training { job, dataset, rank, alpha, layers, seed, settings } = training;
+            // Settings of another version of this program may not be readable.
+            let settings = serde_json::from_value(settings).ok().map(training_out);
+            pb::AuditedTraining { job, dataset, rank, alpha, layers, seed, settings }
+        }),
+        overlap: model.overlap,
+    }
+}
+
+fn group_out(group: Group) -> pb::AuditGroup {
+    let Group { attribute, value, rows, weight, clusters, suppressed } = group;
+    pb::AuditGroup { attribute, value, rows, weight, clusters, suppressed }
+}
+
+/// What a figure is of, and the value of its group.
+fn scope_out(scope: Scope) -> (pb::FigureScope, Option<String>) {
+    match scope {
+        Scope::Overall => (pb::FigureScope::Overall, None),
+        Scope::Group(value) => (pb::FigureScope::Group, value),
+        Scope::Complement(value) => (pb::FigureScope::Complement, value),
+        Scope::MemberMinusRest(value) => (pb::FigureScope::MemberMinusRest, value),
+        Scope::Minimum => (pb::FigureScope::Minimum, None),
+        Scope::Maximum => (pb::FigureScope::Maximum, None),
+        Scope::Difference => (pb::FigureScope::Difference, None),
+        Scope::Ratio => (pb::FigureScope::Ratio, None),
+        Scope::DifferenceToOverall => (pb::FigureScope::DifferenceToOverall, None),
+        Scope::RatioToOverall => (pb::FigureScope::RatioToOverall, None),
+        Scope::Attribute => (pb::FigureScope::Attribute, None),
+    }
+}
+
+fn figure_out(figure: Figure) -> pb::AuditFigure {
+    let (scope, group) = scope_out(figure.scope);
+    let status = match figure.status {
+        Status::Ok => pb::FigureStatus::Ok,
+        Status::LowSupport => pb::FigureStatus::LowSupport,
+        Status::Undefined => pb::FigureStatus::Undefined,
+        Status::NotMeasured => pb::FigureStatus::NotMeasured,
+        Status::Suppressed => pb::FigureStatus::Suppressed,
+    };
+    pb::AuditFigure {
+        model: figure.model,
+        versus: figure.versus,
+        attribute: figure.attribute.unwrap_or_default(),
+        scope: scope.into(),
+        group,
+        control: figure.control.map(|(column, value)| pb::FigureControl { column, value }),
+        measure: figure.measure,
+        class: figure.class.unwrap_or_default(),
+        value: figure.value,
+        status: status.into(),
+        reason: figure.reason.unwrap_or_default(),
+        n: figure.n,
+        weight: figure.weight,
+        groups_defined: figure.groups.map(|(defined, _)| defined),
+        groups_total: figure.groups.map(|(_, total)| total),
+        interval: figure.interval.map(|interval| pb::FigureInterval {
+            method: interval.method,
+            level: interval.level,
+            low: interval.low,
+            high: interval.high,
+        }),
+        test: figure.test.map(|test| pb::FigureTest {
+            name: test.name,
+            p: test.p,
+            adjusted: test.adjusted,
+            null: test.null,
+            detectable: test.detectable,
+        }),
+    }
+}
+
+fn reliability_out(diagram: Reliability) -> pb::ReliabilityDiagram {
+    let (scope, group) = scope_out(diagram.scope);
+    let bin = |bin: ReliabilityBin| pb::ReliabilityBin {
+        low: bin.low,
+        high: bin.high,
+        n: bin.n,
+        confidence: bin.confidence,
+        accuracy: bin.accuracy,
+        accuracy_low: bin.interval.0,
+        accuracy_high: bin.interval.1,
+    };
+    pb::ReliabilityDiagram {
+        model: diagram.model,
+        attribute: diagram.attribute.unwrap_or_default(),
+        scope: scope.into(),
+        group,
+        form: diagram.form,
+        bins: diagram.bins.into_iter().map(bin).collect(),
+    }
+}
+
+fn roc_out(roc: Roc) -> pb::RocCurve {
+    let (scope, group) = scope_out(roc.scope);
+    pb::RocCurve {
+        model: roc.model,
+        attribute: roc.attribute.unwrap_or_default(),
+        scope: scope.into(),
+        group,
+        attack: attack_out(roc.attack).into(),
+        members: roc.members,
+        others: roc.others,
+        points: (roc.points.into_iter())
+            .map(|(false_positive_rate, true_positive_rate)| pb::RocPoint { false_positive_rate, true_positive_rate })
+            .collect(),
+    }
+}
+
+fn preference_out(preference: Preference) -> pb::TokenPreference {
+    let accuracy = preference.accuracy;
+    pb::TokenPreference {
+        model: preference.model,
+        alphabet: preference.alphabet,
+        by_token: preference.by_token,
+        by_position: preference.by_position,
+        by_content: preference.by_content,
+        flip_rate: preference.flip_rate,
+        prior: preference.prior,
+        accuracy_raw: accuracy.raw,
+        accuracy_calibrated: accuracy.calibrated,
+        accuracy_debiased: accuracy.debiased,
+        accuracy_averaged: accuracy.averaged,
+        accuracy_reversed: accuracy.reversed,
+        separable: preference.separable,
+    }
+}

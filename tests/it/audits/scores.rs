@@ -1,0 +1,172 @@
+//! Scores that were made elsewhere: no model, no job, the same statistics.
+
+use evenkeel::rpc::pb::audit_scores_request::Part;
+use tonic::{Code, Status};
+
+use super::*;
+use crate::client::{refused, violations};
+
+/// 40 rows of two models, two attributes (one of overlapping groups), by a fixed rule.
+pub(super) fn parts(name: &str) -> Vec<Part> {
+    let header = pb::ScoresHeader {
+        name: name.into(),
+        labels: vec!["no".into(), "yes".into()],
+        models: vec!["old".into(), "new".into()],
+        attributes: vec!["sex".into(), "faith".into()],
+        settings: Some(AuditSettings {
+            statistics: Some(pb::AuditStatistics {
+                resamples: Some(200),
+                permutations: Some(200),
+                min_group: Some(5),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let rows = |from: usize, to: usize| {
+        let range = from..to;
+        let scores = |shift: usize| -> Vec<f64> {
+            range.clone().map(|i| ((i * 37 + shift) % 101) as f64 / 101.0).collect()
+        };
+        Part::Rows(pb::ScoresRows {
+            labels: range.clone().map(|i| u32::from(i % 3 == 0)).collect(),
+            models: vec![
+                pb::ModelScores { probabilities: scores(0), ..Default::default() },
+                pb::ModelScores { probabilities: scores(50), ..Default::default() },
+            ],
+            attributes: vec![
+                pb::GroupValues {
+                    dictionary: vec!["f".into(), "m".into()],
+                    values: range.clone().map(|i| [1, 2, 2, 1, 0][i % 5]).collect(),
+                    ..Default::default()
+                },
+                pb::GroupValues {
+                    dictionary: vec!["x".into(), "y".into()],
+                    flags: range.clone().flat_map(|i| [i % 2 == 0, i % 4 < 3]).collect(),
+                    ..Default::default()
+                },
+            ],
+            weights: range.map(|i| 1.0 + (i % 2) as f64).collect(),
+            ..Default::default()
+        })
+    };
+    vec![Part::Header(header), rows(0, 25), rows(25, 40)]
+}
+
+async fn send(client: &Client, parts: Vec<Part>) -> Result<AuditReport, Status> {
+    let messages = parts.into_iter().map(|part| pb::AuditScoresRequest { part: Some(part) });
+    Ok(audits(client).audit_scores(tokio_stream::iter(messages)).await?.into_inner())
+}
+
+#[tokio::test]
+async fn uploaded_scores_make_the_same_report_however_they_are_cut() {
+    let server = client::start().await;
+    let client = &server.client;
+    let report = send(client, parts("scores")).await.unwrap();
+    sound(&report);
+    assert!(report.base.is_none());
+    assert_eq!(report.data.as_ref().unwrap().rows, 40);
+    let names: Vec<&str> = report.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["old", "new"]);
+    // By hand: weighted share of rows with a score of at least one half among those with sex f.
+    let (mut selected, mut all) = (0.0, 0.0);
+    for i in (0..40).filter(|i| [0, 3].contains(&(i % 5))) {
+        let weight = 1.0 + (i % 2) as f64;
+        all += weight;
+        selected += if ((i * 37) % 101) as f64 / 101.0 >= 0.5 { weight } else { 0.0 };
+    }
+    let rate = report.figures.iter().find(|figure| {
+        figure.measure == "selection_rate"
+            && figure.attribute == "sex"
+            && figure.scope() == FigureScope::Group
+            && figure.group.as_deref() == Some("f")
+            && figure.model == 0
+            && figure.versus.is_none()
+    });
+    assert!((rate.unwrap().value.unwrap() - selected / all).abs() < 1e-12, "{rate:?} {selected} {all}");
+    assert_eq!(get(client, "scores", pb::ReportFormat::Unspecified).await.unwrap().report.unwrap(), report);
+
+    // A name is no part of a report, and neither is how rows were cut.
+    let mut again = parts("");
+    let (Part::Rows(second), Part::Rows(first)) = (again.pop().unwrap(), again.pop().unwrap()) else { panic!() };
+    let mut whole = first;
+    whole.labels.extend(second.labels);
+    whole.weights.extend(second.weights);
+    for (mine, theirs) in whole.models.iter_mut().zip(second.models) {
+        mine.probabilities.extend(theirs.probabilities);
+    }
+    for (mine, theirs) in whole.attributes.iter_mut().zip(second.attributes) {
+        mine.values.extend(theirs.values);
+        mine.flags.extend(theirs.flags);
+    }
+    again.push(Part::Rows(whole));
+    assert_eq!(send(client, again).await.unwrap(), report);
+}
+
+#[tokio::test]
+async fn faulty_scores_are_refused_by_place() {
+    let server = client::start().await;
+    let client = &server.client;
+    type Change = fn(&mut pb::ScoresRows);
+    let cases: [(Change, &str); 9] = [
+        (|rows| rows.models[1].probabilities[2] = f64::NAN, "models[1].probabilities[2]"),
+        (|rows| rows.models[0].probabilities[0] = 1.5, "models[0].probabilities[0]"),
+        (|rows| rows.labels[3] = 2, "labels[3]"),
+        (|rows| rows.weights[1] = -1.0, "weights[1]"),
+        (|rows| rows.weights[1] = f64::INFINITY, "weights[1]"),
+        (|rows| rows.attributes[0].values[4] = 9, "attributes[0].values[4]"),
+        (|rows| drop(rows.models.pop()), "models"),
+        (|rows| drop(rows.models[0].probabilities.pop()), "models[0].probabilities"),
+        (|rows| drop(rows.attributes[1].flags.pop()), "attributes[1].flags"),
+    ];
+    for (change, field) in cases {
+        let mut parts = parts("faulty");
+        let Part::Rows(rows) = &mut parts[1] else { panic!() };
+        change(rows);
+        let status = refused(send(client, parts).await, Code::InvalidArgument, "SCORES_INVALID");
+        assert!(violations(&status).iter().any(|found| found == field), "{field}: {status:?}");
+    }
+    let status = refused(send(client, parts("x")[..1].to_vec()).await, Code::InvalidArgument, "SCORES_INVALID");
+    assert_eq!(violations(&status), ["rows"]);
+    refused(send(client, parts("x")[1..].to_vec()).await, Code::InvalidArgument, "INVALID_FIELD");
+    let mut three = parts("three");
+    let Part::Header(header) = &mut three[0] else { panic!() };
+    header.labels = vec!["a".into(), "b".into(), "c".into()];
+    for part in &mut three[1..] {
+        let Part::Rows(rows) = part else { panic!() };
+        for model in &mut rows.models {
+            model.probabilities = model.probabilities.iter().flat_map(|_| [0.5, 0.25, 0.26]).collect();
+        }
+    }
+    let status = refused(send(client, three).await, Code::InvalidArgument, "SCORES_INVALID");
+    assert!(violations(&status)[0].starts_with("models[0].probabilities"), "{status:?}");
+}
+
+#[tokio::test]
+async fn more_rows_than_allowed_are_refused() {
+    let server = client::start_with(client::MODEL, |settings| settings.audits.max_uploaded_rows = 39).await;
+    refused(send(&server.client, parts("many")).await, Code::ResourceExhausted, "TOO_MANY_ROWS");
+}
+
+/// Degenerate tables have figures with reasons, never numbers that are none.
+#[tokio::test]
+async fn one_group_one_class_and_one_row_are_defined_results() {
+    let server = client::start().await;
+    let client = &server.client;
+    for change in [
+        (|rows: &mut pb::ScoresRows| rows.labels.fill(0)) as fn(&mut pb::ScoresRows),
+        |rows| rows.attributes[0].values.fill(1),
+        |rows| rows.attributes[0].values.fill(0),
+        |rows| rows.models[0].probabilities.fill(0.25),
+        |rows| rows.attributes[1].flags.fill(false),
+        |rows| rows.attributes[1].flags.fill(true),
+    ] {
+        let mut parts = parts("");
+        for part in &mut parts[1..] {
+            let Part::Rows(rows) = part else { panic!() };
+            change(rows);
+        }
+        sound(&send(client, parts).await.unwrap());
+    }
+}
