@@ -1,9 +1,10 @@
 //! evenkeel serves a base model with hot-swappable LoRA adapters over gRPC.
 //!
 //! ```text
-//! rpc → { engine  jobs  registry  dataset }        jobs → { train  registry  dataset }        train → dataset
-//! { engine  registry  train } → model → lora → ops
-//! { jobs  registry  dataset } → store        { engine  jobs } → turns
+//! rpc → { engine  jobs  registry  reports  dataset }        { train  audit } → dataset
+//! jobs → { train  audit  registry  reports  dataset }        registry → reports → audit
+//! { engine  registry  train  audit } → model → lora → ops
+//! { jobs  registry  reports  dataset } → store        { engine  jobs  train  audit } → turns
 //! ```
 //! Imports point along the arrows only (`tests/it/layering.rs` checks it). `config` and `metrics` are leaves that any
 //! layer may read. Start reading at [`server`], which wires the rooms together, then [`engine`] for the life of a

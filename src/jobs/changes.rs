@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use super::rows::{add, behind_all, corrupt, parse, stored, time, write};
 use super::{
-    Event, FineTuning, Job, JobId, JobKind, JobsError, Made, ModelSource, Rows, State, Task, Training, Tuning,
-    expected_text, runner,
+    Auditing, Event, FineTuning, Job, JobId, JobKind, JobsError, Made, ModelSource, Rows, Shelf, State, Task, Training,
+    Tuning, expected_text, runner,
 };
 use crate::config::JobsSettings;
 use crate::metrics::Metrics;
@@ -34,8 +34,12 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// Where data comes from.
     pub rows: Arc<dyn Rows>,
-    /// What computes.
+    /// What trains.
     pub training: Arc<dyn Training>,
+    /// What audits.
+    pub auditing: Arc<dyn Auditing>,
+    /// Where reports go.
+    pub shelf: Arc<dyn Shelf>,
     /// Shares the device with requests.
     pub turns: Arc<Turns>,
     /// Counts.
@@ -167,7 +171,7 @@ impl Jobs {
         inner.parts.store.naming().sweep(&forgotten);
         tracing::info!(job = %job.id, adapter = job.name(), dataset = job.dataset, "job queued");
         inner.announce();
-        inner.signal(|signals| signals.wake = true);
+        inner.wake();
         Ok(job)
     }
 
@@ -277,7 +281,7 @@ impl Jobs {
         })?;
         tracing::info!(job = %id, "job resumed");
         inner.announce();
-        inner.signal(|signals| signals.wake = true);
+        inner.wake();
         Ok(job)
     }
 
@@ -306,7 +310,7 @@ impl Jobs {
         self.inner().halted.load(Ordering::Acquire)
     }
 
-    fn inner(&self) -> &Inner {
+    pub(super) fn inner(&self) -> &Inner {
         &self.owner.0
     }
 }
@@ -315,6 +319,11 @@ impl Inner {
     pub(super) fn lock(&self) -> MutexGuard<'_, Signals> {
         // Every change of it is complete within one statement.
         self.signals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that there may be a job to take.
+    pub(super) fn wake(&self) {
+        self.signal(|signals| signals.wake = true);
     }
 
     fn signal(&self, change: impl FnOnce(&mut Signals)) {
@@ -398,10 +407,13 @@ impl Inner {
 
     /// Puts what was made for an audit back into the queue, unless it has succeeded and its result is still there.
     fn resume_child(&self, catalog: &Catalog<'_>, audit: JobId, child: JobId) -> Result<(), JobsError> {
-        let (_, mut job) = stored(catalog, child).map_err(|error| match error {
-            JobsError::NotFound(id) => JobsError::NotResumable(format!("job {id}, made for it, is forgotten")),
-            error => error,
-        })?;
+        let mut job = match stored(catalog, child) {
+            Ok((_, job)) => job,
+            Err(JobsError::NotFound(id)) => {
+                return Err(JobsError::NotResumable(format!("job {id}, made for it, is forgotten")));
+            }
+            Err(error) => return Err(error),
+        };
         match job.state {
             State::Queued => return Ok(()),
             State::Running if job.cancelling => {

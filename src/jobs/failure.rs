@@ -2,7 +2,7 @@
 //!
 //! Reasons that calls of services give too have the same text there (`rpc::status`); a test holds the two together.
 
-use super::{Failure, JobsError, reason};
+use super::{AuditError, Failure, JobsError, reason};
 use crate::lora::LoraError;
 use crate::registry::RegistryError;
 use crate::reports::GateError;
@@ -51,6 +51,20 @@ impl From<TrainError> for Halt {
             TrainError::Gradient { .. } => reason::GRADIENT,
             TrainError::Checkpoint(_) => reason::CHECKPOINT,
             TrainError::Model(_) | TrainError::Tensor(_) => return Self::Failed(Failure::internal(&error)),
+        };
+        Self::Failed(Failure::new(reason, error.to_string()))
+    }
+}
+
+impl From<AuditError> for Halt {
+    fn from(error: AuditError) -> Self {
+        let reason = match &error {
+            AuditError::Stopped(_) => return Self::Stopped,
+            AuditError::Setting { .. } => reason::AUDIT_SETTING,
+            AuditError::Data(_) => reason::AUDIT_DATA,
+            AuditError::Overlap { .. } => reason::AUDIT_OVERLAP,
+            AuditError::Checkpoint(_) => reason::AUDIT_CHECKPOINT,
+            AuditError::Model(_) => return Self::Failed(Failure::internal(&error)),
         };
         Self::Failed(Failure::new(reason, error.to_string()))
     }
@@ -117,6 +131,7 @@ pub(crate) fn registry(error: &RegistryError) -> Failure {
         RegistryError::Lora(LoraError::Tensor(_))
         | RegistryError::Pinned(_)
         | RegistryError::InUse { .. }
+        | RegistryError::Held { .. }
         | RegistryError::NoAdapterDir
         | RegistryError::Directory(_)
         | RegistryError::RequestIdReused(_)

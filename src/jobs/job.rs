@@ -148,7 +148,7 @@ pub struct AuditTask {
     pub models: Vec<AuditModel>,
     /// All of them.
     pub settings: AuditSettings,
-    /// Whether adapters that were trained for it stay when it has succeeded; `None`: all but shadow and control models.
+    /// Whether models that were trained for it stay when it has succeeded; `None`: all but shadow and control models.
     pub keep_models: Option<bool>,
     /// Job that trains the control model of membership inference.
     pub planted: Option<JobId>,
@@ -380,7 +380,10 @@ mod tests {
     fn records_of_the_first_version_are_read_and_written_as_they_were() {
         let job: Job = serde_json::from_value(first()).unwrap();
         let Task::FineTuning(tuning) = &job.task else { panic!() };
-        assert_eq!((&*tuning.adapter, tuning.expected.as_deref(), tuning.alias.as_deref()), ("a", Some(""), Some("live")));
+        assert_eq!(
+            (&*tuning.adapter, tuning.expected.as_deref(), tuning.alias.as_deref()),
+            ("a", Some(""), Some("live"))
+        );
         assert_eq!(tuning.settings, settings());
         assert_eq!(job.made, Some(Made::Generation { adapter: "a".into(), generation: "g".into() }));
         assert_eq!((job.kind(), job.parent, &job.audited), (JobKind::FineTuning, None, &None));

@@ -1,7 +1,9 @@
 //! What is long: written down before it is acknowledged, computed beside serving, gone on with after a crash.
 //!
-//! Computes nothing itself: a [`Training`] makes the [`Work`], the registry publishes its result. `changes` answers
-//! callers, `runner` is the one thread that takes jobs first come, first served, `pace` lets it compute in slices.
+//! Computes nothing itself: a [`Training`] makes the [`Work`] of a fine-tuning, whose result the registry publishes, and
+//! an [`Auditing`] that of an audit, whose report goes to the [`Shelf`]. `changes` answers callers, `fan` makes audits
+//! with the fine-tunings that they need, `runner` is the one thread that takes jobs, `tune` and `audit` are what it does,
+//! `pace` lets it compute in slices. First come, first served, and no audit before the jobs that were made for it.
 //!
 //! A job is one row with its state and one row an event. An event is written before anybody sees it and never changed:
 //! what a watcher was shown stays true. A step that a restart makes necessary again has its event already and gets no
@@ -9,8 +11,10 @@
 //! a job whose generation is found published is not published again.
 //! Times are the system's; units as in [`crate::train`].
 
+mod audit;
 mod changes;
 mod failure;
+mod fan;
 mod job;
 mod pace;
 mod rows;
@@ -27,11 +31,12 @@ use crate::train::Settings;
 pub(crate) use failure::registry as refused;
 
 pub use changes::{Events, Jobs, Parts, Shown};
+pub use fan::{AuditWanted, Estimate, ModelWanted, SourceWanted};
 pub use job::{
     Advance, AuditModel, AuditProgress, AuditTask, Checkpoint, Event, Failure, Job, JobId, JobKind, Made, ModelSource,
     Phase, State, Task, Tuning,
 };
-pub use work::{Rows, Training, Work};
+pub use work::{AuditError, AuditStep, AuditWork, Auditing, Rows, Shelf, Sibling, Subject, Training, Work};
 
 /// Steps of a job whose events are kept; of a longer one the oldest go.
 const EVENTS: u64 = 100_000;
@@ -108,8 +113,32 @@ pub mod reason {
     pub const BASE: &str = "TRAINING_BASE";
     /// A fault of the server: the log tells more.
     pub const INTERNAL: &str = "INTERNAL";
+    /// A setting of an audit cannot be used with these models or rows.
+    pub const AUDIT_SETTING: &str = "AUDIT_SETTING";
+    /// The rows cannot be audited.
+    pub const AUDIT_DATA: &str = "AUDIT_DATA";
+    /// A model was trained on rows to audit.
+    pub const AUDIT_OVERLAP: &str = "AUDIT_OVERLAP";
+    /// A model that was to be trained for the audit was not.
+    pub const AUDIT_CHILD_FAILED: &str = "AUDIT_CHILD_FAILED";
+    /// The checkpoint of an audit cannot be gone on from.
+    pub const AUDIT_CHECKPOINT: &str = "AUDIT_CHECKPOINT";
     /// All of them.
-    pub const ALL: [&str; 8] = [SETTING, DATA, MEMORY, DIVERGED, GRADIENT, CHECKPOINT, BASE, INTERNAL];
+    pub const ALL: [&str; 13] = [
+        SETTING,
+        DATA,
+        MEMORY,
+        DIVERGED,
+        GRADIENT,
+        CHECKPOINT,
+        BASE,
+        INTERNAL,
+        AUDIT_SETTING,
+        AUDIT_DATA,
+        AUDIT_OVERLAP,
+        AUDIT_CHILD_FAILED,
+        AUDIT_CHECKPOINT,
+    ];
 }
 
 fn expected_text(expected: &Expected) -> Option<String> {

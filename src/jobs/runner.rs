@@ -86,7 +86,11 @@ impl Inner {
     }
 
     /// Changes a job's row, and adds the event that the change returns.
-    pub(super) fn update(&self, id: JobId, change: impl FnOnce(&mut Job) -> Option<Event>) -> Result<Job, super::JobsError> {
+    pub(super) fn update(
+        &self,
+        id: JobId,
+        change: impl FnOnce(&mut Job) -> Option<Event>,
+    ) -> Result<Job, super::JobsError> {
         let job = self.parts.store.change(|catalog| {
             let (mut row, mut job) = stored(catalog, id)?;
             let event = change(&mut job);

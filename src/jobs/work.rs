@@ -2,13 +2,19 @@
 //!
 //! Says what is needed and does nothing itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::JobsError;
+use super::{JobId, JobsError};
+use crate::audit::report::{Model, Report};
+use crate::audit::settings::Settings as AuditSettings;
 use crate::dataset::{Dataset, DatasetError, Datasets};
+use crate::lora::Adapter;
+use crate::model::ModelError;
+use crate::registry::Name;
 use crate::store::Catalog;
 use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer};
-use crate::turns::Slices;
+use crate::turns::{Slices, Stopped};
 
 /// Data sets as jobs need them.
 pub trait Rows: Send + Sync {
@@ -24,7 +30,7 @@ pub trait Rows: Send + Sync {
     /// [`JobsError::DatasetNotFound`]; when the disk fails.
     fn read(&self, id: &str) -> Result<Arc<Dataset>, JobsError>;
 
-    /// Keeps a data set for `holder`, in the transaction that makes the job.
+    /// Keeps a data set for `holder`, in the transaction that makes or resumes the job.
     ///
     /// # Errors
     /// When it has been deleted since it was found, or the disk fails.
@@ -43,6 +49,9 @@ impl Rows for Datasets {
     }
 
     fn hold(&self, catalog: &Catalog<'_>, id: &str, holder: &str) -> Result<(), JobsError> {
+        if catalog.dataset_content(id)?.is_none() {
+            return Err(JobsError::DatasetNotFound(id.to_owned()));
+        }
         Ok(catalog.hold_dataset(id, holder)?)
     }
 }
@@ -120,4 +129,119 @@ impl Work for Trainer {
     fn output(&self) -> Result<Output, TrainError> {
         Self::output(self)
     }
+}
+
+/// A model to audit, with what was trained for its sake.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// What the report says of it; its overlap is not known yet.
+    pub model: Model,
+    /// Its weights; none: the base model.
+    pub adapter: Option<Arc<Adapter>>,
+    /// Hashes of the rows that it was trained on; none where that is not known.
+    pub trained_on: Option<Arc<BTreeSet<[u8; 32]>>>,
+    /// Its shadow models.
+    pub shadows: Vec<Sibling>,
+    /// The control model, whose members must be found.
+    pub planted: Option<Sibling>,
+}
+
+/// A model that was trained as another one was, on other rows.
+#[derive(Debug, Clone)]
+pub struct Sibling {
+    /// Its weights.
+    pub adapter: Arc<Adapter>,
+    /// Hashes of the rows that it was trained on.
+    pub trained_on: Arc<BTreeSet<[u8; 32]>>,
+}
+
+/// Begins audits, or takes them up again: scoring and statistics, or the script of a test.
+pub trait Auditing: Send + Sync {
+    /// Begins, or goes on from a checkpoint.
+    ///
+    /// # Errors
+    /// When settings, rows or models do not go together, or the checkpoint is of another audit.
+    fn start(
+        &self,
+        dataset: &Arc<Dataset>,
+        settings: &AuditSettings,
+        subjects: Vec<Subject>,
+        checkpoint: Option<&[u8]>,
+    ) -> Result<Box<dyn AuditWork>, AuditError>;
+}
+
+/// An audit between two batches of items; stays on the runner's thread.
+pub trait AuditWork {
+    /// Scores some items.
+    ///
+    /// # Errors
+    /// When the model fails, or it was told to stop.
+    fn advance(&mut self, slices: &dyn Slices) -> Result<AuditStep, AuditError>;
+
+    /// Writes down what the rest depends on.
+    ///
+    /// # Errors
+    /// When that cannot be had.
+    fn checkpoint(&self) -> Result<Vec<u8>, AuditError>;
+
+    /// Makes the report of what was scored.
+    ///
+    /// # Errors
+    /// When the rows do not bear it, or it was told to stop.
+    fn report(self: Box<Self>, slices: &dyn Slices) -> Result<Report, AuditError>;
+}
+
+/// How far scoring is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditStep {
+    /// Name of the model that was scored last.
+    pub model: String,
+    /// Items done, of all models.
+    pub done: u64,
+    /// Items there are.
+    pub total: u64,
+    /// Whether nothing is left to score.
+    pub last: bool,
+}
+
+/// Where reports are kept.
+pub trait Shelf: Send + Sync {
+    /// Keeps a report under the name of an audit and returns its id; the same one again is harmless.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    fn keep(&self, name: &Name, job: JobId, report: &Report) -> Result<String, JobsError>;
+}
+
+/// Why an audit cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// A setting cannot be used with these models or rows; the field is that of the request.
+    #[error("{field}: {fault}")]
+    Setting {
+        /// Field of the settings.
+        field: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// The rows cannot be audited.
+    #[error("{0}")]
+    Data(String),
+    /// A model was trained on rows to audit.
+    #[error("model `{model}` was trained on {rows} of the rows")]
+    Overlap {
+        /// Name of the model.
+        model: String,
+        /// Rows.
+        rows: u64,
+    },
+    /// A checkpoint is not one of this audit.
+    #[error("the checkpoint {0}")]
+    Checkpoint(String),
+    /// It was told to stop.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }

@@ -167,7 +167,10 @@ impl Registry {
         {
             after.retire.push(parse_generation(&before.current)?);
         }
-        let old = catalog.generations(name)?.into_iter().filter(|g| g.id != row.id && !aliased.contains(&g.id));
+        let held: HashSet<_> =
+            catalog.generation_holders(name)?.into_iter().map(|(generation, _)| generation).collect();
+        let wanted = |id: &String| *id == row.id || aliased.contains(id) || held.contains(id);
+        let old = catalog.generations(name)?.into_iter().filter(|old| !wanted(&old.id));
         for old in old.skip(self.settings.keep_generations) {
             let generation = parse_generation(&old.id)?;
             if self.memory.leases(&generation) > 0 {
@@ -242,7 +245,8 @@ impl Registry {
     /// Deletes an adapter and its generations; running leases keep theirs.
     ///
     /// # Errors
-    /// [`RegistryError::AdapterNotFound`], [`RegistryError::GenerationMismatch`], [`RegistryError::InUse`].
+    /// [`RegistryError::AdapterNotFound`], [`RegistryError::GenerationMismatch`], [`RegistryError::InUse`],
+    /// [`RegistryError::Held`].
     pub fn delete(&self, name: &Name, expected: Expected, request: Option<RequestKey>) -> Result<(), RegistryError> {
         let _changing = lock(&self.changing);
         let naming = self.store.naming();
@@ -253,6 +257,11 @@ impl Registry {
             let aliases: Vec<_> = catalog.aliases_of(name.as_str())?.into_iter().map(|alias| alias.name).collect();
             if !aliases.is_empty() {
                 return Err(RegistryError::InUse { name: name.to_string(), aliases });
+            }
+            let mut jobs: Vec<_> = catalog.generation_holders(name.as_str())?.into_iter().map(|(_, job)| job).collect();
+            if !jobs.is_empty() {
+                jobs.dedup();
+                return Err(RegistryError::Held { name: name.to_string(), jobs });
             }
             for stored in catalog.generations(name.as_str())? {
                 after.retire.push(parse_generation(&stored.id)?);

@@ -78,6 +78,14 @@ impl Registry {
         }
     }
 
+    /// Says which generation of which adapter a reference means now.
+    ///
+    /// # Errors
+    /// [`RegistryError::AdapterNotFound`], also when the digits fit several generations.
+    pub fn locate(&self, reference: &Reference) -> Result<(Name, Generation), RegistryError> {
+        self.find(reference)
+    }
+
     /// Returns one adapter, by name or alias.
     ///
     /// # Errors

@@ -263,6 +263,14 @@ pub enum RegistryError {
         /// The aliases.
         aliases: Vec<String>,
     },
+    /// Jobs that are not finished need one of its generations.
+    #[error("jobs need `{name}`: {}", jobs.join(", "))]
+    Held {
+        /// The adapter.
+        name: String,
+        /// Ids of the jobs.
+        jobs: Vec<String>,
+    },
     /// The server has no adapter folder.
     #[error("the server was started without an adapter folder")]
     NoAdapterDir,

@@ -256,7 +256,9 @@ pub(super) fn registry(error: &RegistryError, context: &Context) -> Status {
             with(Reason::AdapterBudget, message, details)
         }
         RegistryError::Pinned(name) => precondition(Reason::AdapterPinned, name, message),
-        RegistryError::InUse { name, .. } => precondition(Reason::AdapterInUse, name, message),
+        RegistryError::InUse { name, .. } | RegistryError::Held { name, .. } => {
+            precondition(Reason::AdapterInUse, name, message)
+        }
         RegistryError::NoAdapterDir => precondition(Reason::NoAdapterDir, "registry.adapter_dir", message),
         RegistryError::Directory(_) => field(Reason::InvalidField, "directory", &message),
         RegistryError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),

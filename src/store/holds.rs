@@ -13,7 +13,8 @@ impl Catalog<'_> {
     /// # Errors
     /// When there is no such generation, or the database fails.
     pub fn hold_generation(&self, adapter: &str, generation: &str, holder: &str) -> Result<(), StoreError> {
-        let sql = "INSERT INTO generation_holds (adapter, generation, holder) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+        let sql =
+            "INSERT INTO generation_holds (adapter, generation, holder) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
         self.rows().prepare_cached(sql)?.execute(params![adapter, generation, holder])?;
         Ok(())
     }

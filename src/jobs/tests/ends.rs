@@ -167,12 +167,12 @@ fn an_alias_that_cannot_be_set_fails_the_job_and_not_its_result() {
     let job = house.jobs.create(FineTuning { alias: Some(name("live")), ..wanted("a") }, None).unwrap();
     let failed = house.ended(job.id);
     assert_eq!(failed.failure.as_ref().map(|failure| &*failure.reason), Some("NAME_TAKEN"));
-    let made = failed.made.unwrap();
-    assert_eq!(house.registry.get(&name("a")).unwrap().current, made.generation);
+    let made = generation(&failed);
+    assert_eq!(house.registry.get(&name("a")).unwrap().current, made);
     house.registry.delete(&name("live"), Expected::Any, None).unwrap();
     house.jobs.resume(job.id, None).unwrap();
     assert_eq!(house.ended(job.id).state, State::Succeeded);
-    assert_eq!(house.registry.alias(&name("live")).unwrap().generation, made.generation);
+    assert_eq!(house.registry.alias(&name("live")).unwrap().generation, made);
 }
 
 #[test]

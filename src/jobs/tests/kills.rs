@@ -3,10 +3,10 @@
 use super::*;
 use crate::registry::{AdapterFiles, Demand, Publish, Reference};
 
-type Images = Arc<Mutex<Vec<(Moment, Arc<tempfile::TempDir>)>>>;
+pub(super) type Images = Arc<Mutex<Vec<(Moment, Arc<tempfile::TempDir>)>>>;
 
 /// Copies what is on the disk. The caller stands between two writes.
-fn image(from: &Path) -> Arc<tempfile::TempDir> {
+pub(super) fn image(from: &Path) -> Arc<tempfile::TempDir> {
     let to = tempfile::tempdir().unwrap();
     std::fs::create_dir(to.path().join("blobs")).unwrap();
     for folder in ["", "blobs"] {
@@ -42,6 +42,7 @@ fn fact((number, event): &(u64, Event)) -> String {
     match event {
         Event::Job(job) => format!("{number} {:?} {:?}", job.state, job.made),
         Event::Step(advance) => format!("{number} {:?}", advance.progress),
+        Event::Audit(progress) => format!("{number} {} {}", progress.phase.as_str(), progress.done),
     }
 }
 

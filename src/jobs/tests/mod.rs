@@ -4,9 +4,11 @@
 //! checkpoint ends in another generation. A hook sees every moment of a run, on the runner's thread, before it happens:
 //! there a test cancels, fails, panics, or takes an image of the data directory, which is what a kill -9 would leave.
 
+mod audits;
 mod ends;
 mod kills;
 mod queue;
+mod script;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -16,13 +18,17 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::config::{JobsSettings, RegistrySettings};
+use crate::dataset::{Content, Dataset, Row, Split};
 use crate::lora::{Adapter, AdapterInfo, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{Batch, CausalLm, KvCache, ModelError, ModelInfo};
 use crate::registry::{Registry, RequestKey};
 use crate::store::Store;
-use crate::train::{Average, Evaluation, Figure, Length, Method, Schedule, Task};
-use crate::turns::Turns;
+use crate::train::{
+    Average, Evaluation, Figure, Length, Method, Output, Progress, Schedule, Task as TrainingTask, TrainError,
+};
+use crate::turns::{Slices, Turns};
+use script::List;
 
 /// Steps of a job of the script.
 const STEPS: u64 = 7;
@@ -35,6 +41,12 @@ pub(crate) enum Moment {
     Checkpoint(u64),
     Output,
     Publish,
+    /// Of an audit.
+    Begin,
+    Score(u64),
+    Written(u64),
+    Report,
+    Keep,
 }
 
 pub(crate) type Hook = Box<dyn FnMut(Moment) -> Result<(), TrainError> + Send>;
@@ -75,7 +87,9 @@ impl Training for Script {
     ) -> Result<Box<dyn Work>, TrainError> {
         self.hooks.at(Moment::Start)?;
         let hooks = self.hooks.clone();
-        let begin = Sha256::new().chain_update(&dataset.id).chain_update(settings.seed.to_be_bytes()).finalize();
+        let subset = serde_json::to_string(&settings.subset).unwrap();
+        let begin = Sha256::new().chain_update(&dataset.id).chain_update(settings.seed.to_be_bytes());
+        let begin = begin.chain_update(subset).finalize();
         let (step, state) = match checkpoint {
             None => (0, begin.into()),
             Some(bytes) => {
@@ -177,7 +191,14 @@ impl Rows for OneSet {
 
     fn read(&self, id: &str) -> Result<Arc<Dataset>, JobsError> {
         assert_eq!(id, "digest");
-        let (labels, group_columns, rows) = Default::default();
+        let row = |i: usize| Row {
+            content: Content::Text(String::new()),
+            label: None,
+            groups: vec![],
+            split: [Split::Train, Split::Test][i % 2],
+            hash: Sha256::digest(i.to_le_bytes()).into(),
+        };
+        let (labels, group_columns, rows) = (vec![], vec![], (0..200).map(row).collect());
         Ok(Arc::new(Dataset { id: id.into(), labels, multi_label: false, group_columns, rows }))
     }
 }
@@ -187,6 +208,7 @@ pub(crate) struct House {
     pub(crate) jobs: Jobs,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    list: Arc<List>,
     hooks: Hooks,
     folder: Arc<tempfile::TempDir>,
 }
@@ -212,17 +234,20 @@ impl House {
 
     fn with(folder: Arc<tempfile::TempDir>, hooks: Hooks, settings: JobsSettings, base: &str) -> Self {
         let (store, registry, metrics) = registry(folder.path(), hooks.clone(), base);
+        let list = Arc::new(List { hooks: hooks.clone(), kept: Mutex::default() });
         let parts = Parts {
             store,
             registry: Arc::clone(&registry),
             rows: Arc::new(OneSet),
             training: Arc::new(Script { hooks: hooks.clone() }),
+            auditing: Arc::new(script::Script { hooks: hooks.clone() }),
+            shelf: Arc::clone(&list) as Arc<dyn Shelf>,
             turns: Arc::new(Turns::new(std::time::Duration::MAX)),
             metrics: Arc::clone(&metrics),
             settings,
             base: base.into(),
         };
-        Self { jobs: Jobs::start(parts).unwrap(), registry, metrics, hooks, folder }
+        Self { jobs: Jobs::start(parts).unwrap(), registry, metrics, list, hooks, folder }
     }
 
     pub(crate) fn hook(&self, hook: impl FnMut(Moment) -> Result<(), TrainError> + Send + 'static) {
@@ -289,9 +314,9 @@ fn registry(folder: &Path, hooks: Hooks, base: &str) -> (Arc<Store>, Arc<Registr
     (store, Arc::new(registry), metrics)
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
-        task: Task::CausalLm,
+        task: TrainingTask::CausalLm,
         method: Method::Full,
         length: Length::Steps(STEPS),
         batch_size: 1,
@@ -343,6 +368,7 @@ fn story(events: &[(u64, Event)]) -> String {
     let word = |(_, event): &(u64, Event)| match event {
         Event::Job(job) => job.state.as_str().to_owned(),
         Event::Step(advance) => advance.progress.step.to_string(),
+        Event::Audit(progress) => format!("{}:{}", progress.phase.as_str(), progress.done),
     };
     events.iter().map(word).collect::<Vec<_>>().join(" ")
 }
@@ -359,4 +385,10 @@ fn until(condition: impl Fn() -> bool) {
 
 fn fails_in_step_three(moment: Moment) -> Result<(), TrainError> {
     if moment == Moment::Advance(3) { Err(TrainError::Data("no".into())) } else { Ok(()) }
+}
+
+/// The generation that a job has made.
+fn generation(job: &Job) -> String {
+    let Some(Made::Generation { generation, .. }) = &job.made else { panic!("{job:?}") };
+    generation.clone()
 }

@@ -36,16 +36,18 @@ fn a_job_runs_to_its_end_and_tells_everything() {
     assert_eq!(done.last.as_ref().map(|last| (last.progress.step, last.eta_seconds)), Some((STEPS, 0.0)));
     assert!(done.started >= Some(done.created) && done.ended >= done.started);
 
-    let made = done.made.unwrap();
+    let made = generation(&done);
     let record = house.registry.get(&name("poet")).unwrap();
-    assert_eq!((record.current, record.aliases), (made.generation.clone(), vec!["live".into()]));
+    assert_eq!((record.current, record.aliases), (made.clone(), vec!["live".into()]));
     let lineage = record.generations[0].lineage.clone().unwrap();
     let known = (lineage.job, lineage.dataset, lineage.base, lineage.parent);
     assert_eq!(known, (job.id.to_string(), "digest".into(), "base".into(), None));
     assert_eq!(serde_json::from_value::<Settings>(lineage.settings).unwrap(), settings());
     assert_eq!(done.checkpoint, None);
-    until(|| house.blobs() == 2 && house.metrics.jobs_finished.with_label_values(&["succeeded"]).get() == 1);
-    let count = |outcome| house.metrics.jobs_finished.with_label_values(&[outcome]).get();
+    until(|| {
+        house.blobs() == 2 && house.metrics.jobs_finished.with_label_values(&["fine_tuning", "succeeded"]).get() == 1
+    });
+    let count = |outcome| house.metrics.jobs_finished.with_label_values(&["fine_tuning", outcome]).get();
     assert_eq!((count("succeeded"), count("failed"), house.metrics.training_steps.get()), (1, 0, STEPS));
     assert_eq!(house.metrics.training_tokens.get(), 10 * STEPS);
 
@@ -54,8 +56,8 @@ fn a_job_runs_to_its_end_and_tells_everything() {
     other.settings.seed = 6;
     let second = house.ended(house.jobs.create(other, None).unwrap().id);
     let record = house.registry.get(&name("poet")).unwrap();
-    assert_eq!(record.current, second.made.unwrap().generation);
-    assert_eq!(record.generations[0].lineage.as_ref().unwrap().parent, Some(made.generation));
+    assert_eq!(record.current, generation(&second));
+    assert_eq!(record.generations[0].lineage.as_ref().unwrap().parent, Some(made));
 }
 
 #[test]
@@ -93,7 +95,7 @@ fn jobs_run_one_by_one_in_their_order_and_the_queue_is_bounded() {
     let rest: Vec<_> = ["b", "c", "d"].map(|name| house.create(name).id).into();
     let refused = house.jobs.create(wanted("e"), None);
     assert!(matches!(refused, Err(JobsError::QueueFull(3))), "{refused:?}");
-    let gauge = |state: State| house.metrics.jobs.with_label_values(&[state.as_str()]).get();
+    let gauge = |state: State| house.metrics.jobs.with_label_values(&["fine_tuning", state.as_str()]).get();
     assert_eq!((gauge(State::Running), gauge(State::Queued)), (1, 3));
     assert_eq!(house.jobs.get(first.id).unwrap().state, State::Running);
     drop(go);
@@ -103,7 +105,7 @@ fn jobs_run_one_by_one_in_their_order_and_the_queue_is_bounded() {
 
     let list = |before: Option<&str>, state, limit| {
         let jobs = house.jobs.list(before, state, limit).unwrap();
-        jobs.into_iter().map(|job| job.adapter).collect::<String>()
+        jobs.iter().map(Job::name).collect::<String>()
     };
     assert_eq!(list(None, None, 10), "dcba");
     assert_eq!(list(None, None, 2), "dc");

@@ -105,7 +105,9 @@ fn a_head_alone_is_read_back_and_changes_nothing_else() {
     let info = adapter.info();
     assert_eq!((info.kind, info.rank, info.modules.len()), (Kind::Lora, 0, 1));
     assert_eq!((info.task_type.as_str(), info.classes.as_ref().map(|c| c.names.len())), ("SEQ_CLS", Some(2)));
-    let [Change::Replaced { weight, bias: None }] = adapter.changes().values().collect::<Vec<_>>()[..] else { panic!() };
+    let [Change::Replaced { weight, bias: None }] = adapter.changes().values().collect::<Vec<_>>()[..] else {
+        panic!()
+    };
     assert_eq!(weight.flatten_all().unwrap().to_vec1::<f32>().unwrap(), head(&trainer));
     let language = Settings { task: Task::CausalLm, ..head_only() };
     let refused = Trainer::begin(&context, &dataset, &language);

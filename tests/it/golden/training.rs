@@ -113,7 +113,7 @@ impl Case<'_> {
         let base = self.model.differentiable().unwrap().base();
         let parameters = match self.settings.method {
             Method::Full => Parameters::full(base, self.model.info().labels, 0).unwrap(),
-            Method::Lora(_) => {
+            Method::Lora(_) | Method::HeadOnly => {
                 let config = std::fs::read(self.folder.join("initial/adapter_config.json")).unwrap();
                 let parameters = Parameters::low_rank(&config, base, self.model.info().labels, 0).unwrap();
                 parameters.set(&tensors(&self.folder.join("initial/adapter_model.safetensors"))).unwrap();

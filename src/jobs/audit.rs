@@ -1,0 +1,293 @@
+//! The life of an audit: gather the models, score or go on, make the report, keep it, tidy up.
+//!
+//! Runs on the runner's thread, which writes down how it ended. Order of writes at the end: last checkpoint, report, its
+//! id in the job, deletion of what was trained for the audit alone, success; all of it may be done twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::changes::Inner;
+use super::failure::Halt;
+use super::pace::{Due, Paced, Speed};
+use super::rows::{corrupt, stored};
+use super::runner::End;
+use super::{
+    AuditModel, AuditProgress, AuditTask, AuditWork, Event, Failure, Job, JobId, JobsError, Made, ModelSource, Phase,
+    Sibling, State, Subject, Task, reason,
+};
+use crate::audit::report::{Model, ModelKind, Training};
+use crate::dataset::Dataset;
+use crate::lora::{Adapter, Generation, Kind};
+use crate::registry::{Expected, Lineage, Name, Reference, RegistryError};
+use crate::train::{Method, Settings};
+
+/// Shortest time between two events of scoring.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
+
+/// What a generation is and came from.
+struct Found {
+    adapter: Arc<Adapter>,
+    generation: String,
+    lineage: Option<Lineage>,
+    trained_on: Option<Arc<BTreeSet<[u8; 32]>>>,
+}
+
+/// Data sets that were read for the lineage of models, so that each is read once.
+type Known = BTreeMap<String, Option<Arc<Dataset>>>;
+
+impl Inner {
+    pub(super) fn audit(&self, job: &Job, audit: &AuditTask, paced: &Paced<'_>) -> Result<End, Halt> {
+        if let Some(made) = &job.made {
+            return self.tidy(job, audit, made.clone());
+        }
+        self.may_begin(job, paced)?;
+        let dataset = self.parts.rows.read(&job.dataset)?;
+        let subjects = self.subjects(job, audit, &dataset)?;
+        let bytes = self.checkpoint_of(job)?;
+        let mut work = self.parts.auditing.start(&dataset, &audit.settings, subjects, bytes.as_deref())?;
+        drop((dataset, bytes));
+        let mut rate = job.audited.as_ref().map_or(0.0, |audited| audited.items_per_second);
+        if !job.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.last) {
+            match self.score(job, work.as_mut(), paced)? {
+                Some(measured) => rate = measured,
+                None => return Ok(End::Interrupted),
+            }
+        }
+        paced.check()?;
+        let (phase, model, items_per_second, eta_seconds) = (Phase::Statistics, String::new(), rate, 0.0);
+        self.show_audit(job.id, AuditProgress { phase, model, done: 0, total: 1, items_per_second, eta_seconds })?;
+        let report = work.report(paced)?;
+        paced.check()?;
+        let name = Name::parse(&audit.name).ok_or_else(|| corrupt(&job.id.to_string()))?;
+        let made = Made::Report { report: self.parts.shelf.keep(&name, job.id, &report)? };
+        self.update(job.id, |job| {
+            job.made = Some(made.clone());
+            None
+        })?;
+        self.tidy(job, audit, made)
+    }
+
+    /// Goes from batch to batch; returns items a second when all are scored, nothing when the server drains.
+    fn score(&self, job: &Job, work: &mut dyn AuditWork, paced: &Paced<'_>) -> Result<Option<f64>, Halt> {
+        let mut speed = Speed::default();
+        let mut due = Due::new(&self.parts.settings, job.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step));
+        let mut at = due.kept();
+        let mut shown: Option<(String, Instant)> = None;
+        loop {
+            if self.lock().draining {
+                if at > due.kept() {
+                    self.keep_at_last(job.id, at, || Ok(work.checkpoint()?));
+                }
+                return Ok(None);
+            }
+            let begin = Instant::now();
+            let step = work.advance(paced)?;
+            let items = step.done.saturating_sub(at);
+            at = step.done;
+            self.parts.metrics.audit_items.inc_by(items);
+            let (items_per_second, _) = speed.note(items, begin.elapsed(), 0);
+            let left = step.total.saturating_sub(at) as f64;
+            let eta_seconds = if left > 0.0 && items_per_second > 0.0 { left / items_per_second } else { 0.0 };
+            let fresh = |(model, at): &(String, Instant)| *model == step.model && at.elapsed() < SHOWN_EVERY;
+            if step.last || !shown.as_ref().is_some_and(fresh) {
+                let (phase, model, total) = (Phase::Scoring, step.model.clone(), step.total);
+                let progress = AuditProgress { phase, model, done: at, total, items_per_second, eta_seconds };
+                self.show_audit(job.id, progress)?;
+                shown = Some((step.model, Instant::now()));
+            }
+            if step.last || due.is_due(at) {
+                self.keep(job.id, (at, step.last), || Ok(work.checkpoint()?))?;
+                due.note(at);
+            }
+            if step.last {
+                return Ok(Some(items_per_second));
+            }
+        }
+    }
+
+    /// Writes an event of progress, unless one of more progress was written before a restart.
+    fn show_audit(&self, id: JobId, progress: AuditProgress) -> Result<(), Halt> {
+        self.update(id, |job| {
+            let seen = job.audited.as_ref().map(|seen| (seen.phase, seen.done));
+            (seen < Some((progress.phase, progress.done))).then(|| {
+                job.audited = Some(progress.clone());
+                Event::Audit(Box::new(progress))
+            })
+        })?;
+        Ok(())
+    }
+
+    /// Brings everything that is audited into memory.
+    fn subjects(&self, job: &Job, audit: &AuditTask, dataset: &Arc<Dataset>) -> Result<Vec<Subject>, Halt> {
+        let mut results = BTreeMap::new();
+        for child in &audit.children {
+            results.insert(*child, self.result_of(*child)?);
+        }
+        let mut known = Known::from([(job.dataset.clone(), Some(Arc::clone(dataset)))]);
+        let mut siblings: BTreeMap<JobId, Sibling> = BTreeMap::new();
+        for child in audit.models.iter().flat_map(|model| &model.shadows).chain(&audit.planted) {
+            if let Some((adapter, generation)) = results.get(child)
+                && !siblings.contains_key(child)
+            {
+                let found = self.found(adapter, generation, &mut known)?;
+                let trained_on = found.trained_on.ok_or_else(|| corrupt(&child.to_string()))?;
+                siblings.insert(*child, Sibling { adapter: found.adapter, trained_on });
+            }
+        }
+        let planted = audit.planted.as_ref().and_then(|child| siblings.get(child)).cloned();
+        let mut subjects = Vec::with_capacity(audit.models.len());
+        for model in &audit.models {
+            let named = match &model.source {
+                ModelSource::Base => None,
+                ModelSource::Stored { adapter, generation } => Some((adapter, generation)),
+                ModelSource::Trained { job, .. } => results.get(job).map(|(adapter, generation)| (adapter, generation)),
+            };
+            let found = match named {
+                None => None,
+                Some((adapter, generation)) => Some((adapter, self.found(adapter, generation, &mut known)?)),
+            };
+            subjects.push(Subject {
+                model: described(model, found.as_ref().map(|(adapter, found)| (adapter.as_str(), found))),
+                trained_on: found.as_ref().and_then(|(_, found)| found.trained_on.clone()),
+                adapter: found.map(|(_, found)| found.adapter),
+                shadows: model.shadows.iter().filter_map(|child| siblings.get(child)).cloned().collect(),
+                planted: planted.clone(),
+            });
+        }
+        Ok(subjects)
+    }
+
+    /// Returns adapter and generation that a job before this one has made.
+    fn result_of(&self, child: JobId) -> Result<(String, String), Halt> {
+        let failed = |why: String| {
+            let failure = Failure::new(reason::AUDIT_CHILD_FAILED, format!("job {child}, made for this audit, {why}"));
+            Err(Halt::Failed(failure))
+        };
+        let job = match self.parts.store.read(|catalog| stored(catalog, child)) {
+            Ok((_, job)) => job,
+            Err(JobsError::NotFound(_)) => return failed("is forgotten".into()),
+            Err(error) => return Err(error.into()),
+        };
+        match (job.state, job.made) {
+            (State::Succeeded, Some(Made::Generation { adapter, generation })) => Ok((adapter, generation)),
+            (State::Failed, _) => {
+                let failure = job.failure.map_or_else(String::new, |failure| failure.message);
+                failed(format!("failed: {failure}"))
+            }
+            (state, _) => failed(format!("is {}", state.as_str())),
+        }
+    }
+
+    fn found(&self, adapter: &str, generation: &str, known: &mut Known) -> Result<Found, Halt> {
+        let missing = || RegistryError::AdapterNotFound(format!("{adapter}@{generation}"));
+        let name = Name::parse(adapter).ok_or_else(missing)?;
+        let record = self.parts.registry.get(&name)?;
+        let stored = record.generations.into_iter().find(|stored| stored.id == generation);
+        let lineage = stored.ok_or_else(missing)?.lineage;
+        let reference = Reference { name, generation: Some(generation.to_owned()) };
+        let adapter = self.parts.registry.resolve(&reference)?;
+        let trained_on = match lineage.as_ref().and_then(|lineage| Some((lineage, settings_of(lineage)?))) {
+            None => None,
+            Some((lineage, settings)) => {
+                let dataset = self.known(&lineage.dataset, known)?;
+                dataset.map(|dataset| Arc::new(settings.learnt_rows(&dataset)))
+            }
+        };
+        Ok(Found { adapter, generation: generation.to_owned(), lineage, trained_on })
+    }
+
+    /// Reads a data set that may be gone.
+    fn known(&self, id: &str, known: &mut Known) -> Result<Option<Arc<Dataset>>, Halt> {
+        if let Some(dataset) = known.get(id) {
+            return Ok(dataset.clone());
+        }
+        let dataset = match self.parts.rows.read(id) {
+            Ok(dataset) => Some(dataset),
+            Err(JobsError::DatasetNotFound(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        known.insert(id.to_owned(), dataset.clone());
+        Ok(dataset)
+    }
+
+    /// Deletes what was trained for the audit and is not to be kept.
+    fn tidy(&self, job: &Job, audit: &AuditTask, made: Made) -> Result<End, Halt> {
+        let id = job.id.to_string();
+        self.parts.store.change(|catalog| catalog.release_generations(&id))?;
+        let helpers = audit.models.iter().flat_map(|model| &model.shadows).chain(&audit.planted);
+        let gone: BTreeSet<JobId> = match audit.keep_models {
+            None => helpers.copied().collect(),
+            Some(true) => BTreeSet::new(),
+            Some(false) => audit.children.iter().copied().collect(),
+        };
+        for child in gone {
+            let child = match self.parts.store.read(|catalog| stored(catalog, child)) {
+                Ok((_, child)) => child,
+                Err(JobsError::NotFound(_)) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let (Task::FineTuning(_), Some(Made::Generation { adapter, generation })) = (&child.task, &child.made)
+            else {
+                continue;
+            };
+            let (Some(name), Some(generation)) = (Name::parse(adapter), Generation::parse(generation)) else {
+                continue;
+            };
+            match self.parts.registry.delete(&name, Expected::Generation(generation), None) {
+                Ok(()) | Err(RegistryError::AdapterNotFound(_)) => {}
+                // Somebody has made it their own.
+                Err(
+                    RegistryError::GenerationMismatch { .. } | RegistryError::InUse { .. } | RegistryError::Held { .. },
+                ) => tracing::warn!(job = %job.id, adapter, "an adapter made for an audit stays: it is in use"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(End::Succeeded(made))
+    }
+}
+
+/// Settings of another version of this program may not be readable.
+pub(super) fn settings_of(lineage: &Lineage) -> Option<Settings> {
+    serde_json::from_value(lineage.settings.clone()).ok()
+}
+
+/// Says what is known of a model before it is scored.
+fn described(model: &AuditModel, found: Option<(&str, &Found)>) -> Model {
+    let info = found.map(|(_, found)| found.adapter.info());
+    let kind = match info.map(|info| (info.kind, info.rank)) {
+        None => ModelKind::Base,
+        Some((Kind::Full, _)) => ModelKind::Full,
+        Some((Kind::Lora | Kind::Dora, 0)) => ModelKind::HeadOnly,
+        Some((Kind::Lora | Kind::Dora, _)) => ModelKind::Adapter,
+    };
+    Model {
+        name: model.name.clone(),
+        kind,
+        adapter: found.map_or_else(String::new, |(adapter, _)| adapter.to_owned()),
+        generation: found.map_or_else(String::new, |(_, found)| found.generation.clone()),
+        scale: model.scale,
+        training: found.and_then(|(_, found)| training(found.lineage.as_ref()?)),
+        overlap: None,
+    }
+}
+
+fn training(lineage: &Lineage) -> Option<Training> {
+    let settings = settings_of(lineage)?;
+    let (rank, alpha, layers) = match &settings.method {
+        Method::Lora(lora) => {
+            (Some(lora.rank as u64), Some(lora.alpha), lora.layers.iter().map(|n| *n as u64).collect())
+        }
+        Method::HeadOnly => (Some(0), None, Vec::new()),
+        Method::Full => (None, None, Vec::new()),
+    };
+    Some(Training {
+        job: lineage.job.clone(),
+        dataset: lineage.dataset.clone(),
+        rank,
+        alpha,
+        layers,
+        seed: settings.seed,
+        settings: lineage.settings.clone(),
+    })
+}

@@ -1,0 +1,346 @@
+//! Audits: made with their children, killed at every moment, cancelled and resumed with them, tidied up after.
+
+use super::kills::{Images, image};
+use super::*;
+use crate::audit::report::ModelKind;
+use crate::audit::settings as ask;
+use crate::registry::{AdapterFiles, Publish, Reference};
+
+fn asked(membership: Option<ask::Membership>) -> ask::Settings {
+    ask::Settings {
+        task: ask::Task::Perplexity,
+        attributes: vec![],
+        intersections: vec![],
+        controls: vec![],
+        weight_column: None,
+        cluster_column: None,
+        splits: vec![Split::Train, Split::Test],
+        measures: vec![],
+        positive: None,
+        threshold: 0.5,
+        statistics: ask::Statistics {
+            level: 0.95,
+            resamples: 10,
+            interval: ask::BootstrapInterval::Percentile,
+            permutations: 10,
+            correction: ask::Correction::Holm,
+            margin: 0.0,
+            min_group: 1,
+            suppress_below: 0,
+        },
+        calibration: ask::Calibration { bins: 10, temperature: false },
+        membership,
+        max_tokens: 16,
+        overlap: ask::Overlap::Mark,
+        convention: ask::Convention::Defined,
+        seed: 9,
+    }
+}
+
+fn shadows(shadows: usize, planted_control: bool) -> ask::Membership {
+    ask::Membership {
+        attacks: vec![ask::Attack::LiraOnline],
+        min_k: vec![],
+        false_positive_rates: vec![0.1],
+        shadows,
+        shadow_fraction: 0.5,
+        planted_control,
+    }
+}
+
+fn model(name: &str, source: SourceWanted) -> ModelWanted {
+    ModelWanted { name: name.into(), source, scale: 1.0 }
+}
+
+fn trained(name: &str, seed: u64) -> ModelWanted {
+    let settings = Box::new(Settings { seed, ..settings() });
+    model(name, SourceWanted::Training { settings, dataset: None })
+}
+
+fn audit(audit: &str, models: Vec<ModelWanted>, membership: Option<ask::Membership>) -> AuditWanted {
+    let (name, dataset, settings) = (name(audit), "rows".into(), asked(membership));
+    AuditWanted { name, dataset, models, settings, keep_models: None }
+}
+
+/// Base, one trained model, two shadow models and a control.
+fn whole() -> AuditWanted {
+    let models = vec![model("base", SourceWanted::Base), trained("Rank 8", 1)];
+    audit("fair", models, Some(shadows(2, true)))
+}
+
+fn report_of(job: &Job) -> String {
+    let Some(Made::Report { report }) = &job.made else { panic!("{job:?}") };
+    report.clone()
+}
+
+fn exists(house: &House, adapter: &str) -> bool {
+    house.registry.get(&name(adapter)).is_ok()
+}
+
+#[test]
+fn an_audit_runs_after_what_it_needs_and_tidies_up() {
+    let house = House::new();
+    let wanted = whole();
+    let job = house.jobs.create_audit(wanted, None).unwrap();
+    assert_eq!((job.kind(), job.state, job.children().len()), (JobKind::Audit, State::Queued, 4));
+    let done = house.ended(job.id);
+    assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
+    let children: Vec<_> = job.children().iter().map(|id| house.jobs.get(*id).unwrap()).collect();
+    for child in &children {
+        assert_eq!((child.state, child.parent), (State::Succeeded, Some(job.id)));
+        assert!(child.ended <= done.started, "before the audit");
+    }
+    let names: Vec<_> = children.iter().map(Job::name).collect();
+    assert_eq!(names, ["fair.rank-8", "fair.rank-8.shadow-0", "fair.rank-8.shadow-1", "fair.planted"]);
+    // What it was for is kept, helpers are not; nothing is held any more.
+    assert_eq!(names.iter().map(|name| exists(&house, name)).collect::<Vec<_>>(), [true, false, false, false]);
+    let lineage = house.registry.get(&name("fair.rank-8")).unwrap().generations[0].lineage.clone().unwrap();
+    assert_eq!((lineage.job, lineage.audit), (children[0].id.to_string(), Some(job.id.to_string())));
+    house.registry.delete(&name("fair.rank-8"), Expected::Any, None).unwrap();
+    // Shadows are trained as their target, each on rows of its own.
+    let tunings: Vec<_> = children
+        .iter()
+        .map(|child| match &child.task {
+            crate::jobs::Task::FineTuning(tuning) => tuning.settings.clone(),
+            crate::jobs::Task::Audit { .. } => panic!(),
+        })
+        .collect();
+    let subsets: Vec<_> = tunings.iter().map(|tuning| tuning.subset.clone()).collect();
+    assert!(subsets[0].is_none() && subsets[1] != subsets[2]);
+    assert_eq!(subsets[1].as_ref().map(|subset| subset.fraction), Some(0.5));
+    assert_eq!(Settings { subset: None, seed: 1, ..tunings[1].clone() }, tunings[0]);
+    let kept = house.list.kept.lock().unwrap();
+    let [(kept_name, kept_job, report)] = &kept[..] else { panic!("{}", kept.len()) };
+    assert_eq!((kept_name.as_str(), *kept_job), ("fair", job.id));
+    assert_eq!(report_of(&done), hex::encode(Sha256::digest(serde_json::to_vec(report).unwrap())));
+    let (base, rank) = (&report.models[0], &report.models[1]);
+    assert_eq!((base.kind, base.adapter.as_str(), &base.training), (ModelKind::Base, "", &None));
+    assert_eq!((rank.name.as_str(), rank.adapter.as_str(), rank.scale), ("Rank 8", "fair.rank-8", 1.0));
+    assert_eq!(rank.training.as_ref().map(|training| training.seed), Some(1));
+    let events = house.events(job.id);
+    assert!(story(&events).starts_with("queued running scoring:1 "), "{}", story(&events));
+    assert!(story(&events).ends_with("scoring:5 statistics:0 succeeded"), "{}", story(&events));
+    let count = |kind| house.metrics.jobs_finished.with_label_values(&[kind, "succeeded"]).get();
+    until(|| count("audit") == 1);
+    assert_eq!(count("fine_tuning"), 4);
+}
+
+#[test]
+fn a_kill_at_any_moment_gives_the_same_report() {
+    let (house, images) = (House::new(), Images::default());
+    let (path, theirs) = (house.folder.path().to_owned(), Arc::clone(&images));
+    house.hook(move |moment| {
+        let image = image(&path);
+        theirs.lock().unwrap().push((moment, image));
+        Ok(())
+    });
+    let job = house.jobs.create_audit(whole(), None).unwrap();
+    let done = house.ended(job.id);
+    assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
+    let images = std::mem::take(&mut *images.lock().unwrap());
+    let audits = images.iter().filter(|(moment, _)| {
+        matches!(moment, Moment::Begin | Moment::Score(_) | Moment::Written(_) | Moment::Report | Moment::Keep)
+    });
+    // Start, 5 batches, checkpoints after 2, 4 and 5, report, shelf.
+    assert_eq!(audits.count(), 11);
+    for (at, (moment, image)) in images.into_iter().enumerate() {
+        // Children are killed at every moment elsewhere: here some of theirs.
+        let of_audit = !matches!(moment, Moment::Start | Moment::Advance(_) | Moment::Checkpoint(_) | Moment::Output);
+        if !of_audit && at % 9 != 0 {
+            continue;
+        }
+        let house = House::at(image, Hooks::default());
+        let after = house.ended(job.id);
+        assert_eq!((after.state, report_of(&after)), (State::Succeeded, report_of(&done)), "{moment:?}");
+        assert!(exists(&house, "fair.rank-8") && !exists(&house, "fair.planted"), "{moment:?}");
+    }
+}
+
+#[test]
+fn an_audit_whose_child_failed_names_it_and_is_resumed_with_it() {
+    let expected = House::new();
+    let expected = report_of(&expected.ended(expected.jobs.create_audit(whole(), None).unwrap().id)).len();
+    let house = House::new();
+    let mut starts = 0;
+    house.hook(move |moment| {
+        starts += usize::from(moment == Moment::Start);
+        // The second child.
+        if starts == 2 && moment == Moment::Advance(1) { Err(TrainError::Data("no".into())) } else { Ok(()) }
+    });
+    let job = house.jobs.create_audit(whole(), None).unwrap();
+    let failed = house.ended(job.id);
+    let failure = failed.failure.clone().unwrap();
+    assert_eq!((failed.state, failure.reason.as_str()), (State::Failed, "AUDIT_CHILD_FAILED"));
+    assert!(failure.message.contains(&job.children()[1].to_string()), "{failure:?}");
+    assert!(failed.is_resumable() && failed.checkpoint.is_none());
+    // Somebody deletes what another child has made: it is made again.
+    house.registry.delete(&name("fair.planted"), Expected::Any, None).unwrap();
+    let resumed = house.jobs.resume(job.id, None).unwrap();
+    assert_eq!(resumed.state, State::Queued);
+    let done = house.ended(job.id);
+    assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
+    assert_eq!(report_of(&done).len(), expected);
+    let runs = |at: usize| {
+        let events = house.events(job.children()[at]);
+        story(&events).split(' ').filter(|word| *word == "running").count()
+    };
+    assert_eq!([0, 1, 2, 3].map(runs), [1, 2, 1, 2]);
+}
+
+#[test]
+fn with_an_audit_its_children_are_cancelled_and_resumed() {
+    let house = House::new();
+    let (reached, started) = std::sync::mpsc::channel();
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let mut first = true;
+    house.hook(move |moment| {
+        if std::mem::take(&mut first) && moment == Moment::Start {
+            reached.send(()).unwrap();
+            let _ = gate.recv();
+        }
+        Ok(())
+    });
+    let job = house.jobs.create_audit(whole(), None).unwrap();
+    started.recv().unwrap();
+    let cancelled = house.jobs.cancel(job.id, None).unwrap();
+    assert_eq!(cancelled.state, State::Cancelled);
+    let states = || job.children().iter().map(|id| house.jobs.get(*id).unwrap()).collect::<Vec<_>>();
+    assert!(states()[0].cancelling, "it runs");
+    assert!(states()[1..].iter().all(|child| child.state == State::Cancelled));
+    let early = house.jobs.resume(job.id, None);
+    assert!(matches!(early, Err(JobsError::NotResumable(_))), "{early:?}");
+    drop(go);
+    house.ended(job.children()[0]);
+    assert!(states().iter().all(|child| child.state == State::Cancelled));
+    house.jobs.resume(job.id, None).unwrap();
+    assert_eq!(house.ended(job.id).state, State::Succeeded);
+    assert!(states().iter().all(|child| child.state == State::Succeeded));
+}
+
+#[test]
+fn an_audit_waits_for_a_child_that_was_resumed_behind_it() {
+    let house = House::new();
+    let (reached, started) = std::sync::mpsc::channel();
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let mut first = true;
+    house.hook(move |moment| {
+        if std::mem::take(&mut first) && moment == Moment::Start {
+            reached.send(()).unwrap();
+            let _ = gate.recv();
+        }
+        Ok(())
+    });
+    let job = house.jobs.create_audit(whole(), None).unwrap();
+    started.recv().unwrap();
+    let child = job.children()[2];
+    house.jobs.cancel(child, None).unwrap();
+    house.jobs.resume(child, None).unwrap();
+    drop(go);
+    assert_eq!(house.ended(job.id).state, State::Succeeded);
+    assert_eq!(house.jobs.get(child).unwrap().state, State::Succeeded);
+}
+
+fn publish(house: &House, adapter: &str, tensors: &[u8]) -> String {
+    let files = AdapterFiles { config: b"{}".to_vec(), tensors: tensors.to_vec() };
+    let publish = Publish {
+        name: name(adapter),
+        expected: Expected::Any,
+        pinned: None,
+        allow_no_effect: false,
+        request: None,
+        lineage: None,
+    };
+    house.registry.publish(files, publish).unwrap().current
+}
+
+#[test]
+fn an_adapter_is_pinned_to_its_generation_and_stays_while_it_is_audited() {
+    let house = House::new();
+    let generation = publish(&house, "poet", b"first");
+    let (reached, started) = std::sync::mpsc::channel();
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    house.hook(move |moment| {
+        if moment == Moment::Score(3) {
+            reached.send(()).unwrap();
+            let _ = gate.recv();
+        }
+        Ok(())
+    });
+    let wanted = || audit("fair", vec![model("poet", SourceWanted::Adapter(Reference::parse("poet").unwrap()))], None);
+    let job = house.jobs.create_audit(wanted(), None).unwrap();
+    started.recv().unwrap();
+    publish(&house, "poet", b"second");
+    let refused = house.registry.delete(&name("poet"), Expected::Any, None);
+    assert!(matches!(&refused, Err(RegistryError::Held { jobs, .. }) if *jobs == [job.id.to_string()]), "{refused:?}");
+    // Far more generations than are kept: the one that is audited is among them all the same.
+    for i in 0..20_u8 {
+        publish(&house, "poet", &[i]);
+    }
+    let stored = house.registry.get(&name("poet")).unwrap().generations;
+    assert!(stored.iter().any(|stored| stored.id == generation) && stored.len() < 20);
+    let other = house.jobs.create_audit(wanted(), None);
+    assert!(matches!(other, Err(JobsError::Conflict(_))), "{other:?}");
+    drop(go);
+    assert_eq!(house.ended(job.id).state, State::Succeeded);
+    assert_eq!(house.list.kept.lock().unwrap()[0].2.models[0].generation, generation);
+    house.registry.delete(&name("poet"), Expected::Any, None).unwrap();
+    let gone = house.jobs.create_audit(wanted(), None);
+    assert!(matches!(gone, Err(JobsError::Registry(RegistryError::AdapterNotFound(_)))), "{gone:?}");
+}
+
+#[test]
+fn nothing_is_made_of_an_audit_that_is_refused_in_part() {
+    let house = House::new();
+    // The last child takes a name that is taken.
+    publish(&house, "fair.planted", b"x");
+    let refused = house.jobs.create_audit(whole(), None);
+    assert!(matches!(refused, Err(JobsError::Registry(RegistryError::GenerationMismatch { .. }))), "{refused:?}");
+    assert!(house.jobs.list(None, None, 10).unwrap().is_empty());
+    let lost = house.jobs.create_audit(AuditWanted { dataset: "none".into(), ..whole() }, None);
+    assert!(matches!(lost, Err(JobsError::DatasetNotFound(_))), "{lost:?}");
+    let once = key("CreateAudit", 1);
+    let wanted = || audit("other", vec![trained("a b", 1), trained("a.b", 2), trained("A-b", 3)], None);
+    let job = house.jobs.create_audit(wanted(), Some(&once)).unwrap();
+    assert_eq!(house.jobs.create_audit(wanted(), Some(&once)).unwrap(), job);
+    let names: Vec<_> = job.children().iter().map(|id| house.jobs.get(*id).unwrap().name().to_owned()).collect();
+    assert_eq!(names[..2], ["other.a-b", "other.a.b"]);
+    assert!(names[2].starts_with("other.a-b-") && Name::parse(&names[2]).is_some(), "{names:?}");
+    assert_eq!(house.ended(job.id).state, State::Succeeded);
+}
+
+#[test]
+fn models_that_are_trained_alike_share_their_shadows() {
+    let house = House::new();
+    let adapter = |scale| ModelWanted { scale, ..model(&format!("x{scale}"), SourceWanted::Adapter(reference())) };
+    fn reference() -> Reference {
+        Reference::parse("a").unwrap()
+    }
+    house.ended(house.create("a").id);
+    let wanted = audit("fair", vec![adapter(0.5), adapter(1.0), trained("b", 77)], Some(shadows(3, false)));
+    let estimate = house.jobs.estimate_audit(&wanted).unwrap();
+    let job = house.jobs.create_audit(wanted, None).unwrap();
+    let crate::jobs::Task::Audit { audit } = &job.task else { panic!() };
+    assert_eq!(audit.models[0].shadows, audit.models[1].shadows);
+    assert_eq!((audit.models[2].shadows.len(), audit.children.len()), (3, 7));
+    assert!(audit.models[2].shadows.iter().all(|shadow| !audit.models[0].shadows.contains(shadow)));
+    // 200 rows, three models and six shadows; seven trainings of seven steps.
+    assert_eq!((estimate.trainings, estimate.steps, estimate.items), (7, 7 * STEPS, 9 * 200));
+    assert!(estimate.training_seconds.is_some_and(|seconds| seconds > 0.0), "one was trained before");
+    assert_eq!(estimate.scoring_seconds, None);
+    let done = house.ended(job.id);
+    assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
+    let wanted = self::audit("again", vec![model("base", SourceWanted::Base)], None);
+    assert!(house.jobs.estimate_audit(&wanted).unwrap().scoring_seconds.is_some());
+}
+
+#[test]
+fn nothing_that_was_trained_stays_where_that_is_asked() {
+    let house = House::new();
+    let job = house.jobs.create_audit(AuditWanted { keep_models: Some(false), ..whole() }, None).unwrap();
+    assert_eq!(house.ended(job.id).state, State::Succeeded);
+    let left = house.registry.list(None, 10).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    // So the same can be asked again.
+    let again = house.jobs.create_audit(whole(), None).unwrap();
+    assert_eq!(house.ended(again.id).state, State::Succeeded);
+}
