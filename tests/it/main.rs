@@ -15,6 +15,7 @@ mod client;
 mod datasets;
 mod fine_tuning;
 mod full;
+mod full_disk;
 mod generate;
 mod golden;
 mod jobs;
