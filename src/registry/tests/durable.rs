@@ -131,7 +131,7 @@ fn a_full_disk_is_reported_and_loses_nothing() {
 #[ignore = "fills its disk; run by a_full_disk_is_reported_and_loses_nothing"]
 fn on_a_small_disk() {
     let house = Plan::default().start();
-    let tensors = |index: usize| format!("{index:03}").repeat(233_000);
+    let tensors = |index: usize| format!("{index:03}").repeat(240_000);
     let full = (0..1000).find_map(|index| {
         let result = house.registry.publish(files(1, &tensors(index)), publish(&format!("a{index}")));
         result.err().map(|error| (index, error))
