@@ -41,6 +41,16 @@ pub struct Report {
     pub warnings: Vec<Warning>,
 }
 
+impl Report {
+    /// Returns its JSON; the SHA-256 of these bytes is the report's id.
+    ///
+    /// # Errors
+    /// When a number is not finite: then it is no report.
+    pub fn canonical(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+}
+
 /// The base model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseModel {

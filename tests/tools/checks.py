@@ -6,6 +6,7 @@ Nothing here knows a model's answers: what the numbers are is the business of th
 
 import argparse
 import contextlib
+import csv
 import functools
 import hashlib
 import json
@@ -569,6 +570,45 @@ def outside_checks():
                 return f"{len(values)} values, largest difference {worst:.1e}"
 
         yield f"outside_{name}", check
+
+
+# --- audits, through the Python client -----------------------------------------------------------------------------------
+
+
+def check_client_audits(server):
+    """A trained adapter and the base model on the same rows; files of the report agree with its figures."""
+    messages()
+    from evenkeel import Client, EvenkeelError
+
+    with Client(server.grpc) as client:
+        train(client, "audited", lora=LORA, learning_rate=1e-2)
+        settings = {
+            "task": {"label_words": {"words": [" odd", " even"]}},
+            "attributes": [{"values_column": "dialect"}],
+            "allow_training_overlap": True,
+            "statistics": {"min_group": 4},
+        }
+        done = client.finish_job(client.audit("ships", "ships", ["", "audited"], **settings))
+        assert done.state == 3, done.error
+        report = client.report("ships")
+        assert report.id == done.result.report and len(report.models) == 2, report.models
+        assert report.models[1].overlap == len(SHIPS), report.models[1]
+        document = client.report_file("ships", "json")
+        assert hashlib.sha256(document).hexdigest() == report.id
+        figures = json.loads(document)["figures"]
+        rows = list(csv.DictReader(client.report_file("ships", "csv").decode().splitlines()))
+        assert len(figures) == len(report.figures) == len(rows), (len(figures), len(report.figures), len(rows))
+        assert client.report_file("ships", "markdown").decode().startswith("# ")
+        kind, served = page(server, f"/reports/{report.id}")
+        assert kind.startswith("text/html") and served.encode() == client.report_file("ships", "html")
+        again = client.finish_job(client.audit("again", "ships", ["", "audited"], **settings))
+        assert again.result.report == report.id, "the same audit made another report"
+        try:
+            client.audit("refused", "ships", [{"adapter": "nobody"}], **settings)
+            raise AssertionError("an adapter that is not there was audited")
+        except EvenkeelError as error:
+            assert error.reason == "ADAPTER_NOT_FOUND", error.reason
+        return f"{len(figures)} figures"
 
 
 # --- bundled data ---------------------------------------------------------------------------------------------------
