@@ -72,7 +72,9 @@ async fn report_page(State(pages): State<Pages>, Path(id): Path<String>) -> Resp
             ];
             (headers, page).into_response()
         }
-        Ok(Err(ReportsError::ReportNotFound(_))) => (StatusCode::NOT_FOUND, "there is no such report\n").into_response(),
+        Ok(Err(ReportsError::ReportNotFound(_))) => {
+            (StatusCode::NOT_FOUND, "there is no such report\n").into_response()
+        }
         Ok(Err(error)) => {
             tracing::error!(error = &error as &dyn std::error::Error, "a report cannot be read");
             (StatusCode::INTERNAL_SERVER_ERROR, "the report cannot be read\n").into_response()

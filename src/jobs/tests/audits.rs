@@ -137,9 +137,9 @@ fn a_kill_at_any_moment_gives_the_same_report() {
     let done = house.ended(job.id);
     assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
     let images = std::mem::take(&mut *images.lock().unwrap());
-    let audits = images.iter().filter(|(moment, _)| {
-        matches!(moment, Moment::Begin | Moment::Score(_) | Moment::Written(_) | Moment::Report)
-    });
+    let audits = images
+        .iter()
+        .filter(|(moment, _)| matches!(moment, Moment::Begin | Moment::Score(_) | Moment::Written(_) | Moment::Report));
     // Start, 5 batches, checkpoints after 2, 4 and 5, report.
     assert_eq!(audits.count(), 10);
     for (at, (moment, image)) in images.into_iter().enumerate() {

@@ -23,12 +23,12 @@ use crate::lora::{Adapter, AdapterInfo, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{Batch, CausalLm, KvCache, ModelError, ModelInfo};
 use crate::registry::{Registry, RequestKey};
+use crate::reports::Reports;
 use crate::store::Store;
 use crate::train::{
     Average, Evaluation, Figure, Length, Method, Output, Progress, Schedule, Task as TrainingTask, TrainError,
 };
 use crate::turns::{Slices, Turns};
-use crate::reports::Reports;
 
 /// Steps of a job of the script.
 const STEPS: u64 = 7;

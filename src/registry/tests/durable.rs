@@ -15,7 +15,12 @@ fn a_repeated_request_has_one_effect_and_one_answer() {
     assert!(matches!(house.registry.publish(files(1, "x"), once(2)), Err(RegistryError::RequestIdReused(_))));
     let aliases = at_once(50, |_| {
         let key = key("SetAlias", "id", 1);
-        json(&house.registry.set_alias(&name("live"), &reference("poet"), Expected::Absent, Demand::AsItWas, key).unwrap())
+        json(
+            &house
+                .registry
+                .set_alias(&name("live"), &reference("poet"), Expected::Absent, Demand::AsItWas, key)
+                .unwrap(),
+        )
     });
     assert!(aliases.iter().all(|answer| *answer == aliases[0]));
 
