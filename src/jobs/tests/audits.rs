@@ -388,3 +388,19 @@ fn nothing_that_was_trained_stays_where_that_is_asked() {
     let again = house.jobs.create_audit(whole(), None).unwrap();
     assert_eq!(house.ended(again.id).state, State::Succeeded);
 }
+
+#[test]
+fn children_are_forgotten_with_their_audit() {
+    let settings = JobsSettings { keep_finished: 1, ..limits() };
+    let house = House::with(Arc::new(tempfile::tempdir().unwrap()), Hooks::default(), settings, "base");
+    let first = house.jobs.create_audit(audit("one", vec![trained("m", 1)], None), None).unwrap();
+    house.ended(first.id);
+    let second = house.jobs.create_audit(audit("two", vec![trained("m", 2)], None), None).unwrap();
+    house.ended(second.id);
+    // Children do not count: the first audit is still the newest that had ended when the second was made.
+    assert!(house.jobs.get(first.id).is_ok() && house.jobs.get(first.children()[0]).is_ok());
+    house.ended(house.create("a").id);
+    assert!(matches!(house.jobs.get(first.id), Err(JobsError::NotFound(_))));
+    assert!(matches!(house.jobs.get(first.children()[0]), Err(JobsError::NotFound(_))));
+    assert!(house.jobs.get(second.children()[0]).is_ok());
+}
