@@ -4,8 +4,19 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["server", "inference", "adapter", "dataset", "training", "job", "fine_tuning", "audit_settings", "audit_report", "audit"]
-        .map(|name| format!("evenkeel/v1/{name}.proto"));
+    let files = [
+        "server",
+        "inference",
+        "adapter",
+        "dataset",
+        "training",
+        "job",
+        "fine_tuning",
+        "audit_settings",
+        "audit_report",
+        "audit",
+    ]
+    .map(|name| format!("evenkeel/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gives OUT_DIR")?);

@@ -72,7 +72,9 @@ async fn report_page(State(pages): State<Pages>, Path(id): Path<String>) -> Resp
             ];
             (headers, page).into_response()
         }
-        Ok(Err(ReportsError::ReportNotFound(_))) => (StatusCode::NOT_FOUND, "there is no such report\n").into_response(),
+        Ok(Err(ReportsError::ReportNotFound(_))) => {
+            (StatusCode::NOT_FOUND, "there is no such report\n").into_response()
+        }
         Ok(Err(error)) => {
             tracing::error!(error = &error as &dyn std::error::Error, "a report cannot be read");
             (StatusCode::INTERNAL_SERVER_ERROR, "the report cannot be read\n").into_response()
@@ -92,6 +94,14 @@ mod tests {
 
     use super::*;
 
+    /// No reports yet, and where they would be.
+    fn reports() -> (Arc<Reports>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(crate::store::Store::open(folder.path()).unwrap());
+        let metrics = Arc::new(Metrics::new().unwrap());
+        (Arc::new(Reports::open(store, crate::config::AuditSettings::default(), metrics).unwrap()), folder)
+    }
+
     async fn status(router: &Router, path: &str) -> StatusCode {
         let request = Request::get(path).body(Body::empty()).unwrap();
         router.clone().oneshot(request).await.unwrap().status()
@@ -100,9 +110,11 @@ mod tests {
     #[tokio::test]
     async fn ready_follows_the_server_and_alive_does_not() {
         let (sender, ready) = watch::channel(false);
-        let router = router(Arc::new(Metrics::new().unwrap()), ready);
+        let (reports, _folder) = reports();
+        let router = router(Arc::new(Metrics::new().unwrap()), ready, reports);
         assert_eq!(status(&router, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(status(&router, "/healthz").await, StatusCode::OK);
+        assert_eq!(status(&router, "/reports/none").await, StatusCode::NOT_FOUND);
         sender.send(true).unwrap();
         assert_eq!(status(&router, "/readyz").await, StatusCode::OK);
         sender.send(false).unwrap();
@@ -119,7 +131,8 @@ mod tests {
         let metrics = Arc::new(Metrics::new().unwrap());
         metrics.prompt_tokens.inc_by(7);
         let request = Request::get("/metrics").body(Body::empty()).unwrap();
-        let response = router(metrics, ready).oneshot(request).await.unwrap();
+        let (reports, _folder) = reports();
+        let response = router(metrics, ready, reports).oneshot(request).await.unwrap();
         assert_eq!(response.headers()[CONTENT_TYPE], TEXT_FORMAT);
         let text = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let text = std::str::from_utf8(&text).unwrap();

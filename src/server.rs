@@ -1,4 +1,4 @@
-//! Wires the rooms together: store → registry and data sets → engine → jobs → services, and takes them down in order.
+//! Wires the rooms together: store → registry, data sets and reports → engine → jobs → services, and takes them down in order.
 //!
 //! The model is loaded before: `bind` opens the listeners first, so that a taken port is found out before the adapters
 //! are read, and is ready when it returns. Signals, logs and the ready line are `main`'s.
@@ -22,6 +22,7 @@ use crate::model::chat::ChatTemplate;
 use crate::model::companions::Companion;
 use crate::model::tokenizer::Tokenizer;
 use crate::registry::{Registry, RegistryError};
+use crate::reports::{Reports, ReportsError};
 use crate::rpc::listener::{Listener, Stop};
 use crate::rpc::{Services, readiness_names};
 use crate::store::{Store, StoreError};
@@ -78,6 +79,9 @@ pub enum ServerError {
     /// The data sets cannot be read.
     #[error("cannot open the data sets")]
     Datasets(#[from] DatasetError),
+    /// The reports cannot be read.
+    #[error("cannot open the reports")]
+    Reports(#[from] ReportsError),
     /// The jobs cannot be read.
     #[error("cannot open the jobs")]
     Jobs(#[from] JobsError),
@@ -130,10 +134,11 @@ impl Server {
         let durable = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&opening.server.data_dir)?);
             let datasets = Datasets::open(Arc::clone(&store), opening.datasets.clone())?;
-            let registry = Registry::open(Arc::clone(&store), model, opening.registry.clone(), counts)?;
-            Ok::<_, ServerError>((store, Arc::new(registry), Arc::new(datasets)))
+            let registry = Registry::open(Arc::clone(&store), model, opening.registry.clone(), Arc::clone(&counts))?;
+            let reports = Reports::open(Arc::clone(&store), opening.audits.clone(), counts)?;
+            Ok::<_, ServerError>((store, Arc::new(registry), Arc::new(datasets), Arc::new(reports)))
         });
-        let (store, registry, datasets) = durable.await??;
+        let (store, registry, datasets, reports) = durable.await??;
         let turns = Arc::new(Turns::new(settings.jobs.patience()));
         let engine = Engine::start(
             Arc::clone(&loaded.model),
@@ -154,7 +159,7 @@ impl Server {
             rows: Arc::clone(&datasets) as Arc<dyn Rows>,
             training: Arc::new(training),
             auditing: Arc::new(NoAudits),
-            shelf: Arc::new(NoAudits),
+            reports: Arc::clone(&reports),
             turns,
             metrics: Arc::clone(&metrics),
             settings: settings.jobs.clone(),
@@ -189,7 +194,7 @@ impl Server {
             grpc_addr,
             http,
             http_addr,
-            pages: crate::http::router(metrics, is_ready),
+            pages: crate::http::router(metrics, is_ready, reports),
             engine,
             jobs,
             health,
@@ -257,7 +262,7 @@ async fn listen(address: SocketAddr, insecure: bool) -> Result<(TcpListener, Soc
     Ok((listener, bound))
 }
 
-/// In the place of scoring and of the reports, until both are in this branch; no call reaches it.
+/// In the place of scoring, until it is in this branch; no call reaches it.
 struct NoAudits;
 
 impl crate::jobs::Auditing for NoAudits {
@@ -269,17 +274,6 @@ impl crate::jobs::Auditing for NoAudits {
         _: Option<&[u8]>,
     ) -> Result<Box<dyn crate::jobs::AuditWork>, crate::jobs::AuditError> {
         Err(crate::jobs::AuditError::Data("audits are not wired yet".into()))
-    }
-}
-
-impl crate::jobs::Shelf for NoAudits {
-    fn keep(
-        &self,
-        name: &crate::registry::Name,
-        _: crate::jobs::JobId,
-        _: &crate::audit::report::Report,
-    ) -> Result<String, JobsError> {
-        Err(JobsError::NotFound(name.to_string()))
     }
 }
 

@@ -60,7 +60,8 @@ impl Inner {
         let report = work.report(paced)?;
         paced.check()?;
         let name = Name::parse(&audit.name).ok_or_else(|| corrupt(&job.id.to_string()))?;
-        let made = Made::Report { report: self.parts.shelf.keep(&name, job.id, &report)? };
+        let kept = self.parts.reports.put(&name, Some(&job.id.to_string()), &report, None)?;
+        let made = Made::Report { report: kept.id };
         self.update(job.id, |job| {
             job.made = Some(made.clone());
             None

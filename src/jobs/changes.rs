@@ -14,12 +14,13 @@ use tokio::sync::watch;
 
 use super::rows::{add, behind_all, corrupt, parse, stored, time, write};
 use super::{
-    Auditing, Event, FineTuning, Job, JobId, JobKind, JobsError, Made, ModelSource, Rows, Shelf, State, Task, Training,
+    Auditing, Event, FineTuning, Job, JobId, JobKind, JobsError, Made, ModelSource, Rows, State, Task, Training,
     Tuning, expected_text, runner,
 };
 use crate::config::JobsSettings;
 use crate::metrics::Metrics;
 use crate::registry::{Expected, Name, Registry, RegistryError, RequestKey, compare};
+use crate::reports::Reports;
 use crate::store::{Catalog, Store};
 use crate::turns::Turns;
 
@@ -39,7 +40,7 @@ pub struct Parts {
     /// What audits.
     pub auditing: Arc<dyn Auditing>,
     /// Where reports go.
-    pub shelf: Arc<dyn Shelf>,
+    pub reports: Arc<Reports>,
     /// Shares the device with requests.
     pub turns: Arc<Turns>,
     /// Counts.

@@ -5,7 +5,7 @@
 use super::{AuditError, Failure, JobsError, reason};
 use crate::lora::LoraError;
 use crate::registry::RegistryError;
-use crate::reports::GateError;
+use crate::reports::{GateError, ReportsError};
 use crate::store::StoreError;
 use crate::train::TrainError;
 use crate::turns::Stopped;
@@ -85,6 +85,19 @@ impl From<StoreError> for Halt {
 impl From<RegistryError> for Halt {
     fn from(error: RegistryError) -> Self {
         Self::Failed(registry(&error))
+    }
+}
+
+impl From<ReportsError> for Halt {
+    fn from(error: ReportsError) -> Self {
+        Self::Failed(match error {
+            ReportsError::Store(error) => store(&error),
+            ReportsError::ReportNotFound(_)
+            | ReportsError::PolicyNotFound(_)
+            | ReportsError::PolicyExists(_)
+            | ReportsError::PolicyInUse { .. }
+            | ReportsError::RequestIdReused(_) => Failure::internal(&error),
+        })
     }
 }
 

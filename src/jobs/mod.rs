@@ -1,7 +1,7 @@
 //! What is long: written down before it is acknowledged, computed beside serving, gone on with after a crash.
 //!
 //! Computes nothing itself: a [`Training`] makes the [`Work`] of a fine-tuning, whose result the registry publishes, and
-//! an [`Auditing`] that of an audit, whose report goes to the [`Shelf`]. `changes` answers callers, `fan` makes audits
+//! an [`Auditing`] that of an audit, whose report `reports` keeps. `changes` answers callers, `fan` makes audits
 //! with the fine-tunings that they need, `runner` is the one thread that takes jobs, `tune` and `audit` are what it does,
 //! `pace` lets it compute in slices. First come, first served, and no audit before the jobs that were made for it.
 //!
@@ -36,7 +36,7 @@ pub use job::{
     Advance, AuditModel, AuditProgress, AuditTask, Checkpoint, Event, Failure, Job, JobId, JobKind, Made, ModelSource,
     Phase, State, Task, Tuning,
 };
-pub use work::{AuditError, AuditStep, AuditWork, Auditing, Rows, Shelf, Sibling, Subject, Training, Work};
+pub use work::{AuditError, AuditStep, AuditWork, Auditing, Rows, Sibling, Subject, Training, Work};
 
 /// Steps of a job whose events are kept; of a longer one the oldest go.
 const EVENTS: u64 = 100_000;

@@ -5,13 +5,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{JobId, JobsError};
+use super::JobsError;
 use crate::audit::report::{Model, Report};
 use crate::audit::settings::Settings as AuditSettings;
 use crate::dataset::{Dataset, DatasetError, Datasets};
 use crate::lora::Adapter;
 use crate::model::ModelError;
-use crate::registry::Name;
 use crate::store::Catalog;
 use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer};
 use crate::turns::{Slices, Stopped};
@@ -202,15 +201,6 @@ pub struct AuditStep {
     pub total: u64,
     /// Whether nothing is left to score.
     pub last: bool,
-}
-
-/// Where reports are kept.
-pub trait Shelf: Send + Sync {
-    /// Keeps a report under the name of an audit and returns its id; the same one again is harmless.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    fn keep(&self, name: &Name, job: JobId, report: &Report) -> Result<String, JobsError>;
 }
 
 /// Why an audit cannot start or go on.

@@ -24,7 +24,7 @@ use super::violations::Violations;
 use crate::lora::{Generation, Kind};
 use crate::model::companions::Companion;
 use crate::registry::{
-    AdapterFiles, AdapterRecord, AliasRecord, Expected, GenerationRecord, Publish, Reference, Registry,
+    AdapterFiles, AdapterRecord, AliasRecord, Demand, Expected, GenerationRecord, Publish, Reference, Registry,
 };
 
 /// Answers AdapterService.

@@ -5,6 +5,8 @@
 //! is done once in [`layers`]. Nothing here computes or stores anything.
 
 mod adapters;
+mod audit_settings_out;
+mod audit_tasks;
 mod classify;
 mod context;
 mod convert;
@@ -17,6 +19,7 @@ mod info;
 mod jobs;
 pub mod layers;
 pub mod listener;
+mod names;
 mod page;
 mod prompt;
 mod services;

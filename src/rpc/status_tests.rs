@@ -190,6 +190,7 @@ fn the_protos_name_the_reasons_and_no_others() {
         include_str!("../../proto/evenkeel/v1/training.proto"),
         include_str!("../../proto/evenkeel/v1/job.proto"),
         include_str!("../../proto/evenkeel/v1/fine_tuning.proto"),
+        include_str!("../../proto/evenkeel/v1/audit.proto"),
     ]
     .concat();
     for reason in Reason::ALL {

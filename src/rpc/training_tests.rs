@@ -91,6 +91,11 @@ fn resolved_settings_come_in_again_as_the_same() {
         keep_best: true,
         seed: Some(u64::MAX),
         groups: vec!["age".into(), "sex".into()],
+        subset: Some(pb::TrainingSubset {
+            splits: vec![pb::DatasetSplit::Train.into(), pb::DatasetSplit::Test.into()],
+            fraction: 0.25,
+            seed: 3,
+        }),
     };
     assert_eq!(settings_out(sound(every.clone())), every);
     let mut other = sound(with(|s| {

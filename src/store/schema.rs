@@ -197,6 +197,19 @@ mod tests {
     }
 
     #[test]
+    fn jobs_of_the_first_version_are_fine_tunings() {
+        let mut database = Connection::open_in_memory().unwrap();
+        migrate(&mut database, &MIGRATIONS[..4]).unwrap();
+        let old = "INSERT INTO jobs (id, state, adapter, dataset, place, record) VALUES ('j', 'failed', 'a', 'd', 1, '{}')";
+        database.execute(old, []).unwrap();
+        migrate(&mut database, MIGRATIONS).unwrap();
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        let found: (String, String, Option<String>) =
+            database.query_row("SELECT kind, name, parent FROM jobs", [], read).unwrap();
+        assert_eq!(found, ("fine_tuning".into(), "a".into(), None));
+    }
+
+    #[test]
     fn a_failing_migration_leaves_the_older_database() {
         let mut database = Connection::open_in_memory().unwrap();
         migrate(&mut database, &["CREATE TABLE a (x)"]).unwrap();

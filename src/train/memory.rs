@@ -25,8 +25,14 @@ pub(super) struct Estimate {
 }
 
 impl Estimate {
-    /// Estimates for micro-batches of up to `tokens` tokens.
-    pub(super) fn new(base: &dyn Base, depth: usize, parameters: &Parameters, tokens: usize) -> Self {
+    /// Estimates for micro-batches of up to `tokens` tokens; with `head_only` no block is kept for a backward.
+    pub(super) fn new(
+        base: &dyn Base,
+        depth: usize,
+        parameters: &Parameters,
+        tokens: usize,
+        head_only: bool,
+    ) -> Self {
         let sites = base.sites();
         let inner = sites.iter().filter(|site| site.kind == SiteKind::Linear);
         // Inputs and outputs of the layers of one block, forward.
@@ -37,8 +43,13 @@ impl Estimate {
         let block = tokens * (widths + EXTRAS * hidden) * F32;
         let depth = depth as u64;
         let logits = LOGIT_ROWS.min(2 * tokens) * vocab * F32;
+        let state = 4 * parameters.count() as u64 * F32;
+        if head_only {
+            let forward = block + logits;
+            return Self { state, kept: forward, recomputed: forward };
+        }
         Self {
-            state: 4 * parameters.count() as u64 * F32,
+            state,
             // A block's backward holds about as much again.
             kept: depth * block + 2 * block + logits,
             recomputed: depth * tokens * hidden * F32 + 3 * block + logits,

@@ -98,7 +98,8 @@ impl Trainer {
             return Err(TrainError::Setting { field: "method", fault: "trains nothing".into() });
         }
         let tokens = largest(&examples, &order, settings);
-        let estimate = Estimate::new(base, model.depth(), &parameters, tokens);
+        let head_only = settings.method == Method::HeadOnly;
+        let estimate = Estimate::new(base, model.depth(), &parameters, tokens, head_only);
         let recompute = fit(&estimate, settings.recompute, context.memory_bytes)?;
         let multi_label = examples.multi_label;
         let learner = Learner::new(context.model.clone(), parameters, settings, recompute, multi_label)?;

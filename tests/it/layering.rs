@@ -31,8 +31,8 @@ const TABLE: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "audit", "dataset", "engine", "http", "jobs", "lora", "model", "registry", "reports", "rpc", "store", "train",
-            "turns",
+            "audit", "dataset", "engine", "http", "jobs", "lora", "model", "registry", "reports", "rpc", "store",
+            "train", "turns",
         ],
     ),
     // A client of the server it starts: it may name the generated messages.

@@ -530,6 +530,7 @@ def outside_checks():
         ("full", False, {"full": {}, "learning_rate": 1e-3}),
         ("classifier", True, {"task": CLASSIFY, "lora": LORA, "learning_rate": 1e-2}),
         ("full_classifier", True, {"task": CLASSIFY, "full": {}, "learning_rate": 1e-3}),
+        ("head_only", True, {"task": CLASSIFY, "head_only": {}, "learning_rate": 1e-2}),
     )
     for name, classifier, settings in kinds:
 

@@ -109,10 +109,9 @@ fn an_audit_runs_after_what_it_needs_and_tidies_up() {
     assert!(subsets[0].is_none() && subsets[1] != subsets[2]);
     assert_eq!(subsets[1].as_ref().map(|subset| subset.fraction), Some(0.5));
     assert_eq!(Settings { subset: None, seed: 1, ..tunings[1].clone() }, tunings[0]);
-    let kept = house.list.kept.lock().unwrap();
-    let [(kept_name, kept_job, report)] = &kept[..] else { panic!("{}", kept.len()) };
-    assert_eq!((kept_name.as_str(), *kept_job), ("fair", job.id));
-    assert_eq!(report_of(&done), hex::encode(Sha256::digest(serde_json::to_vec(report).unwrap())));
+    let (summary, report) = house.reports.get("fair").unwrap();
+    assert_eq!((&summary.id, summary.job.as_deref()), (&report_of(&done), Some(&*job.id.to_string())));
+    assert_eq!(summary.id, hex::encode(Sha256::digest(report.canonical().unwrap())));
     let (base, rank) = (&report.models[0], &report.models[1]);
     assert_eq!((base.kind, base.adapter.as_str(), &base.training), (ModelKind::Base, "", &None));
     assert_eq!((rank.name.as_str(), rank.adapter.as_str(), rank.scale), ("Rank 8", "fair.rank-8", 1.0));
@@ -138,11 +137,11 @@ fn a_kill_at_any_moment_gives_the_same_report() {
     let done = house.ended(job.id);
     assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
     let images = std::mem::take(&mut *images.lock().unwrap());
-    let audits = images.iter().filter(|(moment, _)| {
-        matches!(moment, Moment::Begin | Moment::Score(_) | Moment::Written(_) | Moment::Report | Moment::Keep)
-    });
-    // Start, 5 batches, checkpoints after 2, 4 and 5, report, shelf.
-    assert_eq!(audits.count(), 11);
+    let audits = images
+        .iter()
+        .filter(|(moment, _)| matches!(moment, Moment::Begin | Moment::Score(_) | Moment::Written(_) | Moment::Report));
+    // Start, 5 batches, checkpoints after 2, 4 and 5, report.
+    assert_eq!(audits.count(), 10);
     for (at, (moment, image)) in images.into_iter().enumerate() {
         // Children are killed at every moment elsewhere: here some of theirs.
         let of_audit = !matches!(moment, Moment::Start | Moment::Advance(_) | Moment::Checkpoint(_) | Moment::Output);
@@ -153,6 +152,51 @@ fn a_kill_at_any_moment_gives_the_same_report() {
         let after = house.ended(job.id);
         assert_eq!((after.state, report_of(&after)), (State::Succeeded, report_of(&done)), "{moment:?}");
         assert!(exists(&house, "fair.rank-8") && !exists(&house, "fair.planted"), "{moment:?}");
+        assert_eq!(house.reports.list(None, None, None, 9).unwrap().len(), 1, "{moment:?}");
+    }
+}
+
+/// The moments that no hook sees: the report is kept, and the job does not know it; or it knows, and is not tidy.
+#[test]
+fn a_kill_after_the_report_was_kept_keeps_it_once() {
+    let (house, images) = (House::new(), Images::default());
+    let (path, theirs) = (house.folder.path().to_owned(), Arc::clone(&images));
+    house.hook(move |moment| {
+        if moment == Moment::Report {
+            theirs.lock().unwrap().push((moment, image(&path)));
+        }
+        Ok(())
+    });
+    let job = house.jobs.create_audit(whole(), None).unwrap();
+    let done = house.ended(job.id);
+    let (_, report) = house.reports.get("fair").unwrap();
+    let before = images.lock().unwrap().pop().unwrap().1;
+    for known in [false, true] {
+        let at = image(before.path());
+        let (store, registry, metrics) = registry(at.path(), Hooks::default(), "base");
+        let reports = Reports::open(Arc::clone(&store), AuditSettings::default(), metrics).unwrap();
+        reports.put(&name("fair"), Some(&job.id.to_string()), &report, None).unwrap();
+        if known {
+            let id = job.id.to_string();
+            store
+                .change(|catalog| {
+                    let mut row = catalog.job(&id)?.unwrap();
+                    let mut job: Job = serde_json::from_str(&row.record).unwrap();
+                    job.made = done.made.clone();
+                    row.record = serde_json::to_string(&job).unwrap();
+                    catalog.put_job(&row)?;
+                    // One of the helpers is gone already.
+                    catalog.release_generations(&id)
+                })
+                .unwrap();
+            registry.delete(&name("fair.rank-8.shadow-0"), Expected::Any, None).unwrap();
+        }
+        drop((reports, registry, store));
+        let house = House::at(at, Hooks::default());
+        let after = house.ended(job.id);
+        assert_eq!((after.state, &after.made), (State::Succeeded, &done.made), "{:?}", after.failure);
+        assert_eq!(house.reports.list(None, None, None, 9).unwrap().len(), 1);
+        assert!(exists(&house, "fair.rank-8") && !exists(&house, "fair.planted"));
     }
 }
 
@@ -282,7 +326,7 @@ fn an_adapter_is_pinned_to_its_generation_and_stays_while_it_is_audited() {
     assert!(matches!(other, Err(JobsError::Conflict(_))), "{other:?}");
     drop(go);
     assert_eq!(house.ended(job.id).state, State::Succeeded);
-    assert_eq!(house.list.kept.lock().unwrap()[0].2.models[0].generation, generation);
+    assert_eq!(house.reports.get("fair").unwrap().1.models[0].generation, generation);
     house.registry.delete(&name("poet"), Expected::Any, None).unwrap();
     let gone = house.jobs.create_audit(wanted(), None);
     assert!(matches!(gone, Err(JobsError::Registry(RegistryError::AdapterNotFound(_)))), "{gone:?}");
@@ -343,4 +387,20 @@ fn nothing_that_was_trained_stays_where_that_is_asked() {
     // So the same can be asked again.
     let again = house.jobs.create_audit(whole(), None).unwrap();
     assert_eq!(house.ended(again.id).state, State::Succeeded);
+}
+
+#[test]
+fn children_are_forgotten_with_their_audit() {
+    let settings = JobsSettings { keep_finished: 1, ..limits() };
+    let house = House::with(Arc::new(tempfile::tempdir().unwrap()), Hooks::default(), settings, "base");
+    let first = house.jobs.create_audit(audit("one", vec![trained("m", 1)], None), None).unwrap();
+    house.ended(first.id);
+    let second = house.jobs.create_audit(audit("two", vec![trained("m", 2)], None), None).unwrap();
+    house.ended(second.id);
+    // Children do not count: the first audit is still the newest that had ended when the second was made.
+    assert!(house.jobs.get(first.id).is_ok() && house.jobs.get(first.children()[0]).is_ok());
+    house.ended(house.create("a").id);
+    assert!(matches!(house.jobs.get(first.id), Err(JobsError::NotFound(_))));
+    assert!(matches!(house.jobs.get(first.children()[0]), Err(JobsError::NotFound(_))));
+    assert!(house.jobs.get(second.children()[0]).is_ok());
 }

@@ -17,18 +17,18 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::config::{JobsSettings, RegistrySettings};
+use crate::config::{AuditSettings, JobsSettings, RegistrySettings};
 use crate::dataset::{Content, Dataset, Row, Split};
 use crate::lora::{Adapter, AdapterInfo, LoraError};
 use crate::metrics::Metrics;
 use crate::model::{Batch, CausalLm, KvCache, ModelError, ModelInfo};
 use crate::registry::{Registry, RequestKey};
+use crate::reports::Reports;
 use crate::store::Store;
 use crate::train::{
     Average, Evaluation, Figure, Length, Method, Output, Progress, Schedule, Task as TrainingTask, TrainError,
 };
 use crate::turns::{Slices, Turns};
-use script::List;
 
 /// Steps of a job of the script.
 const STEPS: u64 = 7;
@@ -46,7 +46,6 @@ pub(crate) enum Moment {
     Score(u64),
     Written(u64),
     Report,
-    Keep,
 }
 
 pub(crate) type Hook = Box<dyn FnMut(Moment) -> Result<(), TrainError> + Send>;
@@ -208,7 +207,7 @@ pub(crate) struct House {
     pub(crate) jobs: Jobs,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
-    list: Arc<List>,
+    reports: Arc<Reports>,
     hooks: Hooks,
     folder: Arc<tempfile::TempDir>,
 }
@@ -234,20 +233,21 @@ impl House {
 
     fn with(folder: Arc<tempfile::TempDir>, hooks: Hooks, settings: JobsSettings, base: &str) -> Self {
         let (store, registry, metrics) = registry(folder.path(), hooks.clone(), base);
-        let list = Arc::new(List { hooks: hooks.clone(), kept: Mutex::default() });
+        let reports = Reports::open(Arc::clone(&store), AuditSettings::default(), Arc::clone(&metrics)).unwrap();
+        let reports = Arc::new(reports);
         let parts = Parts {
             store,
             registry: Arc::clone(&registry),
             rows: Arc::new(OneSet),
             training: Arc::new(Script { hooks: hooks.clone() }),
             auditing: Arc::new(script::Script { hooks: hooks.clone() }),
-            shelf: Arc::clone(&list) as Arc<dyn Shelf>,
+            reports: Arc::clone(&reports),
             turns: Arc::new(Turns::new(std::time::Duration::MAX)),
             metrics: Arc::clone(&metrics),
             settings,
             base: base.into(),
         };
-        Self { jobs: Jobs::start(parts).unwrap(), registry, metrics, list, hooks, folder }
+        Self { jobs: Jobs::start(parts).unwrap(), registry, metrics, reports, hooks, folder }
     }
 
     pub(crate) fn hook(&self, hook: impl FnMut(Moment) -> Result<(), TrainError> + Send + 'static) {
@@ -258,9 +258,9 @@ impl House {
     fn stop(self) -> Arc<tempfile::TempDir> {
         block_on(self.jobs.drain(std::time::Duration::from_secs(60)));
         *self.hooks.0.lock().unwrap() = None;
-        let Self { jobs, registry, folder, .. } = self;
+        let Self { jobs, registry, reports, folder, .. } = self;
         // The runner lets go of the store a moment after it said that it ends.
-        drop((jobs, registry));
+        drop((jobs, registry, reports));
         until(|| !matches!(Store::open(folder.path()), Err(StoreError::Locked(_))));
         folder
     }

@@ -106,17 +106,3 @@ impl AuditWork for Play {
         })
     }
 }
-
-/// Reports in memory.
-pub(super) struct List {
-    pub(super) hooks: Hooks,
-    pub(super) kept: Mutex<Vec<(String, JobId, Report)>>,
-}
-
-impl Shelf for List {
-    fn keep(&self, name: &Name, job: JobId, report: &Report) -> Result<String, JobsError> {
-        self.hooks.at(Moment::Keep).map_err(|_| StoreError::Full)?;
-        self.kept.lock().unwrap().push((name.to_string(), job, report.clone()));
-        Ok(hex::encode(Sha256::digest(serde_json::to_vec(report).unwrap())))
-    }
-}

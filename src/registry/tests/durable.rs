@@ -15,7 +15,12 @@ fn a_repeated_request_has_one_effect_and_one_answer() {
     assert!(matches!(house.registry.publish(files(1, "x"), once(2)), Err(RegistryError::RequestIdReused(_))));
     let aliases = at_once(50, |_| {
         let key = key("SetAlias", "id", 1);
-        json(&house.registry.set_alias(&name("live"), &reference("poet"), Expected::Absent, Demand::AsItWas, key).unwrap())
+        json(
+            &house
+                .registry
+                .set_alias(&name("live"), &reference("poet"), Expected::Absent, Demand::AsItWas, key)
+                .unwrap(),
+        )
     });
     assert!(aliases.iter().all(|answer| *answer == aliases[0]));
 
@@ -131,7 +136,7 @@ fn a_full_disk_is_reported_and_loses_nothing() {
 #[ignore = "fills its disk; run by a_full_disk_is_reported_and_loses_nothing"]
 fn on_a_small_disk() {
     let house = Plan::default().start();
-    let tensors = |index: usize| format!("{index:03}").repeat(233_000);
+    let tensors = |index: usize| format!("{index:03}").repeat(240_000);
     let full = (0..1000).find_map(|index| {
         let result = house.registry.publish(files(1, &tensors(index)), publish(&format!("a{index}")));
         result.err().map(|error| (index, error))

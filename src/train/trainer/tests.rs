@@ -75,6 +75,7 @@ fn a_head_alone_is_trained_as_the_head_beside_matrices_that_change_nothing_yet()
     let (context, dataset) = (context(), dataset(16));
     let mut alone = Trainer::begin(&context, &dataset, &head_only()).unwrap();
     let mut beside = Trainer::begin(&context, &dataset, &lora()).unwrap();
+    assert!(alone.estimated_bytes() < beside.estimated_bytes() / 2, "no block is kept");
     assert_eq!(alone.learner.parameters().list().len(), 1);
     assert!(beside.learner.parameters().list().len() > 1);
     let before = head(&alone);

@@ -160,7 +160,10 @@ fn sound(report: &AuditReport) {
         assert_eq!(value.is_some(), needs_value, "{figure:?}");
         assert_eq!(figure.reason.is_empty(), figure.status() == pb::FigureStatus::Ok, "{figure:?}");
         if let Some(interval) = &figure.interval {
-            assert!(interval.low.is_finite() && interval.high.is_finite() && interval.low <= interval.high, "{figure:?}");
+            assert!(
+                interval.low.is_finite() && interval.high.is_finite() && interval.low <= interval.high,
+                "{figure:?}"
+            );
         }
         if let Some(test) = &figure.test {
             assert!((0.0..=1.0).contains(&test.p), "{figure:?}");
@@ -200,9 +203,8 @@ async fn base_and_adapter_are_audited_on_the_same_rows() {
         let (mut right, mut north) = (0, (0, 0));
         for line in rows().lines() {
             let row: serde_json::Value = serde_json::from_str(line).unwrap();
-            let candidate = |text: &str| pb::Candidate {
-                continuation: Some(pb::candidate::Continuation::Text(text.into())),
-            };
+            let candidate =
+                |text: &str| pb::Candidate { continuation: Some(pb::candidate::Continuation::Text(text.into())) };
             let request = pb::ScoreRequest {
                 adapter: adapter.into(),
                 prompt: Some(row["prompt"].as_str().unwrap().into()),
@@ -294,8 +296,12 @@ async fn reports_are_listed_compared_and_survive_a_restart() {
     server.client = Client::connect(&server.process).await;
     let client = &server.client;
     let list = async |adapter: &str, token: String| {
-        let request =
-            pb::ListAuditReportsRequest { page_size: 1, adapter: adapter.into(), page_token: token, ..Default::default() };
+        let request = pb::ListAuditReportsRequest {
+            page_size: 1,
+            adapter: adapter.into(),
+            page_token: token,
+            ..Default::default()
+        };
         audits(client).list_audit_reports(request).await.unwrap().into_inner()
     };
     let first = list("poet", String::new()).await;
@@ -312,5 +318,8 @@ async fn reports_are_listed_compared_and_survive_a_restart() {
     let other = audits(client).compare_audits(request).await.unwrap().into_inner();
     assert!(other.changes.iter().any(|change| change.before.is_none() && change.model == "poet"));
     let scrape = client.metrics().await;
-    assert!(scrape.sum("evenkeel_audit_timestamp_seconds", &[r#"adapter="poet""#]) > 0.0, "shown again after a restart");
+    assert!(
+        scrape.sum("evenkeel_audit_timestamp_seconds", &[r#"adapter="poet""#]) > 0.0,
+        "shown again after a restart"
+    );
 }

@@ -26,9 +26,8 @@ pub(super) fn parts(name: &str) -> Vec<Part> {
     };
     let rows = |from: usize, to: usize| {
         let range = from..to;
-        let scores = |shift: usize| -> Vec<f64> {
-            range.clone().map(|i| ((i * 37 + shift) % 101) as f64 / 101.0).collect()
-        };
+        let scores =
+            |shift: usize| -> Vec<f64> { range.clone().map(|i| ((i * 37 + shift) % 101) as f64 / 101.0).collect() };
         Part::Rows(pb::ScoresRows {
             labels: range.clone().map(|i| u32::from(i % 3 == 0)).collect(),
             models: vec![

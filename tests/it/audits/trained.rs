@@ -10,7 +10,8 @@ fn texts(rows: usize) -> String {
     let mut file = String::new();
     for i in 0..rows {
         let good = (i * 7 + i / 3) % 5 < 2;
-        let text = format!("{} {} number {i} is {}", words[i % 8], words[(i / 8) % 8], if good { "good" } else { "bad" });
+        let text =
+            format!("{} {} number {i} is {}", words[i % 8], words[(i / 8) % 8], if good { "good" } else { "bad" });
         let part = if i % 2 == 0 { "train" } else { "test" };
         let row = json!({"text": text, "label": if good { "good" } else { "bad" }, "kind": i % 3, "part": part});
         file.push_str(&row.to_string());
