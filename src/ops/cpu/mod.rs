@@ -34,10 +34,10 @@ mod tests;
 #[expect(unsafe_code, reason = "inner loops without checks of bounds")]
 mod tile;
 
-pub use blocks::Format;
-pub(in crate::ops) use dense::{View, multiply, multiply_rows};
-pub use packed::Packed;
-pub use prepared::Prepared;
-pub use product::{Misfit, product, products};
-pub(in crate::ops) use product::{product_exact, product_transposed};
-pub(in crate::ops) use simd::Level;
+pub(super) use blocks::Format;
+pub(super) use dense::{View, multiply, multiply_rows};
+pub(super) use packed::Packed;
+pub(super) use prepared::Prepared;
+pub(super) use product::{Misfit, product, product_exact, product_transposed, products};
+#[cfg(test)]
+use simd::Level;

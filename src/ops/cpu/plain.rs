@@ -24,7 +24,7 @@ impl Simd for Plain {
     type F = F;
     type I = I;
     const ROWS: usize = 2;
-    const INTEGER_ROWS: usize = 2;
+    const INTEGER_ROWS: usize = 1;
     const TILES: usize = 1;
     const BYTE_OFFSET: i32 = 0;
     const BF16: bool = false;

@@ -84,6 +84,8 @@ pub(super) trait Simd: Copy {
 pub(super) trait Work {
     /// What comes of it.
     type Output;
+    /// Whether it has a use for the products of bf16; what has none is not compiled for them.
+    const BF16: bool = false;
 
     /// Computes; implementations are `#[inline(always)]`, so that the form's instructions are used throughout.
     fn run<S: Simd>(self, s: S) -> Self::Output;
@@ -161,7 +163,12 @@ impl Level {
                     Self::Plain => {}
                     Self::Avx2 => return unsafe { with_avx2(work) },
                     Self::Avx512 => return unsafe { with_avx512(work) },
-                    Self::Avx512Bf16 => return unsafe { with_bf16(work) },
+                    Self::Avx512Bf16 => {
+                        if const { W::BF16 } {
+                            return unsafe { with_bf16(work) };
+                        }
+                        return unsafe { with_avx512(work) };
+                    }
                 }
             }
         }

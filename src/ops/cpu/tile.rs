@@ -21,7 +21,9 @@ unsafe impl Sync for Out {}
 /// The product of `R` rows with `T` tiles.
 pub(super) trait Kernel: Copy {
     /// Whether its sums are integers.
-    const INTEGER: bool;
+    const INTEGER: bool = false;
+    /// Whether it multiplies bf16.
+    const BF16: bool = false;
 
     /// Writes `[R, 16·T]` to `out`, whose rows are `width` apart; with `add` on top of what is there.
     ///
@@ -53,6 +55,7 @@ pub(super) struct Sweep<K> {
 
 impl<K: Kernel> Work for Sweep<K> {
     type Output = ();
+    const BF16: bool = K::BF16;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -61,13 +64,18 @@ impl<K: Kernel> Work for Sweep<K> {
             if (tile + 1) * LANES > self.outputs {
                 self.cut(s, tile);
                 tile += 1;
-            } else if S::TILES == 3 && tile + 3 <= self.tiles.end && (tile + 3) * LANES <= self.outputs {
-                self.column::<S, 3>(s, tile);
-                tile += 3;
-            } else {
-                self.column::<S, 1>(s, tile);
-                tile += 1;
+                continue;
             }
+            // What is never used is never compiled: hence the constants.
+            if const { S::TILES == 3 } {
+                if tile + 3 <= self.tiles.end && (tile + 3) * LANES <= self.outputs {
+                    self.column::<S, 3>(s, tile);
+                    tile += 3;
+                    continue;
+                }
+            }
+            self.column::<S, 1>(s, tile);
+            tile += 1;
         }
     }
 }
@@ -76,28 +84,35 @@ impl<K: Kernel> Sweep<K> {
     /// All rows of `T` whole tiles.
     #[inline(always)]
     fn column<S: Simd, const T: usize>(&self, s: S, tile: usize) {
-        let most = if K::INTEGER { S::INTEGER_ROWS } else { S::ROWS };
         let mut row = self.rows.start;
-        while row < self.rows.end {
-            let left = (self.rows.end - row).min(most);
+        if const { Self::most::<S>() >= 8 } {
+            row = self.some::<S, 8, T>(s, row, tile);
+        }
+        if const { Self::most::<S>() >= 4 } {
+            row = self.some::<S, 4, T>(s, row, tile);
+        }
+        if const { Self::most::<S>() >= 2 } {
+            row = self.some::<S, 2, T>(s, row, tile);
+        }
+        self.some::<S, 1, T>(s, row, tile);
+    }
+
+    const fn most<S: Simd>() -> usize {
+        if K::INTEGER { S::INTEGER_ROWS } else { S::ROWS }
+    }
+
+    /// `R` rows at a time, as long as there are as many; returns the next row.
+    #[inline(always)]
+    fn some<S: Simd, const R: usize, const T: usize>(&self, s: S, mut row: usize, tile: usize) -> usize {
+        while row + R <= self.rows.end {
             // SAFETY: whoever made the sweep vouches for its ranges.
             unsafe {
                 let out = (self.out.0.add(row * self.width + tile * LANES), self.width);
-                row += if left >= 8 {
-                    self.kernel.tile::<S, 8, T>(s, (row, tile), out, self.add);
-                    8
-                } else if left >= 4 {
-                    self.kernel.tile::<S, 4, T>(s, (row, tile), out, self.add);
-                    4
-                } else if left >= 2 {
-                    self.kernel.tile::<S, 2, T>(s, (row, tile), out, self.add);
-                    2
-                } else {
-                    self.kernel.tile::<S, 1, T>(s, (row, tile), out, self.add);
-                    1
-                };
+                self.kernel.tile::<S, R, T>(s, (row, tile), out, self.add);
             }
+            row += R;
         }
+        row
     }
 
     /// All rows of a tile of which the result has only some columns.
@@ -166,8 +181,6 @@ pub(super) struct Floats {
 }
 
 impl Kernel for Floats {
-    const INTEGER: bool = false;
-
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const T: usize>(
         self,
@@ -212,7 +225,7 @@ pub(super) struct Brains {
 }
 
 impl Kernel for Brains {
-    const INTEGER: bool = false;
+    const BF16: bool = true;
 
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const T: usize>(
@@ -268,8 +281,6 @@ pub(super) struct Halves {
 }
 
 impl Kernel for Halves {
-    const INTEGER: bool = false;
-
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const T: usize>(
         self,
