@@ -1,17 +1,11 @@
 //! evenkeel serves a base model with hot-swappable LoRA adapters over gRPC.
 //!
 //! ```text
-<<<<<<< HEAD
-//! rpc → { engine  jobs  registry  reports  dataset }        { train  audit } → dataset
-//! jobs → { train  audit  registry  reports  dataset }        registry → reports → audit
-//! { engine  registry  train  audit } → model → lora → ops
-//! { jobs  registry  reports  dataset } → store        { engine  jobs  train  audit } → turns
-=======
-//! rpc → { engine  jobs  registry  dataset }        jobs → { train  audit  registry  dataset }
+//! rpc → { engine  jobs  registry  reports  dataset }        registry → reports → audit
+//! jobs → { train  audit  registry  reports  dataset }
 //! { train  audit } → { encode  dataset }        encode → { dataset  model }
 //! { engine  registry  train  audit } → model → lora → ops
-//! { jobs  registry  dataset } → store        { engine  jobs  train  audit } → turns
->>>>>>> score
+//! { jobs  registry  reports  dataset } → store        { engine  jobs  train  audit } → turns
 //! ```
 //! Imports point along the arrows only (`tests/it/layering.rs` checks it). `config` and `metrics` are leaves that any
 //! layer may read. Start reading at [`server`], which wires the rooms together, then [`engine`] for the life of a

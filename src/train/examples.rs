@@ -7,17 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-<<<<<<< HEAD
 use crate::dataset::{Dataset, Label, Row};
-
-use super::encode::Encoder;
-use super::{Context, Settings, Task, TrainError, Use};
-=======
-use crate::dataset::{Dataset, Label, Row, Split};
 use crate::encode::Encoder;
 
-use super::{Context, Settings, Task, TrainError};
->>>>>>> score
+use super::{Context, Settings, Task, TrainError, Use};
 
 /// Most values of one group column that figures are kept for; more is an identifier rather than a group.
 const MAX_GROUP_VALUES: usize = 256;
