@@ -173,6 +173,7 @@ impl Server {
             registry,
             datasets,
             jobs: jobs.clone(),
+            reports: Arc::clone(&reports),
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             companions: loaded.companions,
