@@ -3,7 +3,12 @@
 //! Computes and knows nothing of jobs, names or disks. `settings` is what is asked, scoring fills a [`table::Table`],
 //! `assess` turns it into a [`report::Report`] with the functions of `statistics`, `render` writes that for people.
 
+mod error;
+pub mod groups;
 pub mod report;
+pub mod scoring;
 pub mod settings;
 pub mod statistics;
 pub mod table;
+
+pub use error::AuditError;
