@@ -112,6 +112,7 @@ impl From<JobsError> for Halt {
             | JobsError::NotResumable(_)
             | JobsError::Conflict(_)
             | JobsError::QueueFull(_)
+            | JobsError::TooManyModels { .. }
             | JobsError::RequestIdReused(_)
             | JobsError::Event => Failure::internal(&error),
         })

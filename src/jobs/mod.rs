@@ -81,6 +81,14 @@ pub enum JobsError {
     /// Too many jobs wait.
     #[error("{0} jobs wait already")]
     QueueFull(usize),
+    /// An audit needs more models trained than it may.
+    #[error("needs {wanted} models trained, jobs.max_trained_models is {limit}")]
+    TooManyModels {
+        /// Models to train, shadow and control models included.
+        wanted: usize,
+        /// How many it may.
+        limit: usize,
+    },
     /// No event of this job has that number.
     #[error("the job has no such event")]
     Event,
