@@ -1,8 +1,9 @@
 //! evenkeel serves a base model with hot-swappable LoRA adapters over gRPC.
 //!
 //! ```text
-//! rpc → { engine  jobs  registry  reports  dataset }        { train  audit } → dataset
-//! jobs → { train  audit  registry  reports  dataset }        registry → reports → audit
+//! rpc → { engine  jobs  registry  reports  dataset }        registry → reports → audit
+//! jobs → { train  audit  registry  reports  dataset }
+//! { train  audit } → { encode  dataset }        encode → { dataset  model }
 //! { engine  registry  train  audit } → model → lora → ops
 //! { jobs  registry  reports  dataset } → store        { engine  jobs  train  audit } → turns
 //! ```
@@ -17,6 +18,7 @@ pub mod audit;
 pub mod config;
 pub mod dataset;
 pub mod demo;
+mod encode;
 pub mod engine;
 pub mod http;
 pub mod hub;

@@ -1,81 +1,21 @@
-//! One pass through the model: a panic becomes an error, logits become a slice.
+//! One pass through the model, with the errors of the engine.
 //!
-//! Does not know what is computed or why.
-//! Shapes: logits `[rows, vocab]` f32.
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use candle_core::{Storage, Tensor};
+//! Runs nothing itself: see [`crate::model::pass`].
 
 use super::EngineError;
 use super::sampler::SampleError;
-use crate::model::{Batch, CausalLm, KvCache, ModelError};
+use crate::model::ModelError;
+use crate::model::pass;
 
-/// Runs the model; a panic in it becomes an error.
-///
-/// # Errors
-/// When the model fails or panics.
-pub(super) fn forward(
-    model: &dyn CausalLm,
-    batch: &Batch<'_>,
-    caches: &mut [&mut KvCache],
-) -> Result<Tensor, EngineError> {
-    // Whoever ran in this step fails and its caches are dropped: no state half written is seen again.
-    let outcome = catch_unwind(AssertUnwindSafe(|| model.forward(batch, caches)));
-    Ok(outcome.unwrap_or_else(|_| Err(panicked()))?)
-}
-
-/// Runs the model up to its classification head; a panic in it becomes an error.
-///
-/// # Errors
-/// When the model fails or panics.
-pub(super) fn classify(model: &dyn CausalLm, batch: &Batch<'_>) -> Result<Tensor, EngineError> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| model.classify(batch)));
-    Ok(outcome.unwrap_or_else(|_| Err(panicked()))?)
-}
-
-/// Forks a cache; a panic in it becomes an error.
-///
-/// # Errors
-/// When memory cannot be had.
-pub(super) fn fork(cache: &KvCache) -> Result<KvCache, EngineError> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| cache.fork()));
-    Ok(outcome.unwrap_or_else(|_| Err(panicked()))?)
-}
-
-/// Calls `read` with logits as one slice `[rows, vocab]` and the size of the vocabulary; without a copy on the CPU.
-///
-/// # Errors
-/// When the shape is another one, or the device fails.
-pub(super) fn rows<R>(logits: &Tensor, wanted: usize, read: impl FnOnce(&[f32], usize) -> R) -> Result<R, EngineError> {
-    let shaped = if wanted == 0 { (0, 1) } else { logits.dims2().map_err(ModelError::Tensor)? };
-    if shaped.0 != wanted || shaped.1 == 0 {
-        return Err(fault(&format!("the model returned {} rows of logits, expected {wanted}", shaped.0)));
-    }
-    if wanted == 0 {
-        return Ok(read(&[], 1));
-    }
-    let (storage, layout) = logits.storage_and_layout();
-    if let (Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
-        let all = cpu.as_slice::<f32>().map_err(ModelError::Tensor)?;
-        return Ok(read(&all[start..end], shaped.1));
-    }
-    drop(storage);
-    let all = logits.flatten_all().and_then(|l| l.to_vec1::<f32>()).map_err(ModelError::Tensor)?;
-    Ok(read(&all, shaped.1))
-}
+pub(super) use pass::{classify, fork, forward, rows};
 
 /// Returns an error of the model that has no other type.
 pub(super) fn fault(what: &str) -> EngineError {
-    EngineError::Model(ModelError::Tensor(candle_core::Error::Msg(what.to_owned())))
-}
-
-fn panicked() -> ModelError {
-    ModelError::Tensor(candle_core::Error::Msg("the model panicked".to_owned()))
+    pass::fault(what).into()
 }
 
 impl From<SampleError> for EngineError {
     fn from(error: SampleError) -> Self {
-        Self::Model(ModelError::Tensor(candle_core::Error::wrap(error)))
+        Self::Model(ModelError::from(error))
     }
 }

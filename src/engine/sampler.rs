@@ -12,26 +12,14 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::{Sampling, TokenLogprob};
+use crate::model::logits::check;
+pub use crate::model::logits::{LogitsError as SampleError, first_maximum, log_sum_exp};
 
 /// Below this temperature the most likely token is taken, as vLLM does.
 const GREEDY_BELOW: f64 = 1e-5;
 
 /// Tokens that top_p looks at first; many more are needed only by flat distributions.
 const NUCLEUS_GUESS: usize = 64;
-
-/// Why no token can be chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SampleError {
-    /// The model returned NaN or +infinity.
-    #[error("logit {index} is not a number or infinite")]
-    NotFinite {
-        /// Its index.
-        index: usize,
-    },
-    /// Every logit is -infinity.
-    #[error("no token has a probability above zero")]
-    NothingLeft,
-}
 
 /// Tokens that occurred in prompt and output of one completion.
 #[derive(Debug, Clone, Default)]
@@ -136,17 +124,6 @@ pub fn probabilities(logits: &[f32], sampling: &Sampling, history: &History) -> 
     Ok(probabilities)
 }
 
-/// Returns the natural logarithm of the sum of exponentials, in f64.
-///
-/// # Errors
-/// As [`sample`].
-pub fn log_sum_exp(logits: &[f32]) -> Result<f64, SampleError> {
-    check(logits)?;
-    let max = f64::from(logits[first_maximum(logits)? as usize]);
-    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - max).exp()).sum();
-    Ok(max + sum.ln())
-}
-
 /// Returns the `count` most likely tokens under the model's own distribution, best first, the lower id on a tie.
 ///
 /// # Errors
@@ -163,28 +140,6 @@ pub fn top_logprobs(logits: &[f32], count: usize) -> Result<(f64, Vec<TokenLogpr
     }
     let logprob = |(token, logit)| TokenLogprob { token, logprob: f64::from(logit) - total };
     Ok((total, best.into_iter().map(logprob).collect()))
-}
-
-/// Returns the index of the largest logit, the first on a tie.
-///
-/// # Errors
-/// When there is none above -infinity.
-pub fn first_maximum(logits: &[f32]) -> Result<u32, SampleError> {
-    let mut best = f32::NEG_INFINITY;
-    let mut index = None;
-    for (id, &logit) in (0u32..).zip(logits) {
-        if logit > best {
-            (best, index) = (logit, Some(id));
-        }
-    }
-    index.ok_or(SampleError::NothingLeft)
-}
-
-fn check(logits: &[f32]) -> Result<(), SampleError> {
-    match logits.iter().position(|&l| l.is_nan() || l == f32::INFINITY) {
-        Some(index) => Err(SampleError::NotFinite { index }),
-        None => Ok(()),
-    }
 }
 
 /// Applies mask, penalties and bias.

@@ -12,6 +12,8 @@ mod gguf_header;
 mod gguf_tokenizer;
 mod layers;
 mod llama;
+pub mod logits;
+pub(crate) mod pass;
 #[cfg(test)]
 mod testing;
 mod text_stream;

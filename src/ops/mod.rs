@@ -3,6 +3,7 @@
 //! candle's fused operations cut the gradient without an error, its matrix product is slow for some shapes and missing
 //! in bf16 on the CPU; every caller takes these instead. Nothing here knows a model, an adapter or a cache.
 
+mod cpu;
 mod explicit;
 mod fused;
 mod linear;

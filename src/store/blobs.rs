@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use object_store::local::LocalFileSystem;
@@ -14,21 +15,23 @@ use object_store::{ObjectStoreExt, PutPayload};
 use sha2::{Digest, Sha256};
 
 use super::StoreError;
+use super::reserve::Reserve;
 
 /// Content-addressed files of the data directory.
 #[derive(Debug)]
 pub struct Blobs {
     root: PathBuf,
     files: LocalFileSystem,
+    reserve: Arc<Reserve>,
 }
 
 impl Blobs {
-    pub(super) fn open(root: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(root: &Path, reserve: Arc<Reserve>) -> Result<Self, StoreError> {
         let path = root.display().to_string();
         std::fs::create_dir_all(root).map_err(|source| StoreError::from_io(path.clone(), source))?;
         let root = root.canonicalize().map_err(|source| StoreError::from_io(path, source))?;
         let files = LocalFileSystem::new_with_prefix(&root).map_err(failed)?.with_fsync(true);
-        Ok(Self { root, files })
+        Ok(Self { root, files, reserve })
     }
 
     /// Writes a file and returns its digest, hexadecimal; it is on the disk when this returns.
@@ -38,6 +41,7 @@ impl Blobs {
     /// # Errors
     /// [`StoreError::Full`] when no space is left.
     pub fn put(&self, content: Vec<u8>) -> Result<String, StoreError> {
+        self.reserve.hold()?;
         let digest = hex::encode(Sha256::digest(&content));
         let location = object_store::path::Path::from(digest.as_str());
         at_once(|| self.files.put(&location, PutPayload::from(content)).now_or_never())?;

@@ -2,7 +2,8 @@
 //!
 //! Holds rows and bytes and knows nothing of what they mean: no adapter is read here. One process holds a data
 //! directory at a time. What [`Store::change`] returned is on the disk: WAL with `synchronous=FULL`, and every blob is
-//! written, synced and renamed before a row names it. A blob that no row names is removed when the store opens.
+//! written, synced and renamed before a row names it. A blob that no row names is removed when the store opens. Some
+//! space is kept back, so that rows can be deleted on a full disk.
 //! Units: bytes; times in microseconds since 1970.
 
 mod blobs;
@@ -13,13 +14,16 @@ mod jobs;
 mod name;
 mod reports;
 mod requests;
+mod reserve;
 mod schema;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, TransactionBehavior};
+
+use reserve::Reserve;
 
 pub use blobs::Blobs;
 pub use catalog::{AdapterRow, AliasRow, Catalog, GenerationRow, RequestRow};
@@ -35,6 +39,7 @@ pub struct Store {
     // One connection: writers never meet, and a reader waits for one commit at most.
     database: Mutex<Connection>,
     blobs: Blobs,
+    reserve: Arc<Reserve>,
     // Held from the writing of a blob until a row names it, and while blobs that no row names are removed.
     naming: Mutex<()>,
     // Released by the system when the process ends, however it ends. Declared last: dropped after the database.
@@ -58,10 +63,12 @@ impl Store {
             TryLockError::WouldBlock => StoreError::Locked(directory.display().to_string()),
             TryLockError::Error(source) => io(&path)(source),
         })?;
+        let reserve = Arc::new(Reserve::new(directory));
+        reserve.yield_to_rows();
         let mut database = Connection::open(directory.join("evenkeel.db"))?;
         schema::prepare(&mut database)?;
-        let blobs = Blobs::open(&directory.join("blobs"))?;
-        let store = Self { database: Mutex::new(database), blobs, naming: Mutex::default(), _lock: lock };
+        let blobs = Blobs::open(&directory.join("blobs"), Arc::clone(&reserve))?;
+        let store = Self { database: Mutex::new(database), blobs, reserve, naming: Mutex::default(), _lock: lock };
         let named = store.read(|catalog| catalog.blobs())?;
         let removed = store.blobs.sweep(&named)?;
         if removed > 0 {
@@ -97,6 +104,7 @@ impl Store {
     /// What `change` returns, or when the database fails.
     pub fn change<T, E: From<StoreError>>(&self, change: impl FnOnce(&Catalog<'_>) -> Result<T, E>) -> Result<T, E> {
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reserve.yield_to_rows();
         let transaction =
             database.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
         let value = change(&Catalog::new(&transaction))?;

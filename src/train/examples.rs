@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dataset::{Dataset, Label, Row};
+use crate::encode::Encoder;
 
-use super::encode::Encoder;
 use super::{Context, Settings, Task, TrainError, Use};
 
 /// Most values of one group column that figures are kept for; more is an identifier rather than a group.
@@ -70,7 +70,8 @@ impl Examples {
         if classes && dataset.labels.is_empty() {
             return Err(TrainError::Data("the data set has no label column, which classification needs".to_owned()));
         }
-        let encoder = Encoder::new(context, settings);
+        let Context { model, tokenizer, chat, .. } = context;
+        let encoder = Encoder::new(model.info(), tokenizer, chat.as_deref(), settings.max_tokens);
         let mut examples = Self {
             train: Vec::new(),
             validation: Vec::new(),
@@ -87,7 +88,11 @@ impl Examples {
             };
             let named = |fault: &dyn std::fmt::Display| TrainError::Data(format!("row {}: {fault}", i + 1));
             let class = if classes { Some(label(row, dataset).map_err(|fault| named(&fault))?) } else { None };
-            let encoded = encoder.row(&row.content).map_err(|fault| named(&fault))?;
+            let encoded = match settings.task {
+                Task::CausalLm => encoder.learnt(&row.content, settings.train_on_prompt),
+                Task::SequenceClassification => encoder.given(&row.content),
+            };
+            let encoded = encoded.map_err(|fault| named(&fault))?;
             examples.truncated += usize::from(encoded.truncated);
             let groups = table.of(row);
             part.push(Example { tokens: encoded.tokens, learnt: encoded.learnt, class, groups });

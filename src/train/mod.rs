@@ -4,7 +4,6 @@
 //! went, and can be written down and taken up again with the very same bits (CPU). What is trained is an adapter whose
 //! tensors are variables; a full fine-tune is an adapter that replaces every weight.
 
-mod encode;
 mod examples;
 mod files;
 mod learner;

@@ -1,7 +1,8 @@
-"""Drives evenkeel and its peers in turn inside each round and prints medians and ratios of the rounds.
+"""Drives evenkeel and its peers in turn inside each round and prints one table: medians and ratios of the rounds.
 
 A ratio is evenkeel's figure over the peer's in the same round, so that drift of the machine cancels; above 1 is
-better for throughput. usage: see run.sh.
+better for throughput. Prefill asks for one token, so that nothing is decoded; decode counts the tokens that come after
+the last stream's first one, so that no prompt is read. usage: see run.sh.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import asyncio
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -85,21 +85,21 @@ class Evenkeel:
             async def one(stream, ids):
                 sampling = inference_pb2.SamplingParams(max_new_tokens=new, temperature=0, ignore_eos=True)
                 name = self.names[stream % adapters] if adapters else ""
-                first, count = None, 0
+                times = []
                 request = inference_pb2.GenerateRequest(
                     adapter=name, prompt_token_ids=inference_pb2.TokenIds(ids=ids), sampling=sampling)
                 async for piece in stub.GenerateStream(request):
-                    count += len(piece.token_ids)
-                    if first is None and count:
-                        first = time.perf_counter()
-                if count != new:
-                    raise RuntimeError(f"{count} tokens instead of {new}")
-                return first
+                    times += [time.perf_counter()] * len(piece.token_ids)
+                if len(times) != new:
+                    raise RuntimeError(f"{len(times)} tokens instead of {new}")
+                return times
 
             ids = peer.prompts(streams, prompt, self.vocab, seed)
-            firsts = await asyncio.gather(*[one(i, p) for i, p in enumerate(ids)])
+            streams = await asyncio.gather(*[one(i, p) for i, p in enumerate(ids)])
             end = time.perf_counter()
-        return {"first": max(firsts) - begin, "total": end - begin, "peak": peer.peak_bytes(self.process.pid)}
+        first = max(times[0] for times in streams)
+        after = sum(at > first for times in streams for at in times)
+        return {"first": first - begin, "total": end - begin, "after": after}
 
     def load(self, directory):
         """Seconds to load an adapter from disk under a new name, then to point an alias at it."""
@@ -115,6 +115,9 @@ class Evenkeel:
         self.adapters.DeleteAdapter(adapter_pb2.DeleteAdapterRequest(name="second"))
         return {"load": loaded - begin, "swap": swapped - before}
 
+    def memory(self):
+        return {"peak": peer.peak_bytes(self.process.pid)}
+
     def close(self):
         self.process.terminate()
         self.process.wait()
@@ -124,30 +127,39 @@ def prefill(answer, case):
     return case["streams"] * case["prompt"] / answer["first"]
 
 
-def decode(answer, case):
-    return case["streams"] * (case["new"] - 1) / (answer["total"] - answer["first"])
+def decode(answer, _):
+    return answer["after"] / (answer["total"] - answer["first"])
 
 
-def aggregate(answer, case):
+def both(answer, case):
     return case["streams"] * case["new"] / answer["total"]
 
 
 def first(answer, _):
-    return 1 / answer["first"]
+    return 1e3 * answer["first"]
 
 
-CASES = [
-    ("prefill 512, tokens/s", prefill, dict(streams=1, prompt=512, new=1)),
-    ("decode 1 stream, tokens/s", decode, dict(streams=1, prompt=8, new=64)),
-    ("8 streams 32+32, tokens/s", aggregate, dict(streams=8, prompt=32, new=32)),
-    ("32 streams 32+32, tokens/s", aggregate, dict(streams=32, prompt=32, new=32)),
-    ("first token after 128, 1/s", first, dict(streams=1, prompt=128, new=2)),
-    ("prefill 512, 1 adapter", prefill, dict(streams=1, prompt=512, new=1, adapters=1)),
-    ("decode 1 stream, 1 adapter", decode, dict(streams=1, prompt=8, new=64, adapters=1)),
-    ("8 streams, 1 adapter", aggregate, dict(streams=8, prompt=32, new=32, adapters=1)),
-    ("32 streams, 1 adapter", aggregate, dict(streams=32, prompt=32, new=32, adapters=1)),
-]
-OURS_ONLY = [("8 streams, 8 adapters", aggregate, dict(streams=8, prompt=32, new=32, adapters=8))]
+def cases():
+    """Title, figure, what is asked."""
+    for adapters, suffix in [(0, ""), (1, ", 1 adapter")]:
+        for streams, prompt in [(1, 512), (8, 64), (32, 32)]:
+            asked = dict(streams=streams, prompt=prompt, new=1, adapters=adapters)
+            yield f"prefill {streams} x {prompt}{suffix}, tokens/s", prefill, asked
+        for streams, new in [(1, 64), (8, 32), (32, 32)]:
+            asked = dict(streams=streams, prompt=8, new=new, adapters=adapters)
+            yield f"decode {streams} x {new}{suffix}, tokens/s", decode, asked
+        for streams in [8, 32]:
+            asked = dict(streams=streams, prompt=32, new=32, adapters=adapters)
+            yield f"{streams} streams 32+32{suffix}, new tokens/s", both, asked
+        yield f"first token after 128{suffix}, ms", first, dict(streams=1, prompt=128, new=2, adapters=adapters)
+    # The peers run one adapter at a time.
+    for streams in [8, 32]:
+        asked = dict(streams=streams, prompt=32, new=32, adapters=8)
+        yield f"{streams} streams 32+32, 8 adapters, new tokens/s", both, asked
+
+
+def shrunk(asked):
+    return asked | dict(prompt=min(asked["prompt"], 4), new=min(asked["new"], 3))
 
 
 def main():
@@ -155,54 +167,51 @@ def main():
     for name in ("binary", "gguf", "work"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="cases whose title holds this text")
+    parser.add_argument("--only", default="", help="figures whose title holds this text")
+    parser.add_argument("--smoke", action="store_true", help="a few tokens each")
     options = parser.parse_args()
     work = os.path.abspath(options.work)
     model_dir = f"{work}/smollm2-f32"
     adapters = [f"{work}/adapters/random-{i}" for i in range(8)]
-    prepare = [sys.executable, os.path.join(HERE, "peer_transformers.py"), "--prepare", options.gguf, model_dir]
-    subprocess.run([*prepare, *adapters], check=True)
-
     systems = {
-        "evenkeel Q4_1": Evenkeel(options.binary, options.gguf, adapters, f"{work}"),
+        "evenkeel Q4_1": Evenkeel(options.binary, options.gguf, adapters, work),
         "llama.cpp Q4_1": Child("peer_llama_cpp.py", options.gguf, adapters[0], work),
-        "evenkeel f32": Evenkeel(options.binary, model_dir, adapters, f"{work}"),
+        "evenkeel f32": Evenkeel(options.binary, model_dir, adapters, work),
         "transformers f32": Child("peer_transformers.py", model_dir, "f32", adapters[0]),
     }
-    pairs = [("evenkeel Q4_1", "llama.cpp Q4_1"), ("evenkeel f32", "transformers f32")]
     figures = {}
+
+    def note(title, name, value):
+        figures.setdefault(title, {}).setdefault(name, []).append(value)
+        print(title, name, f"{value:.4g}", file=sys.stderr, flush=True)
+
     for system in systems.values():  # warms up
         system.generate(streams=2, prompt=16, new=4, seed=0)
     for round_number in range(1, options.rounds + 1):
-        for title, figure, case in CASES + OURS_ONLY:
+        print(f"round {round_number}", file=sys.stderr)
+        for title, figure, asked in cases():
             if options.only not in title:
                 continue
+            asked = shrunk(asked) if options.smoke else asked
             for name, system in systems.items():
-                if (title, figure, case) in OURS_ONLY and not isinstance(system, Evenkeel):
-                    continue
-                answer = system.generate(seed=round_number, **case)
-                figures.setdefault((title, name), []).append(figure(answer, case))
-                figures[("peak memory, MiB", name)] = [answer["peak"] / 2**20]
-                print(round_number, title, name, f"{figure(answer, case):.1f}", file=sys.stderr, flush=True)
+                if asked["adapters"] <= 1 or isinstance(system, Evenkeel):
+                    note(title, name, figure(system.generate(seed=round_number, **asked), asked))
         for name, system in systems.items():
-            if name.startswith("llama"):
-                continue
             answer = system.load(directory=adapters[1])
-            figures.setdefault(("load an adapter, ms", name), []).append(1e3 * answer["load"])
-            figures.setdefault(("swap, ms", name), []).append(1e3 * answer["swap"])
-    for system in systems.values():
+            note("load an adapter, ms", name, 1e3 * answer["load"])
+            note("swap, ms", name, 1e3 * answer["swap"])
+    for name, system in systems.items():
+        note("peak memory, MiB", name, system.memory()["peak"] / 2**20)
         system.close()
 
-    titles = [title for title, _, _ in CASES + OURS_ONLY] + ["load an adapter, ms", "swap, ms", "peak memory, MiB"]
-    for ours, theirs in pairs:
-        print(f"\n| figure | {ours} | {theirs} | ratio |\n| --- | --- | --- | --- |")
-        for title in titles:
-            a, b = figures.get((title, ours)), figures.get((title, theirs))
-            if a and b:
-                ratio = statistics.median(x / y for x, y in zip(a, b))
-                print(f"| {title} | {statistics.median(a):.3g} | {statistics.median(b):.3g} | {ratio:.2f} |")
-            elif a:
-                print(f"| {title} | {statistics.median(a):.3g} | | |")
+    if options.smoke:
+        print("a few tokens each: the figures mean nothing")
+    names = list(systems)
+    rows = []
+    for title, by_name in figures.items():
+        pairs = [names[:2], names[2:]]
+        rows.append([title, *(cell for ours, theirs in pairs for cell in peer.cells(by_name.get(ours), by_name.get(theirs)))])
+    print(peer.table(["figure", *names[:2], "ratio", *names[2:], "ratio"], rows))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
 """What the peers share: commands as JSON lines on stdin, answers as JSON lines on stdout.
 
 A system has `generate(prompts, new, adapters)`: all streams begin together, greedy, and never stop before `new`
-tokens. It returns the seconds to the first token (the last stream's) and to the end.
+tokens. It returns the seconds to the first token (the last stream's) and to the end, and how many tokens came between.
+usage by itself: peer.py --machine PROGRAM prints what a table was taken with.
 """
 
+import datetime
+import importlib.metadata
 import json
+import os
 import random
+import statistics
+import subprocess
 import sys
 
 
@@ -30,3 +36,42 @@ def serve(system):
         command = json.loads(line)
         answer = getattr(system, command.pop("op"))(**command)
         print(json.dumps(answer), flush=True)
+
+
+def ratio(ours, theirs):
+    """Median of the ratios of the rounds."""
+    return statistics.median(a / b for a, b in zip(ours, theirs))
+
+
+def number(value):
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def cells(ours, theirs):
+    """Three cells of a table: the medians, and the ratio; what was not measured is empty."""
+    if not ours:
+        return ["", "", ""]
+    if not theirs:
+        return [number(statistics.median(ours)), "", ""]
+    return [number(statistics.median(ours)), number(statistics.median(theirs)), f"{ratio(ours, theirs):.2f}"]
+
+
+def table(head, rows):
+    """A table as the README has it."""
+    line = lambda values: f"| {' | '.join(values)} |".replace("|  |", "| |").replace("|  |", "| |")
+    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+
+
+def machine(program):
+    """Date, processor, and versions of everything that is compared."""
+    models = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    own = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    names = ("llama-cpp-python", "torch", "transformers", "peft")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    load = os.getloadavg()[0]
+    return f"{datetime.date.today()}, {os.cpu_count()} x {models[0]}, load before {load:.2f}: {own}, {versions}"
+
+
+if __name__ == "__main__":
+    print(machine(sys.argv[2]), flush=True)

@@ -44,28 +44,60 @@ def convert(adapter_dir, path, heads, kv_heads):
 
 
 class LlamaCpp:
-    def __init__(self, model, adapter_dir, work):
+    def __init__(self, model, adapter_dir, work, tiles):
         lib.llama_backend_init()
         self.log = lib.llama_log_callback(lambda *_: None)
         lib.llama_log_set(self.log, ctypes.c_void_p(0))
         params = lib.llama_model_default_params()
+        params.use_extra_bufts = tiles
         self.model = lib.llama_model_load_from_file(model.encode(), params)
         self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
-        path = os.path.join(work, "adapter.gguf")
-        convert(adapter_dir, path, lib.llama_model_n_head(self.model), lib.llama_model_n_head_kv(self.model))
-        self.adapter = lib.llama_adapter_lora_init(self.model, path.encode())
-        if not self.adapter:
-            raise RuntimeError("llama.cpp refuses the adapter")
+        self.work = work
+        self.adapter = self._read(self._converted(adapter_dir))
 
-    def generate(self, streams, prompt, new, seed, adapters=0):
+    def _converted(self, adapter_dir):
+        path = os.path.join(self.work, f"{os.path.basename(adapter_dir)}.gguf")
+        convert(adapter_dir, path, lib.llama_model_n_head(self.model), lib.llama_model_n_head_kv(self.model))
+        return path
+
+    def _read(self, path):
+        adapter = lib.llama_adapter_lora_init(self.model, path.encode())
+        if not adapter:
+            raise RuntimeError("llama.cpp refuses the adapter")
+        return adapter
+
+    def _use(self, context, adapter):
+        loras = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+        lib.llama_set_adapters_lora(context, loras, 1, (ctypes.c_float * 1)(1.0))
+
+    def load(self, directory):
+        """Seconds to load another adapter, already in GGUF, then to make it the active one of a context."""
+        path = self._converted(directory)
+        context = self._context(1, 64)
+        self._use(context, self.adapter)
+        begin = time.perf_counter()
+        second = self._read(path)
+        loaded = time.perf_counter()
+        self._use(context, second)
+        swapped = time.perf_counter()
+        lib.llama_free(context)
+        lib.llama_adapter_lora_free(second)
+        return {"load": loaded - begin, "swap": swapped - loaded}
+
+    def memory(self):
+        return {"peak": peer.peak_bytes()}
+
+    def _context(self, streams, length):
         params = lib.llama_context_default_params()
-        params.n_ctx = streams * (prompt + new + 32)
+        params.n_ctx = streams * length
         params.n_batch, params.n_ubatch, params.n_seq_max = 2048, 512, streams
         params.n_threads = params.n_threads_batch = 2
-        context = lib.llama_init_from_model(self.model, params)
+        return lib.llama_init_from_model(self.model, params)
+
+    def generate(self, streams, prompt, new, seed, adapters=0):
+        context = self._context(streams, prompt + new + 32)
         if adapters:
-            loras = (lib.llama_adapter_lora_p_ctypes * 1)(self.adapter)
-            lib.llama_set_adapters_lora(context, loras, 1, (ctypes.c_float * 1)(1.0))
+            self._use(context, self.adapter)
         batch = lib.llama_batch_init(max(2048, streams), 0, 1)
         ids = peer.prompts(streams, prompt, self.vocab, seed)
         begin = time.perf_counter()
@@ -84,7 +116,7 @@ class LlamaCpp:
         end = time.perf_counter()
         lib.llama_batch_free(batch)
         lib.llama_free(context)
-        return {"first": first - begin, "total": end - begin, "peak": peer.peak_bytes()}
+        return {"first": first - begin, "total": end - begin, "after": streams * (new - 1)}
 
     def _decode(self, context, batch, rows):
         batch.n_tokens = len(rows)
@@ -99,5 +131,20 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, shape=(self.vocab,)).argmax())
 
 
+def tiles_work(arguments):
+    """Whether weights repacked for the processor's tiles (AMX) can be used.
+
+    Some virtual machines show them and keep none of their state: an illegal instruction ends the process, here a child.
+    """
+    child = os.fork()
+    if child == 0:
+        LlamaCpp(*arguments, tiles=True).generate(streams=1, prompt=8, new=2, seed=0)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
 if __name__ == "__main__":
-    peer.serve(LlamaCpp(*sys.argv[1:4]))
+    tiles = tiles_work(sys.argv[1:4])
+    if not tiles:
+        print("llama.cpp: without AMX, which fails here", file=sys.stderr, flush=True)
+    peer.serve(LlamaCpp(*sys.argv[1:4], tiles=tiles))

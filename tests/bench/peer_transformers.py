@@ -63,7 +63,10 @@ class Transformers:
                 out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
             end = time.perf_counter()
-        return {"first": first - begin, "total": end - begin, "peak": peer.peak_bytes()}
+        return {"first": first - begin, "total": end - begin, "after": streams * (new - 1)}
+
+    def memory(self):
+        return {"peak": peer.peak_bytes()}
 
     def load(self, directory):
         """Seconds to load another adapter, then to make it the active one."""

@@ -1,27 +1,50 @@
 #!/usr/bin/env bash
-# Measures evenkeel against llama.cpp and transformers + PEFT in one interleaved run and prints ratios.
-# Everything it needs goes below target/bench. Nothing else should run on the machine meanwhile.
-# usage: tests/bench/run.sh [--rounds N] [--only TEXT]
-#        tests/bench/run.sh --training [--rounds N] [--only TEXT] [--sst2 FOLDER]    fine-tuning against PEFT
+# Measures evenkeel against llama.cpp and transformers + PEFT in one interleaved run and prints a table of ratios.
+# Everything it needs goes below target/bench, the peers in a virtual environment of their own (requirements.txt: some
+# GB, and llama.cpp is compiled). Nothing else should run on the machine meanwhile.
+# usage: tests/bench/run.sh [OPTION]...                            serving
+#        tests/bench/run.sh --training [--sst2 FOLDER] [OPTION]... fine-tuning
+#        tests/bench/run.sh --all [--sst2 FOLDER] [OPTION]...      both
+# options: --rounds N, --only TEXT (figures whose title holds it), --program FILE (measures that one, builds nothing),
+#          --smoke (a few tokens each: shows that everything works; the figures mean nothing)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=target/bench
 mkdir -p "$here"
-if [ ! -e "$here/venv/.ok" ]; then
-    python3 -m venv "$here/venv"
-    "$here/venv/bin/pip" install -q torch transformers peft gguf safetensors numpy llama-cpp-python \
-        grpcio grpcio-status
-    touch "$here/venv/.ok"
-fi
-cargo build --release
-target/release/evenkeel pull smollm2-135m > "$here/model-path"
-export PYTHONPATH=clients/python
-if [ "${1:-}" = --training ]; then
+
+parts=serving program= sst2=() options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --training) parts=training ;;
+        --all) parts="serving training" ;;
+        --program) program=$2; shift ;;
+        --sst2) sst2=(--sst2 "$2"); shift ;;
+        --rounds | --only) options+=("$1" "$2"); shift ;;
+        --smoke) options+=("$1") ;;
+        *) echo "unknown option $1; see the head of $0" >&2; exit 2 ;;
+    esac
     shift
-    [ -e "$here/smollm2-f32/config.json" ] || "$here/venv/bin/python" tests/bench/peer_transformers.py \
-        --prepare "$(cat "$here/model-path")" "$here/smollm2-f32" "$here/adapters/random-0"
-    exec "$here/venv/bin/python" tests/bench/training.py \
-        --binary target/release/evenkeel --folder "$here/smollm2-f32" --work "$here" "$@"
+done
+
+if ! cmp -s tests/bench/requirements.txt "$here/venv/installed"; then
+    echo "$(date +%T) peers" >&2
+    python3 -m venv --clear "$here/venv"
+    "$here/venv/bin/pip" install -q --disable-pip-version-check -r tests/bench/requirements.txt
+    cp tests/bench/requirements.txt "$here/venv/installed"
 fi
-exec "$here/venv/bin/python" tests/bench/bench.py \
-    --binary target/release/evenkeel --gguf "$(cat "$here/model-path")" --work "$here" "$@"
+if [ -z "$program" ]; then
+    cargo build --release
+    program=target/release/evenkeel
+fi
+gguf=$("$program" pull smollm2-135m)
+export PYTHONPATH=clients/python PYTHONDONTWRITEBYTECODE=1
+python=$here/venv/bin/python
+"$python" tests/bench/peer_transformers.py --prepare "$gguf" "$here/smollm2-f32" "$here"/adapters/random-{0..7}
+"$python" tests/bench/peer.py --machine "$program"
+for part in $parts; do
+    case $part in
+        serving) "$python" tests/bench/bench.py --binary "$program" --gguf "$gguf" --work "$here" "${options[@]}" ;;
+        training) "$python" tests/bench/training.py --binary "$program" --folder "$here/smollm2-f32" --work "$here" \
+            "${options[@]}" "${sst2[@]}" ;;
+    esac
+done

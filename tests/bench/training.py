@@ -1,8 +1,8 @@
-"""Fine-tunes on evenkeel and with transformers + PEFT in turn, same rows and recipe, and prints medians and ratios.
+"""Fine-tunes on evenkeel and with transformers + PEFT in turn, same rows and recipe, and prints tables of medians and ratios.
 
 Three parts: the optimiser step (8 rows of 128 tokens), a real task (SST-2, where --sst2 names the folder with
 train.tsv and dev.tsv), and what a running job costs a stream. A ratio is evenkeel's figure over the peer's in the same
-round. usage: run.sh --training [--rounds N] [--sst2 FOLDER] [--only TEXT]
+round: below 1 is better. usage: see run.sh.
 """
 
 import argparse
@@ -128,33 +128,42 @@ def orders(rows, steps):
     """Rows of each step for the peer: evenkeel shuffles by its own seed, which the time does not depend on."""
     draw = random.Random(0)
     order = []
-    while len(order) < steps:
+    while rows and len(order) < steps:
         shuffled = draw.sample(range(rows), rows)
         order += [shuffled[at:at + 8] for at in range(0, rows, 8)]
     return order[:steps]
 
 
+def say(*words):
+    print(*words, file=sys.stderr, flush=True)
+
+
+def recipe(method, tokens, steps, rows=(), **other):
+    """What both sides do."""
+    return {"method": method, "rank": 8, "alpha": 16, "max_tokens": tokens, "learning_rate": 1e-4, "warmup": 0,
+            "steps": steps, "rows": list(rows), "order": orders(len(rows), steps), "dev": [], "labels": LABELS, **other}
+
+
 def step(options, method):
-    """One method's step: medians of seconds and peaks."""
+    """One method's step: seconds and peaks of every round, as rows of the table."""
+    tokens, steps = (8, 2) if options.smoke else (128, 5)
     rows = long_rows(16, 1)
-    recipe = {"method": method, "rank": 8, "alpha": 16, "max_tokens": 128, "learning_rate": 1e-4, "warmup": 0,
-              "steps": 5, "rows": rows, "order": orders(len(rows), 5), "dev": [], "labels": LABELS}
-    ratios, peaks, own, other = [], [], [], []
+    wanted = recipe(method, tokens, steps, rows)
+    own, other, peaks, other_peaks = [], [], [], []
     for _ in range(options.rounds):
         server = Server(options.binary, options.folder, options.work)
         server.upload("rows", rows)
-        _, seconds = server.watch(server.create(recipe, "rows"))
-        peak = server.peak()
+        _, seconds = server.watch(server.create(wanted, "rows"))
+        peaks.append(server.peak() / 2**20)
         server.close()
-        peft = with_peft(options.folder, recipe)
+        peft = with_peft(options.folder, wanted)
         own.append(statistics.median(seconds))
         other.append(statistics.median(peft["seconds"][1:]))
-        ratios.append(own[-1] / other[-1])
-        peaks.append(peak / peft["peak"])
-        print(f"  {method}: evenkeel {own[-1]:.2f} s {peak >> 20} MiB, peft {other[-1]:.2f} s {peft['peak'] >> 20} MiB",
-              flush=True)
-    print(f"{method} step, 8 x 128, f32: {statistics.median(own):.2f} s against {statistics.median(other):.2f} s: "
-          f"{statistics.median(ratios):.2f} of the peer's time, {statistics.median(peaks):.2f} of its peak memory")
+        other_peaks.append(peft["peak"] / 2**20)
+        say(f"{method}: {own[-1]:.2f} s {peaks[-1]:.0f} MiB, peft {other[-1]:.2f} s {other_peaks[-1]:.0f} MiB")
+    title = "LoRA step, rank 8, all linear" if method == "lora" else "full fine-tuning step"
+    return [[f"{title}, 8 x {tokens}, s", *peer.cells(own, other)],
+            [f"{title}: peak memory, MiB", *peer.cells(peaks, other_peaks)]]
 
 
 def read_tsv(path):
@@ -163,74 +172,81 @@ def read_tsv(path):
 
 
 def sst2(options):
-    """The same task with both: accuracy before and after."""
+    """The same task with both: accuracy before and after, time and memory, as rows of the table."""
     draw = random.Random(0)
-    rows, dev = (draw.sample(read_tsv(f"{options.sst2}/{name}.tsv"), count) for name, count in
-                 [("train", 400), ("dev", 200)])
+    sizes = [("train", 16), ("dev", 4)] if options.smoke else [("train", 400), ("dev", 200)]
+    rows, dev = (draw.sample(read_tsv(f"{options.sst2}/{name}.tsv"), count) for name, count in sizes)
     # Equal rows would be one row to the server.
     rows = list({row["prompt"]: row for row in rows}.values())
     rows = rows[:len(rows) // 8 * 8]
     steps = len(rows) // 8
-    recipe = {"method": "lora", "rank": 8, "alpha": 16, "max_tokens": 128, "learning_rate": 5e-4, "warmup": 10,
-              "steps": steps, "rows": rows, "order": orders(len(rows), steps), "dev": dev, "labels": LABELS}
+    wanted = recipe("lora", 128, steps, rows, learning_rate=5e-4, warmup=min(10, steps), dev=dev)
     server = Server(options.binary, options.folder, options.work)
     server.upload("rows", rows)
     before = server.accuracy("", dev)
-    losses, seconds = server.watch(server.create(recipe, "rows"))
+    losses, seconds = server.watch(server.create(wanted, "rows"))
     after, peak = server.accuracy("tuned", dev), server.peak()
     server.close()
-    peft = with_peft(options.folder, recipe)
-    for name, a, b, took, memory, loss in [
-            ("evenkeel", before, after, sum(seconds), peak, losses),
-            ("peft", peft["before"], peft["after"], sum(peft["seconds"][1:]), peft["peak"], peft["losses"])]:
-        print(f"SST-2 {name}: accuracy {before if a is None else a:.3f} -> {b:.3f} on {len(dev)} rows, {steps} steps in "
-              f"{took:.0f} s, peak {memory >> 20} MiB, mean loss of the last ten steps {statistics.mean(loss[-10:]):.3f}",
-              flush=True)
+    peft = with_peft(options.folder, wanted)
+    error = (after * (1 - after) / len(dev)) ** 0.5
+    title = f"SST-2, {len(rows)} rows, {steps} steps of 8"
+    last = lambda values: [statistics.mean(values[-10:])]
+    return [[f"{title}, s", *peer.cells([sum(seconds)], [sum(peft["seconds"][1:])])],
+            [f"{title}: peak memory, MiB", *peer.cells([peak / 2**20], [peft["peak"] / 2**20])],
+            [f"accuracy before, {len(dev)} rows", *peer.cells([before], [peft["before"]])],
+            [f"accuracy after (standard error {error:.3f})", *peer.cells([after], [peft["after"]])],
+            ["mean loss of the last 10 steps", *peer.cells(last(losses), last(peft["losses"]))]]
 
 
 def latency(options):
-    """Inter-token latency of one stream without and with a job."""
+    """Inter-token latency of one stream without and with a job, as rows of a table of their own."""
+    tokens = 12 if options.smoke else 300
     server = Server(options.binary, options.folder, options.work)
     rows = long_rows(16, 2)
     server.upload("rows", rows)
     server.gaps(16)
-    alone = server.gaps(300)
-    recipe = {"method": "lora", "rank": 8, "alpha": 16, "max_tokens": 128, "learning_rate": 1e-4, "warmup": 0,
-              "steps": 100000}
-    job = server.create(recipe, "rows")
+    alone = server.gaps(tokens)
+    job = server.create(recipe("lora", 8 if options.smoke else 128, 100000), "rows")
     started = threading.Event()
 
     def first():
         for event in server.jobs.WatchJob(job_pb2.WatchJobRequest(id=job)):
             if event.WhichOneof("event") == "progress":
-                started.set()
+                return started.set()
 
     threading.Thread(target=first, daemon=True).start()
     started.wait()
-    beside = server.gaps(300)
+    beside = server.gaps(tokens)
     server.jobs.CancelJob(job_pb2.CancelJobRequest(id=job))
     server.close()
-    for name, gaps in [("alone", alone), ("beside a job", beside)]:
-        cut = statistics.quantiles(gaps, n=100)
-        print(f"inter-token latency {name}: p50 {cut[49] * 1e3:.1f} ms, p99 {cut[98] * 1e3:.1f} ms, "
-              f"worst {max(gaps) * 1e3:.0f} ms, {len(gaps) / sum(gaps):.1f} tokens/s", flush=True)
+    table = []
+    for name, gaps in [("alone", alone), ("beside a LoRA job", beside)]:
+        cut = statistics.quantiles(gaps, n=100, method="inclusive")
+        numbers = [cut[49] * 1e3, cut[98] * 1e3, max(gaps) * 1e3, len(gaps) / sum(gaps)]
+        table.append([name, *(peer.number(number) for number in numbers)])
+    return table
 
 
 def main():
     options = argparse.ArgumentParser()
     for name in ["--binary", "--folder", "--work"]:
         options.add_argument(name, required=True)
-    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--sst2")
     options.add_argument("--only", default="")
+    options.add_argument("--smoke", action="store_true", help="a few tokens each")
     options = options.parse_args()
-    parts = {"lora step": lambda: step(options, "lora"), "full step": lambda: step(options, "full"),
-             "latency": lambda: latency(options)}
+    parts = {"lora step": lambda: step(options, "lora"), "full step": lambda: step(options, "full")}
     if options.sst2:
         parts["sst2"] = lambda: sst2(options)
-    for name, part in parts.items():
-        if options.only in name:
-            part()
+    rows = [row for name, part in parts.items() if options.only in name for row in part()]
+    if options.smoke:
+        print("a few tokens each: the figures mean nothing")
+    if rows:
+        print("\n" + peer.table(["figure", "evenkeel", "transformers + PEFT", "ratio"], rows))
+    if options.only in "latency":
+        head = ["inter-token latency of one greedy stream, ms", "p50", "p99", "worst", "tokens/s"]
+        print("\n" + peer.table(head, latency(options)))
 
 
 main()

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Records what peft computes with adapters that this server trained: `adapters/trained_*`, in the layout of the others.
+"""Records what peft and transformers compute with what this server trained: `adapters/trained_*`, `language/trained_full`.
 
 Usage: EVENKEEL_PEFT_PYTHON tests/golden/record_trained.py PROGRAM    (a Python with torch, transformers, peft, grpcio)
 
 Each adapter is trained for a few steps by a job of a real server, downloaded, and loaded by the real peft; the input is
-that of the sibling named below, so that `adapters/base_logits` holds for it too. A test that reads them proves that
-what the server trains is what peft takes it for.
+that of the sibling named below, so that `adapters/base_logits` holds for it too. The whole model is trained on a base
+with linear rope scaling, downloaded, and loaded by transformers. Layout as that of the others: a test that reads them
+proves that what the server trains is what the libraries take it for.
 """
 
 import json
@@ -25,7 +26,7 @@ import with_peft
 from evenkeel import Client
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import stack
+from torch import no_grad, stack
 
 CLASSIFY = "TRAINING_TASK_SEQUENCE_CLASSIFICATION"
 # Name: base, sibling, settings. Alpha is never the rank, so that a wrong scaling shows.
@@ -34,16 +35,19 @@ CASES = {
     "trained_dora": ("llama_mha", "lora_qv", {"lora": {"rank": 3, "rslora": True, "dora": True, "layers": [0, 2]}}),
     "trained_classifier": ("llama_seqcls", "seqcls_llama", {"task": CLASSIFY, "lora": {"rank": 4, "alpha": 10}}),
 }
+# Its base: weights of a golden model, another rotation.
+WHOLE = ("llama_sharded", {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0}, {"full": {}, "learning_rate": 1e-3})
+PREFILL_TOKENS, NEW_TOKENS = 24, 12
 STEPS = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2}
 
 
 def train(program, base, settings, folder):
     """Trains an adapter with a server of its own, and downloads it."""
-    labels = json.loads((HERE / "language" / base / "config.json").read_text()).get("id2label") or {"0": "odd", "1": "even"}
+    labels = json.loads((base / "config.json").read_text()).get("id2label") or {"0": "odd", "1": "even"}
     names = [labels[str(i)] for i in range(len(labels))]
     rows = [{"text": f"The keel of ship {i} is as long as {i % len(names)}", "label": names[i % len(names)]} for i in range(24)]
     with tempfile.TemporaryDirectory() as data:
-        command = [program, "serve", "--model", HERE / "language" / base, "--data-dir", data]
+        command = [program, "serve", "--model", base, "--data-dir", data]
         command += ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
@@ -51,7 +55,7 @@ def train(program, base, settings, folder):
             with Client(address) as client:
                 lines = "\n".join(map(json.dumps, rows)).encode()
                 client.upload_dataset("ships", lines, text_column="text", label_column="label", label_names=names)
-                done = client.finish_job(client.fine_tune("trained", "ships", **STEPS, **settings))
+                done = client.finish_job(client.fine_tune("trained", "ships", **(STEPS | settings)))
                 assert done.result.generation, done
                 client.download("trained", folder)
         finally:
@@ -59,10 +63,14 @@ def train(program, base, settings, folder):
             server.wait()
 
 
+def libraries():
+    return {library: version(library) for library in ("torch", "transformers", "peft", "safetensors")}
+
+
 def record(program, name, base, sibling, settings):
     target = HERE / "adapters" / name
     shutil.rmtree(target, ignore_errors=True)
-    train(program, base, settings, target)
+    train(program, HERE / "language" / base, settings, target)
     model = with_peft.load(HERE / "language" / base, target, settings.get("task") == CLASSIFY)
     given = load_file(HERE / "adapters" / sibling / "expected.safetensors")
     inputs = {key: given[key] for key in ("input_ids", "attention_mask") if key in given}
@@ -77,14 +85,58 @@ def record(program, name, base, sibling, settings):
         }
         for path, layer in model.named_modules() if isinstance(layer, LoraLayer)
     }  # fmt: skip
-    libraries = {library: version(library) for library in ("torch", "transformers", "peft", "safetensors")}
-    expected = {"adapter": name, "base": f"language/{base}", "note": "trained by this server", "libraries": libraries}
+    expected = {"adapter": name, "base": f"language/{base}", "note": "trained by this server", "libraries": libraries()}
     expected |= {"effect_max_abs": effect, "modules": modules, "settings": STEPS | settings}
     (target / "expected.json").write_text(json.dumps(expected, separators=(",", ":")) + "\n")
     save_file(inputs | {"logits": with_it.contiguous()}, target / "expected.safetensors")
     print(f"{name}: {len(modules)} modules, effect {effect:.3g}")
 
 
+def greedy(model, prompt):
+    """The likeliest tokens after a prompt, and their log-probabilities."""
+    tokens, logprobs = list(prompt), []
+    for _ in range(NEW_TOKENS):
+        row = with_peft.logits(model, [tokens])[0][-1].double().log_softmax(-1)
+        tokens.append(row.argmax().item())
+        logprobs.append(row.max().item())
+    return tokens[len(prompt) :], logprobs
+
+
+def record_whole(program, base, rope, settings):
+    target = HERE / "language" / "trained_full"
+    shutil.rmtree(target, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (HERE / "language" / base).iterdir():
+            shutil.copyfile(file, Path(folder) / file.name)
+        config = json.loads((Path(folder) / "config.json").read_text()) | {"rope_parameters": rope}
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        train(program, Path(folder), settings, target)
+        model = with_peft.load(folder, target, False)
+        given = load_file(HERE / "language" / base / "expected.safetensors")["prefill.input_ids"][:1, :PREFILL_TOKENS]
+        (row,) = given.tolist()
+        with no_grad():
+            answer = model(input_ids=given, output_hidden_states=True)
+            before = with_peft.logits(with_peft.load(folder, folder, False), [row])[0]
+    scores = answer.logits[0].double().log_softmax(-1)
+    following = [(position, token) for position, token in enumerate(row[1:])]
+    cases = []
+    for end in (1, 9):
+        output, logprobs = greedy(model, row[:end])
+        stop = {"eos_token_id": output[3], "output_including_eos": output[: output.index(output[3]) + 1]}
+        cases.append({"prompt": row[:end], "output": output, "logprobs": logprobs, "eos_case": stop})
+    score = {"context": row[:10], "continuation": row[10:], "logprobs": [scores[p, t].item() for p, t in following[9:]]}
+    score["greedy_match"] = [scores[p].argmax().item() == t for p, t in following[9:]]
+    expected = {"model": target.name, "note": "trained by this server", "libraries": libraries()}
+    expected |= {"base": f"language/{base}", "rope_parameters": rope, "settings": STEPS | settings}
+    expected |= {"greedy": {"cases": cases}, "score": {"cases": [score]}}
+    (target / "expected.json").write_text(json.dumps(expected, separators=(",", ":")) + "\n")
+    hidden = stack(answer.hidden_states)[:, 0]
+    values = {"prefill.input_ids": given, "prefill.logits": answer.logits, "prefill.hidden_states": hidden}
+    save_file({name: value.contiguous() for name, value in values.items()}, target / "expected.safetensors")
+    print(f"{target.name}: effect {(answer.logits[0] - before).abs().max().item():.3g}")
+
+
 if __name__ == "__main__":
     for name, (base, sibling, settings) in CASES.items():
         record(Path(sys.argv[1]).resolve(), name, base, sibling, settings)
+    record_whole(Path(sys.argv[1]).resolve(), *WHOLE)

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
+use evenkeel::config::Settings;
 use evenkeel::rpc::pb::candidate::Continuation;
 use evenkeel::rpc::pb::download_adapter_response::Part;
 use evenkeel::rpc::pb::{Candidate, DownloadAdapterRequest, LoadAdapterRequest, ScoreRequest};
@@ -78,12 +79,28 @@ impl Model {
         }
     }
 
+    /// Multiplies one tensor.
+    pub(crate) fn scale(&mut self, name: &str, factor: f64) {
+        let tensor = self.tensors.get_mut(name).unwrap();
+        *tensor = (&*tensor * factor).unwrap();
+    }
+
     /// Starts a server that has it as its base.
     pub(crate) async fn serve(&self) -> Server {
+        self.serve_with(|_| {}).await
+    }
+
+    /// Starts a server that has it as its base, with changed settings.
+    pub(crate) async fn serve_with(&self, change: impl FnOnce(&mut Settings)) -> Server {
         let folder = tempfile::tempdir().unwrap();
         self.write(folder.path());
         // Weights are in memory once the server is ready.
-        client::start_with(&self.name, |settings| settings.model.path = folder.path().display().to_string()).await
+        let path = folder.path().display().to_string();
+        client::start_with(&self.name, |settings| {
+            settings.model.path = path;
+            change(settings);
+        })
+        .await
     }
 }
 

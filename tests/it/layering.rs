@@ -19,8 +19,9 @@ const TABLE: &[(&str, &[&str])] = &[
     ("lora", &["ops"]),
     ("model", &["lora", "ops"]),
     ("engine", &["lora", "model", "turns"]),
-    ("train", &["dataset", "lora", "model", "ops", "turns"]),
-    ("audit", &["dataset", "lora", "model", "turns"]),
+    ("encode", &["dataset", "model"]),
+    ("train", &["dataset", "encode", "lora", "model", "ops", "turns"]),
+    ("audit", &["dataset", "encode", "lora", "model", "turns"]),
     ("reports", &["audit", "store"]),
     ("registry", &["lora", "model", "reports", "store"]),
     ("jobs", &["audit", "dataset", "lora", "model", "registry", "reports", "store", "train", "turns"]),
@@ -43,7 +44,7 @@ const LEAVES: &[&str] = &["config", "metrics"];
 /// Where tonic and the generated code may be named.
 const GRPC: &[&str] = &["rpc", "server", "demo"];
 /// Mathematics: no tokio.
-const NO_TOKIO: &[&str] = &["audit", "dataset", "lora", "model", "ops", "train"];
+const NO_TOKIO: &[&str] = &["audit", "dataset", "encode", "lora", "model", "ops", "train"];
 const LONGEST: usize = 500;
 
 struct Source {

@@ -389,3 +389,21 @@ async fn a_damaged_stored_adapter_is_data_loss_and_harms_no_other() {
     client.unload("poet").await.unwrap();
     client.complete(greedy("poet", "once", 4)).await;
 }
+
+#[tokio::test]
+async fn an_internal_fault_tells_its_request_id_and_no_more() {
+    let server = client::start().await;
+    let client = &server.client;
+    // A file where the folder of stored files was: nothing that a caller does.
+    let blobs = server.settings.server.data_dir.join("blobs");
+    std::fs::remove_dir_all(&blobs).unwrap();
+    std::fs::write(&blobs, b"in its place").unwrap();
+    let status = refused(client.upload("poet", &files("lora_qv")).await, Code::Internal, "INTERNAL");
+    let id = status.get_details_request_info().unwrap().request_id;
+    let told = format!("{} {}", status.message(), String::from_utf8_lossy(status.details()));
+    assert!(!told.contains("blobs") && !told.contains(server.settings.server.data_dir.to_str().unwrap()), "{told}");
+    let log = server.process.log();
+    assert!(log.lines().any(|line| line.contains(&id) && line.contains("ERROR")), "{id} is not in\n{log}");
+    refused(client.adapter("poet").await, Code::NotFound, "ADAPTER_NOT_FOUND");
+    client.complete(greedy("", "once", 4)).await;
+}

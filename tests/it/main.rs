@@ -16,6 +16,7 @@ mod client;
 mod datasets;
 mod fine_tuning;
 mod full;
+mod full_disk;
 mod generate;
 mod golden;
 mod jobs;

@@ -23,12 +23,25 @@ pub(crate) fn settings(model: &str, data_dir: &Path) -> Settings {
     settings
 }
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_evenkeel");
+
 /// `evenkeel serve` with every setting in a file beside the data directory.
 fn command(settings: &Settings) -> Command {
+    with_settings(Command::new(PROGRAM), settings)
+}
+
+fn with_settings(mut command: Command, settings: &Settings) -> Command {
     let config = settings.server.data_dir.with_extension("toml");
     std::fs::write(&config, toml::to_string(settings).unwrap()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel"));
     command.args(["serve", "--config"]).arg(&config).stdin(Stdio::null());
+    command
+}
+
+/// Runs the rest of its arguments in a mount name space of its own, where the data directory is a disk of some MiB.
+fn on_a_disk(settings: &Settings, mebibytes: usize) -> Command {
+    let mut command = Command::new("unshare");
+    let script = format!("mount -t tmpfs -o size={mebibytes}m tmpfs \"$0\"; exec \"$@\"");
+    command.args(["-rm", "sh", "-ec", &script]).arg(&settings.server.data_dir);
     command
 }
 
@@ -46,9 +59,25 @@ pub(crate) struct Process {
 impl Process {
     /// Starts the binary and returns when it is ready; blocks.
     pub(crate) fn start(settings: &Settings) -> Self {
+        Self::ready(command(settings), settings)
+    }
+
+    /// Starts the binary with its data on a disk of some MiB; blocks. `None` where nobody may mount one.
+    pub(crate) fn start_on_a_disk(settings: &Settings, mebibytes: usize) -> Option<Self> {
+        std::fs::create_dir_all(&settings.server.data_dir).unwrap();
+        let mounts = on_a_disk(settings, mebibytes).arg("true").status();
+        if !mounts.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let mut command = on_a_disk(settings, mebibytes);
+        command.arg(PROGRAM);
+        Some(Self::ready(with_settings(command, settings), settings))
+    }
+
+    fn ready(mut command: Command, settings: &Settings) -> Self {
         let log = settings.server.data_dir.with_extension("log");
         let stderr = std::fs::File::create(&log).unwrap();
-        let mut child = command(settings).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key)?.parse().ok());

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use evenkeel::lora::{LoraBatch, Run};
+use evenkeel::model::chat::{Ending, Message};
+use evenkeel::model::tokenizer::Tokenizer;
 use evenkeel::model::{Batch, CausalLm, Llama, Rows, Segment, open};
 use serde_json::Value;
 
@@ -163,4 +165,26 @@ fn smollm2_gguf_agrees_with_transformers() {
             assert_eq!(session.greedy(&prompt, sure.max(1))[..sure], generated[..sure]);
         }
     }
+}
+
+/// Vocabulary, merges and chat template out of the GGUF file's own metadata.
+#[test]
+#[ignore = "needs EVENKEEL_MODELS and EVENKEEL_SMOLLM2_GGUF"]
+fn the_tokenizer_in_a_gguf_file_is_that_of_transformers() {
+    let reference = json(path("EVENKEEL_MODELS").join("smollm2-135m/REFERENCE.json"));
+    let (tokenizer, template) = Tokenizer::load(&path("EVENKEEL_SMOLLM2_GGUF")).unwrap();
+    let mut chats = 0;
+    for case in reference["cases"].as_array().unwrap() {
+        let expected = ids(&case["input_ids"]);
+        assert_eq!(tokenizer.decode(&ids(&case["generated_ids"]), true).unwrap(), case["generated_text"]);
+        let Some(content) = case["user"].as_str() else {
+            assert_eq!(tokenizer.encode(case["prompt"].as_str().unwrap(), true).unwrap(), expected);
+            continue;
+        };
+        let message = Message { role: "user".to_owned(), content: content.to_owned() };
+        let encoded = template.as_ref().unwrap().encode(&tokenizer, &[message], Ending::GenerationPrompt).unwrap();
+        assert_eq!(encoded, (case["rendered_prompt"].as_str().unwrap().to_owned(), expected));
+        chats += 1;
+    }
+    assert!(chats > 0, "no chat");
 }

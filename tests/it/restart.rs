@@ -14,7 +14,7 @@ use tonic_types::StatusExt;
 use super::client::{self, ADAPTERS, Client, drain, eventually, files, greedy, header, parts, refused};
 use super::process::{self, Process};
 
-const KILLS: usize = 24;
+const KILLS: usize = 50;
 const WORKERS: usize = 4;
 
 /// A change of what one worker owns.
@@ -22,11 +22,25 @@ const WORKERS: usize = 4;
 enum Call {
     /// Uploads `ADAPTERS[i]` as the worker's adapter.
     Upload(usize),
+    /// Publishes `ADAPTERS[i]` as the worker's adapter from the server's adapter folder.
+    Load(usize),
     /// Points the worker's alias at the current generation.
     Alias,
     DeleteAlias,
     Delete,
     Unload,
+}
+
+impl Call {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Upload(_) => "upload",
+            Self::Load(_) => "load",
+            Self::Alias => "alias",
+            Self::DeleteAlias | Self::Delete => "delete",
+            Self::Unload => "unload",
+        }
+    }
 }
 
 /// What a worker's names stand for.
@@ -42,7 +56,8 @@ impl Owned {
     /// A call that must succeed now.
     fn next(&self, random: &mut StdRng) -> Call {
         match (self.adapter, self.alias, random.random_range(0..10)) {
-            (None, _, _) | (Some(_), _, 0..5) => Call::Upload(random.random_range(0..ADAPTERS.len())),
+            (None, _, 0..5) | (Some(_), _, 0..3) => Call::Upload(random.random_range(0..ADAPTERS.len())),
+            (None, _, _) | (Some(_), _, 3..5) => Call::Load(random.random_range(0..ADAPTERS.len())),
             (Some(_), None, 5) => Call::Delete,
             (Some(_), Some(_), 5) => Call::DeleteAlias,
             (Some(_), _, 6) => Call::Unload,
@@ -52,7 +67,7 @@ impl Owned {
 
     fn after(&self, call: &Call) -> Self {
         match call {
-            Call::Upload(adapter) => Self { adapter: Some(*adapter), ..self.clone() },
+            Call::Upload(adapter) | Call::Load(adapter) => Self { adapter: Some(*adapter), ..self.clone() },
             Call::Alias => Self { alias: self.adapter, ..self.clone() },
             Call::DeleteAlias => Self { alias: None, ..self.clone() },
             Call::Delete => Self::default(),
@@ -77,6 +92,11 @@ async fn perform(client: &Client, worker: usize, id: &str, call: &Call) -> Resul
             let files = files(ADAPTERS[*index]);
             let header = pb::UploadAdapterHeader { request_id, ..header(&name, &files) };
             Answer::Adapter(client.send(parts(header, &files, 16 << 10)).await?.into())
+        }
+        Call::Load(index) => {
+            let directory = ADAPTERS[*index].to_owned();
+            let request = pb::LoadAdapterRequest { name, directory, request_id, ..Default::default() };
+            Answer::Adapter(adapters.load_adapter(request).await?.into_inner().into())
         }
         Call::Alias => {
             let request = pb::SetAliasRequest { name: alias, adapter: name, request_id, ..Default::default() };
@@ -212,9 +232,18 @@ async fn load(client: Client, worker: usize) {
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_by_kill_9() {
     let folder = tempfile::tempdir().unwrap();
-    let settings = process::settings(client::MODEL, &folder.path().join("data"));
+    let mut settings = process::settings(client::MODEL, &folder.path().join("data"));
+    let adapters = folder.path().join("adapters");
+    for adapter in ADAPTERS {
+        std::fs::create_dir_all(adapters.join(adapter)).unwrap();
+        for (name, bytes) in files(adapter) {
+            std::fs::write(adapters.join(adapter).join(name), bytes).unwrap();
+        }
+    }
+    settings.registry.adapter_dir = Some(adapters);
     let mut process = client::spawn(&settings).await;
     let mut client = Client::connect(&process).await;
+    let mut interrupted = std::collections::BTreeMap::new();
     let mut generations = Vec::new();
     for adapter in ADAPTERS {
         generations.push(client.publish("probe", adapter).await.generation);
@@ -239,6 +268,9 @@ async fn nothing_acknowledged_is_lost_by_kill_9() {
         for work in works {
             workers.push(work.await.unwrap());
         }
+        for (_, call) in workers.iter().filter_map(|worker| worker.interrupted.as_ref()) {
+            *interrupted.entry(call.kind()).or_insert(0) += 1;
+        }
         process = client::spawn(&settings).await;
         client = Client::connect(&process).await;
         for (index, worker) in workers.iter_mut().enumerate() {
@@ -248,6 +280,8 @@ async fn nothing_acknowledged_is_lost_by_kill_9() {
     }
     let calls: usize = workers.iter().map(|worker| worker.count).sum();
     assert!(calls > KILLS * WORKERS, "only {calls} calls: the server was killed before it did anything");
+    assert!(["upload", "load"].iter().all(|kind| interrupted.contains_key(kind)), "{interrupted:?}");
+    println!("kills: {KILLS} after {calls} calls; on their way were {interrupted:?}");
     process.terminate();
     assert!(process.wait().success());
 }

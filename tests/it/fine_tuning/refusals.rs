@@ -1,6 +1,7 @@
 //! Jobs and data that cannot be: each ends with an error that names its cause, and the server goes on.
 
 use tonic::Code;
+use tonic_types::StatusExt;
 
 use super::*;
 use crate::client::{refused, violations};
@@ -153,4 +154,26 @@ async fn what_can_be_told_at_once_is_told_by_the_call() {
         assert!(!job(client, &id).await.resumable);
     }
     delete().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_queue_of_jobs_answers_at_once_with_a_time_to_retry() {
+    let server = client::start_with(client::MODEL, |settings| settings.jobs.max_queued = 1).await;
+    let client = &server.client;
+    upload(client, "facts", &facts(), of_facts()).await.unwrap();
+    let endless = |adapter: &str| {
+        let method = Method::Lora(LoraMethod::default());
+        request(adapter, "facts", settings(1_000_000, 1e-4, method))
+    };
+    let running = create(client, endless("one")).await.unwrap();
+    follow(client, &running.id, "", at_step(1)).await;
+    let waiting = create(client, endless("two")).await.unwrap();
+    let status = refused(create(client, endless("three")).await, Code::ResourceExhausted, "QUEUE_FULL");
+    assert!(status.get_details_retry_info().and_then(|info| info.retry_delay).is_some(), "{status:?}");
+    // A place is free again when one leaves, and nothing is left of the refused one.
+    let cancel = pb::CancelJobRequest { id: waiting.id, request_id: String::new() };
+    jobs(client).cancel_job(cancel).await.unwrap();
+    create(client, endless("three")).await.unwrap();
+    let listed = jobs(client).list_jobs(pb::ListJobsRequest::default()).await.unwrap().into_inner().jobs;
+    assert_eq!(listed.len(), 3);
 }

@@ -139,6 +139,7 @@ impl Case<'_> {
         if merged_is_same && self.values.contains_key("merged_logits") {
             self.close("merged_logits", &got);
         }
+        self.merged(folder, expected, &sequences);
         // Absent where the compact copy holds a part of the input only.
         if let Some(effect) = expected["effect_max_abs"].as_f64() {
             let what = format!("{} effect_max_abs", self.name);
@@ -147,6 +148,21 @@ impl Case<'_> {
         let base = root().join("adapters/base_logits").join(expected["base"].as_str().unwrap().replace('/', "__"));
         let base = tensors(&base.with_extension("safetensors"));
         self.tally.close(&format!("{} base logits", self.name), &plain, &base["logits"], TOLERANCE);
+    }
+
+    /// The whole model that peft made of base and adapter, read as a model of its own.
+    fn merged(&mut self, folder: &Path, expected: &Value, sequences: &[Vec<u32>]) {
+        let weights = folder.join("merged.safetensors");
+        if !weights.is_file() {
+            return;
+        }
+        let whole = tempfile::tempdir().unwrap();
+        let config = root().join(expected["base"].as_str().unwrap()).join("config.json");
+        std::fs::copy(config, whole.path().join("config.json")).unwrap();
+        std::fs::copy(weights, whole.path().join("model.safetensors")).unwrap();
+        let model = open(whole.path(), "cpu", "f32").unwrap();
+        let got = logits(&model, sequences, &vec![None; sequences.len()], 1.0);
+        self.close("merged_logits", &got);
     }
 
     /// Compares which modules are adapted, and their rank, alpha and scaling.
@@ -194,6 +210,10 @@ impl Case<'_> {
 /// Reads every broken adapter; what may be read has to give the logits of the sound one.
 fn broken(tally: &mut Tally, bases: &mut Bases) {
     let folder = root().join("adapters_broken");
+    // Another set may have none.
+    if !folder.join("manifest.json").is_file() {
+        return;
+    }
     let manifest = json(&folder.join("manifest.json"));
     let base = bases.get(manifest["base"].as_str().unwrap()).unwrap();
     let sound = root().join(manifest["sound_original"].as_str().unwrap());

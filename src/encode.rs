@@ -1,4 +1,4 @@
-//! One row to token ids, and which of them are learnt.
+//! One row to token ids, and which of them are learnt; `answers`: prompts and what may follow them.
 //!
 //! Ids are those that serving computes for the same prompt, conversation or candidate: prompts are encoded with the
 //! tokenizer's special tokens, a completion is cut from the joint encoding of prompt and completion where the prompt's
@@ -6,18 +6,21 @@
 //! chat template writes. Sets no padding and knows neither labels nor groups.
 //! Units: tokens.
 
+mod answers;
+
 use crate::dataset::{self, Content};
+use crate::model::ModelInfo;
 use crate::model::chat::{ChatError, ChatTemplate, Ending, Message, Rendered};
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
 
-use super::{Context, Settings, Task};
+pub(crate) use answers::{Answers, Question};
 
 /// Role whose turns are learnt.
 const ASSISTANT: &str = "assistant";
 
-/// Why a row cannot be learnt from.
+/// Why a row cannot be encoded.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RowFault {
+pub(crate) enum RowFault {
     /// The model has no chat template.
     #[error("the base model has no chat template for its messages")]
     NoChatTemplate,
@@ -57,19 +60,50 @@ pub(super) enum RowFault {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// Nothing to score.
+    #[error("answer {} has no tokens", .0 + 1)]
+    EmptyAnswer(usize),
+    /// Nothing to tell two answers apart.
+    #[error("answers {} and {} have the same tokens", .0 + 1, .1 + 1)]
+    SameAnswer(usize, usize),
+    /// The assistant has spoken already.
+    #[error("its conversation ends with the assistant's turn, and the answer is to come after it")]
+    AnsweredTurn,
+    /// Nothing stands before the first token.
+    #[error("the tokenizer names no token at which a text begins or ends, to predict the first token from")]
+    NoStart,
+}
+
+impl RowFault {
+    /// Returns which answer it is about, the later of two.
+    pub(crate) fn answer(&self) -> Option<usize> {
+        match self {
+            Self::EmptyAnswer(answer) | Self::SameAnswer(_, answer) => Some(*answer),
+            Self::NoChatTemplate
+            | Self::Chat(_)
+            | Self::Tokenizer(_)
+            | Self::Turn(_)
+            | Self::AnswerTooLong { .. }
+            | Self::TooShort { .. }
+            | Self::NothingLearnt
+            | Self::Id { .. }
+            | Self::AnsweredTurn
+            | Self::NoStart => None,
+        }
+    }
 }
 
 /// Token ids of one row.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Encoded {
+pub(crate) struct Encoded {
     /// Ids.
-    pub(super) tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Whether the token is learnt; as long as `tokens`.
-    pub(super) learnt: Vec<bool>,
+    pub(crate) learnt: Vec<bool>,
     /// Where the answer begins that no truncation may touch; the length where there is none.
     answer: usize,
     /// Whether tokens were dropped.
-    pub(super) truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 impl Encoded {
@@ -79,12 +113,10 @@ impl Encoded {
     }
 }
 
-/// Encodes rows for one task.
-pub(super) struct Encoder<'a> {
+/// Encodes rows.
+pub(crate) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     chat: Option<&'a ChatTemplate>,
-    task: Task,
-    train_on_prompt: bool,
     max_tokens: usize,
     vocab: usize,
     /// Ids at which serving stops.
@@ -96,47 +128,22 @@ pub(super) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) fn new(context: &'a Context, settings: &Settings) -> Self {
-        let info = context.model.info();
-        let ends = info.eos_token_ids.clone();
-        let named = context.tokenizer.eos_id();
+    /// Encodes for a model, no sequence longer than `max_tokens`.
+    pub(crate) fn new(
+        model: &ModelInfo,
+        tokenizer: &'a Tokenizer,
+        chat: Option<&'a ChatTemplate>,
+        max_tokens: usize,
+    ) -> Self {
+        let ends = model.eos_token_ids.clone();
+        let named = tokenizer.eos_id();
         // Of the ids at which serving stops, the one that the tokenizer names.
         let end = named.filter(|id| ends.is_empty() || ends.contains(id)).or(ends.first().copied());
-        Self {
-            tokenizer: &context.tokenizer,
-            chat: context.chat.as_deref(),
-            task: settings.task,
-            train_on_prompt: settings.train_on_prompt,
-            max_tokens: settings.max_tokens,
-            vocab: info.vocab_size,
-            ends,
-            end,
-            named,
-        }
+        Self { tokenizer, chat, max_tokens, vocab: model.vocab_size, ends, end, named }
     }
 
-    /// Encodes one row and cuts it to the longest sequence.
-    pub(super) fn row(&self, content: &Content) -> Result<Encoded, RowFault> {
-        let mut row = match self.task {
-            Task::CausalLm => self.learnt(content)?,
-            Task::SequenceClassification => self.given(content)?,
-        };
-        self.cut(&mut row)?;
-        let needed = if self.task == Task::CausalLm { 2 } else { 1 };
-        if row.tokens.len() < needed {
-            return Err(RowFault::TooShort { tokens: row.tokens.len(), needed });
-        }
-        // Nothing predicts the first token.
-        if self.task == Task::CausalLm && !row.learnt[1..].contains(&true) {
-            return Err(RowFault::NothingLearnt);
-        }
-        match row.tokens.iter().find(|id| **id as usize >= self.vocab) {
-            Some(id) => Err(RowFault::Id { id: *id, vocab: self.vocab }),
-            None => Ok(row),
-        }
-    }
-
-    fn learnt(&self, content: &Content) -> Result<Encoded, RowFault> {
+    /// Encodes one row as language is learnt, with its end, and cuts it to the longest sequence.
+    pub(crate) fn learnt(&self, content: &Content, train_on_prompt: bool) -> Result<Encoded, RowFault> {
         let mut row = Encoded::default();
         match content {
             Content::Text(text) => {
@@ -145,18 +152,19 @@ impl<'a> Encoder<'a> {
                 row.answer = row.tokens.len();
             }
             Content::Completion { prompt, completion } => {
-                row.push(&self.tokenizer.encode(prompt, true)?, self.train_on_prompt);
+                row.push(&self.tokenizer.encode(prompt, true)?, train_on_prompt);
                 row.answer = row.tokens.len();
                 row.push(&self.completion(&row.tokens, prompt, completion)?, true);
                 self.end(&mut row);
             }
-            Content::Messages(messages) => row = self.conversation(messages)?,
+            Content::Messages(messages) => row = self.conversation(messages, train_on_prompt)?,
         }
-        Ok(row)
+        self.cut(&mut row)?;
+        self.predictable(row)
     }
 
-    /// What a classifier reads; nothing of it is learnt as text.
-    fn given(&self, content: &Content) -> Result<Encoded, RowFault> {
+    /// Encodes what a classifier reads, and cuts it; nothing of it is learnt as text.
+    pub(crate) fn given(&self, content: &Content) -> Result<Encoded, RowFault> {
         let mut row = Encoded::default();
         match content {
             Content::Text(text) | Content::Completion { prompt: text, .. } => {
@@ -168,7 +176,30 @@ impl<'a> Encoder<'a> {
             }
         }
         row.answer = row.tokens.len();
+        self.cut(&mut row)?;
+        self.known(row, 1)
+    }
+
+    /// Refuses a row of which nothing can be predicted: nothing predicts the first token.
+    fn predictable(&self, row: Encoded) -> Result<Encoded, RowFault> {
+        let row = self.known(row, 2)?;
+        if row.learnt[1..].contains(&true) { Ok(row) } else { Err(RowFault::NothingLearnt) }
+    }
+
+    /// Refuses a row with too few tokens, or with one that the model does not know.
+    fn known(&self, row: Encoded, needed: usize) -> Result<Encoded, RowFault> {
+        if row.tokens.len() < needed {
+            return Err(RowFault::TooShort { tokens: row.tokens.len(), needed });
+        }
+        self.check(&row.tokens)?;
         Ok(row)
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), RowFault> {
+        match tokens.iter().find(|id| **id as usize >= self.vocab) {
+            Some(id) => Err(RowFault::Id { id: *id, vocab: self.vocab }),
+            None => Ok(()),
+        }
     }
 
     /// Returns the ids that `completion` adds to `prompt`, whose ids are `given`.
@@ -193,7 +224,7 @@ impl<'a> Encoder<'a> {
     ///
     /// A turn is learnt up to its last end-of-text id, or whole where the template writes none. What follows the last
     /// assistant's turn is left out unless prompts are learnt too.
-    fn conversation(&self, messages: &[dataset::Message]) -> Result<Encoded, RowFault> {
+    fn conversation(&self, messages: &[dataset::Message], train_on_prompt: bool) -> Result<Encoded, RowFault> {
         let chat = self.chat.ok_or(RowFault::NoChatTemplate)?;
         let talk = talk(messages);
         let mut row = Encoded::default();
@@ -202,7 +233,7 @@ impl<'a> Encoder<'a> {
         for (i, _) in talk.iter().enumerate().filter(|(_, message)| message.role == ASSISTANT) {
             let prompt = chat.render_for(self.tokenizer, &talk[..i], Ending::GenerationPrompt)?;
             let ids = self.added(&row.tokens, &prompt, &written)?.ok_or(RowFault::Turn(i))?;
-            row.push(&ids, self.train_on_prompt);
+            row.push(&ids, train_on_prompt);
 
             written = chat.render_for(self.tokenizer, &talk[..=i], Ending::Plain)?;
             let ids = self.added(&row.tokens, &written, &prompt)?.ok_or(RowFault::Turn(i + 1))?;
@@ -211,9 +242,9 @@ impl<'a> Encoder<'a> {
             let ends = |id: &u32| self.ends.contains(id) || Some(*id) == self.named;
             let end = ids.iter().rposition(ends).map_or(ids.len(), |at| at + 1);
             row.push(&ids[..end], true);
-            row.push(&ids[end..], self.train_on_prompt);
+            row.push(&ids[end..], train_on_prompt);
         }
-        if self.train_on_prompt {
+        if train_on_prompt {
             let all = chat.render_for(self.tokenizer, &talk, Ending::Plain)?;
             let ids = self.added(&row.tokens, &all, &written)?.ok_or(RowFault::Turn(talk.len()))?;
             row.push(&ids, true);

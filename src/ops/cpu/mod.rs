@@ -1,0 +1,43 @@
+//! Products and steps of a model on the CPU, written for its vector instructions.
+//!
+//! Weights are packed once into tiles of 16 output rows ([`Packed`]); every product walks tiles with the form of the best
+//! instructions that this CPU has ([`Level`]): AVX-512 with VNNI (and BF16), AVX2 with FMA, or plain Rust. Knows slices,
+//! no tensors, models or adapters. The only folder with `unsafe` in it: raw pointers, so that threads may write into
+//! disjoint columns of one result and inner loops check no bounds; what is public here is safe.
+//!
+//! **A row's result does not depend on the rows beside it**, nor on the number of threads: each value is one sum over
+//! the input in ascending order, whoever computes it. So packed equals one by one, bit for bit. Different levels may
+//! round differently.
+//! After: the layouts of llama.cpp's repacked formats and oneDNN's blocked weights; Goto and van de Geijn 2008.
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "vector instructions")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "vector instructions")]
+mod avx512;
+mod blocks;
+#[expect(unsafe_code, reason = "inner loops without checks of bounds")]
+mod dense;
+#[expect(unsafe_code, reason = "memory that holds bytes and numbers of several formats")]
+mod packed;
+#[expect(unsafe_code, reason = "the form without vector instructions has the interface of those with them")]
+mod plain;
+#[expect(unsafe_code, reason = "inner loops without checks of bounds")]
+mod prepared;
+#[expect(unsafe_code, reason = "threads write disjoint columns of one result")]
+mod product;
+#[expect(unsafe_code, reason = "loads and stores of vectors")]
+mod simd;
+#[cfg(test)]
+mod tests;
+#[expect(unsafe_code, reason = "inner loops without checks of bounds")]
+mod tile;
+
+pub(super) use blocks::Format;
+pub(super) use dense::{View, multiply, multiply_rows};
+pub(super) use packed::Packed;
+pub(super) use prepared::Prepared;
+pub(super) use product::{Misfit, product, product_exact, product_transposed, products};
+#[cfg(test)]
+use simd::Level;

@@ -1,0 +1,117 @@
+//! Rows of activations in the forms that packed weights are multiplied with: bf16, or bytes with a scale for 32.
+//!
+//! Buffers are kept for the next rows. Multiplies nothing.
+//! Shapes: rows packed `[rows, inputs]`.
+
+use rayon::prelude::*;
+
+use super::blocks::{BLOCK, Format};
+use super::packed::Packed;
+use super::simd::{Level, Simd, Work};
+
+/// Values below which threads are not asked to help.
+const ALONE: usize = 1 << 15;
+
+/// Rows of activations, ready to be multiplied.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// An even number a row, the last may be 0.
+    pub(super) narrow: Vec<u16>,
+    pub(super) quants: Vec<i8>,
+    pub(super) steps: Vec<f32>,
+    pub(super) sums: Vec<[i32; 2]>,
+}
+
+struct Narrow<'a> {
+    x: &'a [f32],
+    inputs: usize,
+    out: &'a mut [u16],
+}
+
+impl Work for Narrow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.x.chunks_exact(self.inputs).zip(self.out.chunks_exact_mut(self.inputs.next_multiple_of(2)));
+        for (x, out) in rows {
+            let whole = self.inputs / 16 * 16;
+            for at in (0..whole).step_by(16) {
+                // SAFETY: 16 numbers stand there in both.
+                unsafe { s.to_bf16(x.as_ptr().add(at), out.as_mut_ptr().add(at)) };
+            }
+            for at in whole..self.inputs {
+                out[at] = half::bf16::from_f32(x[at]).to_bits();
+            }
+        }
+    }
+}
+
+struct Quantise<'a> {
+    x: &'a [f32],
+    quants: &'a mut [i8],
+    steps: &'a mut [f32],
+    sums: &'a mut [[i32; 2]],
+}
+
+impl Work for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let blocks = self.x.chunks_exact(BLOCK).zip(self.quants.chunks_exact_mut(BLOCK));
+        for ((x, quants), (step, sums)) in blocks.zip(self.steps.iter_mut().zip(self.sums)) {
+            // SAFETY: 32 numbers stand there in both.
+            (*step, *sums) = unsafe { s.quantise(x.as_ptr(), quants.as_mut_ptr()) };
+        }
+    }
+}
+
+impl Prepared {
+    /// Prepares rows for weights of some formats.
+    pub(super) fn fill<'a>(
+        &mut self,
+        level: Level,
+        x: &[f32],
+        inputs: usize,
+        weights: impl Iterator<Item = &'a Packed> + Clone,
+    ) {
+        if level == Level::Avx512Bf16 && weights.clone().any(|weights| weights.format() == Format::Bf16) {
+            self.fill_narrow(level, x, inputs);
+        }
+        if weights.into_iter().any(|weights| weights.shape().is_some()) {
+            self.fill_quants(level, x);
+        }
+    }
+
+    pub(super) fn fill_narrow(&mut self, level: Level, x: &[f32], inputs: usize) {
+        let width = inputs.next_multiple_of(2);
+        self.narrow.clear();
+        self.narrow.resize(x.len() / inputs * width, 0);
+        if x.len() < ALONE {
+            level.run(Narrow { x, inputs, out: &mut self.narrow });
+            return;
+        }
+        let rows = ALONE.div_ceil(4 * inputs);
+        let parts = x.par_chunks(rows * inputs).zip(self.narrow.par_chunks_mut(rows * width));
+        parts.for_each(|(x, out)| level.run(Narrow { x, inputs, out }));
+    }
+
+    fn fill_quants(&mut self, level: Level, x: &[f32]) {
+        let blocks = x.len() / BLOCK;
+        self.quants.resize(x.len(), 0);
+        self.steps.resize(blocks, 0.0);
+        self.sums.resize(blocks, [0; 2]);
+        let (quants, steps, sums) = (&mut self.quants[..], &mut self.steps[..], &mut self.sums[..]);
+        if x.len() < ALONE {
+            level.run(Quantise { x, quants, steps, sums });
+            return;
+        }
+        let size = ALONE / 4;
+        let parts = x.par_chunks(size).zip(quants.par_chunks_mut(size));
+        let scales = steps.par_chunks_mut(size / BLOCK).zip(sums.par_chunks_mut(size / BLOCK));
+        parts.zip(scales).for_each(|((x, quants), (steps, sums))| {
+            level.run(Quantise { x, quants, steps, sums });
+        });
+    }
+}

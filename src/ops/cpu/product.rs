@@ -1,0 +1,309 @@
+//! Products with packed weights: divided among threads, forward, backward, and without rounding the rows.
+//!
+//! A result is cut into columns of tiles, so that each weight is read once; threads take the pieces as they come.
+//! Shapes: `x` `[rows, inputs]`, results `[rows, outputs]`, all packed.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::blocks::Format;
+use super::packed::Packed;
+use super::prepared::Prepared;
+use super::simd::{LANES, Level};
+use super::tile::{Brains, Floats, Halves, Out, Quants, Sweep};
+
+/// Products of numbers below which threads are not asked to help.
+const ALONE: usize = 1 << 16;
+/// Pieces of work for each thread: the last ones even out what the first ones took.
+const PIECES: usize = 4;
+/// Tiles of a piece whose weights are unpacked first.
+const UNPACKED: usize = 3;
+/// Rows below which a piece of an unpacked product is not divided further: unpacking costs as much as some rows.
+const UNPACKED_ROWS: usize = 256;
+
+/// Shapes that do not fit each other.
+#[derive(Debug, thiserror::Error)]
+#[error("{got} numbers do not fit {rows} rows of {width}")]
+pub struct Misfit {
+    got: usize,
+    rows: usize,
+    width: usize,
+}
+
+impl Misfit {
+    pub(super) fn of(got: usize, rows: usize, width: usize) -> Self {
+        Self { got, rows, width }
+    }
+}
+
+/// Checks that `got` numbers are `rows` rows of `width`.
+pub(super) fn fits(got: usize, rows: usize, width: usize) -> Result<(), Misfit> {
+    if rows.checked_mul(width) == Some(got) { Ok(()) } else { Err(Misfit { got, rows, width }) }
+}
+
+/// Writes x·Wᵀ.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn product(
+    weights: &Packed,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    prepared: &mut Prepared,
+) -> Result<(), Misfit> {
+    products(x, rows, &mut [(weights, out)], prepared)
+}
+
+/// Writes the products of the same rows with several weights, in one go.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn products(
+    x: &[f32],
+    rows: usize,
+    jobs: &mut [(&Packed, &mut [f32])],
+    prepared: &mut Prepared,
+) -> Result<(), Misfit> {
+    products_at(Level::best(), x, rows, jobs, prepared)
+}
+
+/// A piece of a product.
+struct Piece {
+    job: usize,
+    tiles: Range<usize>,
+    rows: Range<usize>,
+}
+
+/// Writes the products with the instructions of a level.
+pub(super) fn products_at(
+    level: Level,
+    x: &[f32],
+    rows: usize,
+    jobs: &mut [(&Packed, &mut [f32])],
+    prepared: &mut Prepared,
+) -> Result<(), Misfit> {
+    let Some(inputs) = jobs.first().map(|(weights, _)| weights.inputs()) else { return Ok(()) };
+    for (weights, out) in jobs.iter() {
+        fits(x.len(), rows, weights.inputs())?;
+        fits(out.len(), rows, weights.outputs())?;
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    prepared.fill(level, x, inputs, jobs.iter().map(|(weights, _)| *weights));
+    let prepared = &*prepared;
+    let total: usize = jobs.iter().map(|(weights, _)| weights.tiles()).sum();
+    let outs: Vec<(&Packed, Out)> = jobs.iter_mut().map(|(weights, out)| (*weights, Out(out.as_mut_ptr()))).collect();
+    let run = |piece: Piece| {
+        let (weights, out) = outs[piece.job];
+        sweep(level, weights, (x, prepared), (piece.rows, piece.tiles), out);
+    };
+    if rows * inputs * total * LANES < ALONE {
+        (0..outs.len()).for_each(|job| run(Piece { job, tiles: 0..outs[job].0.tiles(), rows: 0..rows }));
+        return Ok(());
+    }
+    let pieces = rayon::current_num_threads() * PIECES;
+    let step = total.div_ceil(pieces).next_multiple_of(3);
+    // Few tiles and many rows are divided by rows.
+    let parts = (pieces * step).div_ceil(total.next_multiple_of(step)).clamp(1, rows.div_ceil(64));
+    let rows_step = rows.div_ceil(parts).next_multiple_of(8);
+    let mut list = Vec::with_capacity(2 * pieces);
+    for (job, (weights, _)) in outs.iter().enumerate() {
+        for first in (0..weights.tiles()).step_by(step) {
+            for row in (0..rows).step_by(rows_step) {
+                let tiles = first..weights.tiles().min(first + step);
+                list.push(Piece { job, tiles, rows: row..rows.min(row + rows_step) });
+            }
+        }
+    }
+    list.into_par_iter().with_max_len(1).for_each(run);
+    Ok(())
+}
+
+/// Computes one piece.
+fn sweep(
+    level: Level,
+    weights: &Packed,
+    (x, prepared): (&[f32], &Prepared),
+    (rows, tiles): (Range<usize>, Range<usize>),
+    out: Out,
+) {
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+    let bytes = weights.bytes().as_ptr();
+    // The pieces of a product share no number of the result.
+    macro_rules! sweep {
+        ($kernel:expr) => {
+            level.run(Sweep { kernel: $kernel, rows, tiles, outputs, out, width: outputs, add: false })
+        };
+    }
+    macro_rules! quants {
+        ($header:literal, $nibbles:literal) => {
+            sweep!(Quants::<$header, $nibbles> {
+                quants: prepared.quants.as_ptr(),
+                steps: prepared.steps.as_ptr(),
+                sums: prepared.sums.as_ptr(),
+                weights: bytes,
+                blocks: inputs / super::blocks::BLOCK,
+            })
+        };
+    }
+    match weights.format() {
+        Format::F32 => sweep!(floats((x.as_ptr(), inputs, 1), (bytes.cast(), inputs))),
+        Format::F16 => sweep!(Halves { x: x.as_ptr(), weights: bytes, inputs, tile_bytes: weights.tile_bytes() }),
+        Format::Bf16 => sweep!(Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights: bytes, inputs }),
+        Format::Q40 => quants!(0, true),
+        Format::Q50 | Format::Q80 => quants!(0, false),
+        Format::Q41 => quants!(1, true),
+        Format::Q51 => quants!(1, false),
+        Format::Q4K => quants!(2, true),
+        Format::Q5K => quants!(2, false),
+        Format::Q6K => quants!(3, false),
+    }
+}
+
+/// The kernel of packed f32 tiles: `x` with the distances of rows and inputs, `weights` with their number of inputs.
+fn floats((x, row, input): (*const f32, usize, usize), (weights, inputs): (*const f32, usize)) -> Floats {
+    Floats { x, row, input, weights, tile: inputs * LANES, step: LANES, inputs }
+}
+
+/// Writes x·Wᵀ without rounding `x`: quantised weights are unpacked, a few tiles at a time.
+///
+/// # Errors
+/// When shapes do not fit.
+pub(in crate::ops) fn product_exact(
+    weights: &Packed,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+) -> Result<(), Misfit> {
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+    fits(x.len(), rows, inputs)?;
+    fits(out.len(), rows, outputs)?;
+    if weights.format() == Format::F32 {
+        return product(weights, x, rows, out, &mut Prepared::default());
+    }
+    let unpack = |tile: usize, scratch: &mut [f32]| weights.unpack(tile, 0..inputs, scratch);
+    unpacked(Level::best(), (x, rows), (inputs, outputs), unpack, out);
+    Ok(())
+}
+
+/// Writes x·W: `x` is `[rows, outputs]`, the result `[rows, inputs]`. bf16 weights are multiplied as bf16 where the CPU
+/// can, all others as f32.
+///
+/// # Errors
+/// When shapes do not fit.
+pub(in crate::ops) fn product_transposed(
+    weights: &Packed,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+) -> Result<(), Misfit> {
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+    fits(x.len(), rows, outputs)?;
+    fits(out.len(), rows, inputs)?;
+    // What was an input is now an output: a tile of 16 of them holds all outputs.
+    let unpack = |tile: usize, scratch: &mut [f32]| {
+        let columns = tile * LANES..inputs.min((tile + 1) * LANES);
+        let mut part = [0.0; LANES * LANES];
+        for (of, scratch) in scratch.chunks_mut(LANES * LANES).enumerate() {
+            weights.unpack(of, columns.clone(), &mut part);
+            for (row, out) in scratch.chunks_exact_mut(LANES).enumerate() {
+                for (column, out) in out.iter_mut().enumerate() {
+                    *out = part[column * LANES + row];
+                }
+            }
+        }
+    };
+    let level = Level::best();
+    if weights.format() == Format::Bf16 && level == Level::Avx512Bf16 {
+        narrow(level, (x, rows), (outputs, inputs), unpack, out);
+    } else {
+        unpacked(level, (x, rows), (outputs, inputs), unpack, out);
+    }
+    Ok(())
+}
+
+/// Divides columns of up to [`UNPACKED`] tiles among threads, and rows where there are many.
+fn pieces(rows: usize, outputs: usize) -> Vec<Piece> {
+    let tiles = outputs.div_ceil(LANES);
+    let columns = tiles.div_ceil(UNPACKED);
+    let wanted = (rayon::current_num_threads() * PIECES).div_ceil(columns).clamp(1, rows.div_ceil(UNPACKED_ROWS));
+    let step = rows.div_ceil(wanted).next_multiple_of(8);
+    let mut list = Vec::new();
+    for first in (0..tiles).step_by(UNPACKED) {
+        for row in (0..rows).step_by(step) {
+            list.push(Piece { job: 0, tiles: first..tiles.min(first + UNPACKED), rows: row..rows.min(row + step) });
+        }
+    }
+    list
+}
+
+/// Multiplies with tiles `[inputs, 16]` that `unpack` makes.
+fn unpacked(
+    level: Level,
+    (x, rows): (&[f32], usize),
+    (inputs, outputs): (usize, usize),
+    unpack: impl Fn(usize, &mut [f32]) + Sync,
+    out: &mut [f32],
+) {
+    let out = Out(out.as_mut_ptr());
+    let tile = inputs * LANES;
+    pieces(rows, outputs).into_par_iter().with_max_len(1).for_each_init(
+        || vec![0.0; UNPACKED * tile],
+        |scratch, piece| {
+            let first = piece.tiles.start;
+            let columns = piece.tiles.len();
+            piece.tiles.zip(scratch.chunks_mut(tile)).for_each(|(at, scratch)| unpack(at, scratch));
+            let kernel = floats((x.as_ptr(), inputs, 1), (scratch.as_ptr(), inputs));
+            // SAFETY: the first column of the piece lies in the result.
+            let out = Out(unsafe { at(out).add(first * LANES) });
+            let here = outputs - first * LANES;
+            level.run(Sweep { kernel, rows: piece.rows, tiles: 0..columns, outputs: here, out, width: outputs, add: false });
+        },
+    );
+}
+
+/// The pointer, taken through the whole, so that threads may share it.
+fn at(out: Out) -> *mut f32 {
+    out.0
+}
+
+/// The same in bf16: rows and tiles are rounded to it; the tiles come from bf16, so they lose nothing.
+fn narrow(
+    level: Level,
+    (x, rows): (&[f32], usize),
+    (inputs, outputs): (usize, usize),
+    unpack: impl Fn(usize, &mut [f32]) + Sync,
+    out: &mut [f32],
+) {
+    let mut prepared = Prepared::default();
+    prepared.fill_narrow(level, x, inputs);
+    let prepared = &prepared;
+    let out = Out(out.as_mut_ptr());
+    let (tile, pairs) = (inputs * LANES, inputs.div_ceil(2));
+    pieces(rows, outputs).into_par_iter().with_max_len(1).for_each_init(
+        || (vec![0.0; tile], vec![0_u16; UNPACKED * pairs * 2 * LANES]),
+        |(wide, scratch), piece| {
+            let first = piece.tiles.start;
+            let columns = piece.tiles.len();
+            for (tile, scratch) in piece.tiles.zip(scratch.chunks_mut(pairs * 2 * LANES)) {
+                unpack(tile, wide);
+                for (input, wide) in wide.chunks_exact(LANES).enumerate() {
+                    let scratch = &mut scratch[input / 2 * 2 * LANES..];
+                    for (row, wide) in wide.iter().enumerate() {
+                        // They are bf16 already: the lower half is zero.
+                        scratch[2 * row + input % 2] = (wide.to_bits() >> 16) as u16;
+                    }
+                }
+            }
+            let weights = scratch.as_ptr().cast();
+            let kernel = Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights, inputs };
+            // SAFETY: the first column of the piece lies in the result.
+            let out = Out(unsafe { at(out).add(first * LANES) });
+            let here = outputs - first * LANES;
+            level.run(Sweep { kernel, rows: piece.rows, tiles: 0..columns, outputs: here, out, width: outputs, add: false });
+        },
+    );
+}

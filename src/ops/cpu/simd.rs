@@ -1,0 +1,192 @@
+//! The operations that kernels are written in, on vectors of 16 numbers, and the choice among their forms.
+//!
+//! A kernel is a [`Work`], generic over [`Simd`]; [`Level::run`] compiles it once a form and picks one at run time.
+//! Knows no layout. Whoever holds a value that implements [`Simd`] may use its instructions: that is checked where the
+//! value is made, here.
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Avx512;
+use super::plain::Plain;
+
+/// Numbers of a vector, and output rows of a tile.
+pub(super) const LANES: usize = 16;
+
+/// Vectors of 16 f32, and of 16 groups of 4 bytes.
+///
+/// # Safety
+/// Functions marked unsafe read or write the 16 numbers behind a pointer, which needs no alignment.
+pub(super) trait Simd: Copy {
+    /// 16 f32.
+    type F: Copy;
+    /// 16 i32, or 64 bytes.
+    type I: Copy;
+    /// Most rows that a tile product of floats takes at a time.
+    const ROWS: usize;
+    /// Most rows that a tile product of integers takes at a time.
+    const INTEGER_ROWS: usize;
+    /// Tiles that a product takes at a time: 3 or 1.
+    const TILES: usize;
+    /// What [`Self::dot_bytes`] adds to a weight.
+    const BYTE_OFFSET: i32;
+    /// Whether [`Self::dot_bf16`] may be used.
+    const BF16: bool;
+
+    fn splat(self, x: f32) -> Self::F;
+    unsafe fn load(self, from: *const f32) -> Self::F;
+    unsafe fn store(self, to: *mut f32, x: Self::F);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a·b + c.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Nearest whole numbers.
+    fn round(self, x: Self::F) -> Self::F;
+    /// 2 to the power of whole numbers from -126 to 127.
+    fn power_of_two(self, x: Self::F) -> Self::F;
+    /// 16 f16 as f32.
+    unsafe fn halves(self, from: *const u8) -> Self::F;
+    /// 16 unsigned bytes as f32.
+    unsafe fn bytes(self, from: *const u8) -> Self::F;
+    fn splat_i32(self, x: i32) -> Self::I;
+    /// 64 bytes.
+    unsafe fn load_bytes(self, from: *const u8) -> Self::I;
+    fn to_float(self, x: Self::I) -> Self::F;
+    /// The lower and the upper half of each byte.
+    fn nibbles(self, x: Self::I) -> (Self::I, Self::I);
+    /// Adds the products of 4 weights from 0 to 127 and 4 signed bytes to each i32.
+    fn dot_small(self, sum: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// Adds the products of 4 weights, stored with 128 added, and 4 bytes from -127 to 127 to each i32; a form may leave
+    /// [`Self::BYTE_OFFSET`] in the weights.
+    fn dot_bytes(self, sum: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// The first and the second of 16 pairs of bf16 as f32.
+    fn pairs(self, x: Self::I) -> (Self::F, Self::F);
+    /// Adds the products of 16 pairs of bf16; only with [`Self::BF16`].
+    fn dot_bf16(self, sum: Self::F, a: Self::I, b: Self::I) -> Self::F;
+    /// Rounds 16 f32 to bf16, nearest even.
+    unsafe fn to_bf16(self, from: *const f32, to: *mut u16);
+    /// Turns 32 f32 into bytes from -127 to 127; returns what one step is worth (NaN where
+    /// one of them is), and the sums of the halves.
+    unsafe fn quantise(self, from: *const f32, to: *mut i8) -> (f32, [i32; 2]);
+    fn sum(self, x: Self::F) -> f32;
+    fn largest(self, x: Self::F) -> f32;
+
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+}
+
+/// Something to compute with whichever form.
+pub(super) trait Work {
+    /// What comes of it.
+    type Output;
+    /// Whether it has a use for the products of bf16; what has none is not compiled for them.
+    const BF16: bool = false;
+
+    /// Computes; implementations are `#[inline(always)]`, so that the form's instructions are used throughout.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// A set of vector instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ops) enum Level {
+    /// Whatever every CPU has.
+    Plain,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI.
+    Avx512,
+    /// The same with BF16.
+    Avx512Bf16,
+}
+
+impl Level {
+    /// All that this CPU has, best first.
+    pub(in crate::ops) fn available() -> impl Iterator<Item = Self> {
+        let all = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Plain];
+        all.into_iter().filter(|level| level.is_available())
+    }
+
+    /// Returns the best that this CPU has.
+    pub(in crate::ops) fn best() -> Self {
+        Self::available().next().unwrap_or(Self::Plain)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_available(self) -> bool {
+        let avx512 = || {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni")
+                && Self::Avx2.is_available()
+        };
+        match self {
+            Self::Plain => true,
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            Self::Avx512 => avx512(),
+            Self::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16"),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_available(self) -> bool {
+        self == Self::Plain
+    }
+
+    /// Computes `work` with the instructions of this level, or with plain ones where the CPU lacks them.
+    pub(super) fn run<W: Work>(self, work: W) -> W::Output {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn with_avx2<W: Work>(work: W) -> W::Output {
+                work.run(Avx2)
+            }
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+            fn with_avx512<W: Work>(work: W) -> W::Output {
+                work.run(Avx512::<false>)
+            }
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+            fn with_bf16<W: Work>(work: W) -> W::Output {
+                work.run(Avx512::<true>)
+            }
+            if self.is_available() {
+                // SAFETY: the instructions were just found to be there.
+                match self {
+                    Self::Plain => {}
+                    Self::Avx2 => return unsafe { with_avx2(work) },
+                    Self::Avx512 => return unsafe { with_avx512(work) },
+                    Self::Avx512Bf16 => {
+                        if const { W::BF16 } {
+                            return unsafe { with_bf16(work) };
+                        }
+                        return unsafe { with_avx512(work) };
+                    }
+                }
+            }
+        }
+        work.run(Plain)
+    }
+}
+
+/// Returns eˣ, to about 2 units in the last place; 0 below -87, and the largest power at 88.
+#[inline(always)]
+pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    let x = s.min(s.max(x, s.splat(-87.0)), s.splat(88.0));
+    let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+    // ln 2 in two parts (Cody and Waite 1980), then the series of eʳ for |r| ≤ ln 2 / 2.
+    let r = s.fma(n, s.splat(-0.693_359_4), x);
+    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
+    let mut p = s.splat(1.0 / 5040.0);
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    s.mul(p, s.power_of_two(n))
+}

@@ -1,0 +1,228 @@
+//! Every form of every product against sums in f64, and the promise that rows do not depend on each other.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use rand::{RngExt, SeedableRng};
+
+use super::blocks::BLOCK;
+use super::product::products_at;
+use super::simd::{LANES, Simd, Work, exp};
+use super::*;
+
+const FORMATS: [Format; 11] = [
+    Format::F32,
+    Format::F16,
+    Format::Bf16,
+    Format::Q40,
+    Format::Q41,
+    Format::Q50,
+    Format::Q51,
+    Format::Q80,
+    Format::Q4K,
+    Format::Q5K,
+    Format::Q6K,
+];
+
+fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn ggml(format: Format) -> GgmlDType {
+    match format {
+        Format::F32 => GgmlDType::F32,
+        Format::F16 => GgmlDType::F16,
+        Format::Bf16 => GgmlDType::BF16,
+        Format::Q40 => GgmlDType::Q4_0,
+        Format::Q41 => GgmlDType::Q4_1,
+        Format::Q50 => GgmlDType::Q5_0,
+        Format::Q51 => GgmlDType::Q5_1,
+        Format::Q80 => GgmlDType::Q8_0,
+        Format::Q4K => GgmlDType::Q4K,
+        Format::Q5K => GgmlDType::Q5K,
+        Format::Q6K => GgmlDType::Q6K,
+    }
+}
+
+/// Random weights, packed, and what candle says that they are.
+fn weights(format: Format, outputs: usize, inputs: usize, seed: u64) -> (Packed, Vec<f32>) {
+    let tensor = Tensor::from_vec(values(outputs * inputs, seed), (outputs, inputs), &Device::Cpu).unwrap();
+    let stored = QTensor::quantize(&tensor, ggml(format)).unwrap();
+    let plain = stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    (Packed::new(format, outputs, inputs, &stored.data().unwrap()).unwrap(), plain)
+}
+
+/// Rows as integers of 8 bits stand for them.
+fn rounded(x: &[f32]) -> Vec<f32> {
+    let mut out = Vec::new();
+    for block in x.chunks_exact(BLOCK) {
+        let largest = block.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+        out.extend(block.iter().map(|x| (x * (127.0 / largest)).round_ties_even() * (largest / 127.0)));
+    }
+    out
+}
+
+fn reference(weights: &[f32], x: &[f32], inputs: usize) -> Vec<f32> {
+    let dot = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() as f32;
+    x.chunks_exact(inputs).flat_map(|x| weights.chunks_exact(inputs).map(move |w| dot(w, x))).collect()
+}
+
+fn close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= tolerance, "{what}, number {i}: {got}, expected {expected}");
+    }
+}
+
+#[test]
+fn packed_weights_are_the_files_own() {
+    for format in FORMATS {
+        for (outputs, inputs) in [(1, 256), (16, 512), (37, 768)] {
+            let (packed, plain) = weights(format, outputs, inputs, 1);
+            assert_eq!(packed.to_f32(), plain, "{format:?}");
+            let mut row = vec![0.0; inputs];
+            packed.row(outputs / 2, &mut row);
+            assert_eq!(row, plain[outputs / 2 * inputs..][..inputs], "{format:?}");
+        }
+        let (width, bytes) = format.stored();
+        assert!(Packed::new(format, 2, width, &vec![0; 2 * bytes - 1]).is_none());
+        assert!(Packed::new(format, 2, 0, &[]).is_none());
+        if width > 1 {
+            assert!(Packed::new(format, 1, width + 1, &vec![0; bytes]).is_none());
+        }
+    }
+}
+
+#[test]
+fn every_form_multiplies_and_no_row_depends_on_another() {
+    for format in FORMATS {
+        let quantised = format.shape().is_some();
+        let odd = if quantised { 96 } else { 75 };
+        let odd = odd.max(format.stored().0);
+        for (outputs, inputs) in [(1, odd), (50, odd), (67, 512)] {
+            let (packed, plain) = weights(format, outputs, inputs, 2);
+            for level in Level::available() {
+                let what = format!("{format:?} {level:?} [{outputs}, {inputs}]");
+                let x = values(37 * inputs, 3);
+                let seen = if quantised { rounded(&x) } else { x.clone() };
+                let expected = reference(&plain, &seen, inputs);
+                // A sum of 512 products below 1; bf16 rows lose 1/512 of each.
+                let tolerance = if format == Format::Bf16 && level == Level::Avx512Bf16 { 0.1 } else { 2e-4 };
+                let mut whole = vec![f32::NAN; 37 * outputs];
+                let mut prepared = Prepared::default();
+                products_at(level, &x, 37, &mut [(&packed, &mut whole)], &mut prepared).unwrap();
+                close(&whole, &expected, tolerance, &what);
+                for (first, rows) in [(0, 1), (36, 1), (3, 2), (5, 3), (1, 7), (8, 16)] {
+                    let mut part = vec![f32::NAN; rows * outputs];
+                    let x = &x[first * inputs..(first + rows) * inputs];
+                    products_at(level, x, rows, &mut [(&packed, &mut part)], &mut prepared).unwrap();
+                    assert_eq!(part, whole[first * outputs..(first + rows) * outputs], "{what}, {rows} rows");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_products_of_the_same_rows_are_those_of_each() {
+    let all: Vec<_> = [(Format::Q40, 576), (Format::Q80, 192), (Format::F32, 40), (Format::Bf16, 7)]
+        .into_iter()
+        .map(|(format, outputs)| weights(format, outputs, 576, outputs as u64).0)
+        .collect();
+    for rows in [1, 4, 300] {
+        let x = values(rows * 576, 4);
+        let mut together: Vec<_> = all.iter().map(|weights| vec![0.0; rows * weights.outputs()]).collect();
+        let mut jobs: Vec<_> = all.iter().zip(&mut together).map(|(weights, out)| (weights, &mut out[..])).collect();
+        products(&x, rows, &mut jobs, &mut Prepared::default()).unwrap();
+        for (weights, together) in all.iter().zip(&together) {
+            let mut alone = vec![0.0; together.len()];
+            product(weights, &x, rows, &mut alone, &mut Prepared::default()).unwrap();
+            assert_eq!(&alone, together, "{:?}", weights.format());
+        }
+    }
+    assert!(product(&all[0], &values(575, 1), 1, &mut [0.0; 576], &mut Prepared::default()).is_err());
+    assert!(product(&all[0], &values(576, 1), 1, &mut [0.0; 575], &mut Prepared::default()).is_err());
+}
+
+#[test]
+fn exact_and_transposed_products_round_no_rows() {
+    for format in FORMATS {
+        for rows in [1, 5, 70] {
+            let (outputs, inputs) = (67, 256);
+            let (packed, plain) = weights(format, outputs, inputs, 5);
+            let x = values(rows * inputs, 6);
+            let mut got = vec![0.0; rows * outputs];
+            product_exact(&packed, &x, rows, &mut got).unwrap();
+            close(&got, &reference(&plain, &x, inputs), 1e-4, &format!("{format:?}"));
+
+            let gradient = values(rows * outputs, 7);
+            let transposed: Vec<f32> =
+                (0..inputs * outputs).map(|i| plain[i % outputs * inputs + i / outputs]).collect();
+            let mut got = vec![0.0; rows * inputs];
+            product_transposed(&packed, &gradient, rows, &mut got).unwrap();
+            let tolerance = if format == Format::Bf16 { 0.05 } else { 1e-4 };
+            close(&got, &reference(&transposed, &gradient, outputs), tolerance, &format!("{format:?}, transposed"));
+        }
+    }
+}
+
+#[test]
+fn matrices_multiply_however_they_lie() {
+    for (rows, inputs, outputs) in [(1, 1, 1), (3, 40, 8), (70, 33, 50), (130, 64, 200), (8, 130, 3), (300, 200, 17)] {
+        let (a, b) = (values(rows * inputs, 8), values(inputs * outputs, 9));
+        let b_t: Vec<f32> = (0..b.len()).map(|i| b[i % inputs * outputs + i / inputs]).collect();
+        let a_t: Vec<f32> = (0..a.len()).map(|i| a[i % rows * inputs + i / rows]).collect();
+        let expected = reference(&b_t, &a, inputs);
+        let views = [
+            (View::new(&a, (rows, inputs), (inputs, 1)), View::new(&b, (inputs, outputs), (outputs, 1))),
+            (View::new(&a_t, (rows, inputs), (1, rows)), View::new(&b_t, (inputs, outputs), (1, inputs))),
+        ];
+        for (a, b) in views {
+            let mut got = vec![f32::NAN; rows * outputs];
+            multiply(a.unwrap(), b.unwrap(), &mut got).unwrap();
+            close(&got, &expected, 1e-4, &format!("{rows} {inputs} {outputs}"));
+        }
+        let mut got = vec![1.0; rows * (outputs + 3)];
+        multiply_rows((&a, rows, inputs), (&b, outputs), (&mut got, outputs + 3), true).unwrap();
+        for (got, expected) in got.chunks_exact(outputs + 3).zip(expected.chunks_exact(outputs)) {
+            let expected: Vec<f32> = expected.iter().map(|x| x + 1.0).collect();
+            close(&got[..outputs], &expected, 1e-4, &format!("rows {rows} {inputs} {outputs}"));
+            assert_eq!(got[outputs..], [1.0; 3]);
+        }
+    }
+    assert!(View::new(&[0.0; 5], (2, 3), (3, 1)).is_none());
+    assert!(View::new(&[0.0; 6], (2, 3), (usize::MAX, 1)).is_none());
+}
+
+struct Powers(Vec<f32>);
+
+impl Work for Powers {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) -> Vec<f32> {
+        for x in self.0.chunks_exact_mut(LANES) {
+            x.copy_from_slice(&{
+                let mut out = [0.0; LANES];
+                #[expect(unsafe_code, reason = "16 numbers stand there")]
+                // SAFETY: 16 numbers stand there.
+                unsafe {
+                    s.store(out.as_mut_ptr(), exp(s, s.load(x.as_ptr())));
+                }
+                out
+            });
+        }
+        self.0
+    }
+}
+
+#[test]
+fn powers_of_e_are_good_to_the_last_places() {
+    let x: Vec<f32> = (0..16 * 1100).map(|i| i as f32 * 0.01 - 88.0).collect();
+    for level in Level::available() {
+        for (x, got) in x.iter().zip(level.run(Powers(x.clone()))) {
+            let expected = f64::from(x.clamp(-87.0, 88.0)).exp();
+            assert!((f64::from(got) / expected - 1.0).abs() < 4e-7, "{level:?}: e^{x} = {got}");
+        }
+    }
+}
