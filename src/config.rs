@@ -172,8 +172,10 @@ impl Default for DatasetSettings {
 pub struct JobsSettings {
     /// Bytes that a job may take on top of the base model; 0: not bounded.
     pub memory_bytes: u64,
-    /// Jobs that may wait.
+    /// Jobs that may wait; those that were made for an audit do not count.
     pub max_queued: usize,
+    /// Models that one audit may have trained before it, shadow models included.
+    pub max_trained_models: usize,
     /// Finished jobs that are remembered, with their progress and checkpoints.
     pub keep_finished: usize,
     /// Seconds between checkpoints.
@@ -189,6 +191,7 @@ impl Default for JobsSettings {
         Self {
             memory_bytes: 0,
             max_queued: 64,
+            max_trained_models: 256,
             keep_finished: 1000,
             checkpoint_seconds: 60,
             checkpoint_steps: 0,
@@ -355,6 +358,7 @@ impl JobsSettings {
         let most = i64::MAX as u64;
         faults.unless(self.memory_bytes <= most, "jobs.memory_bytes", format!("must be 0 to {most}"));
         faults.count(self.max_queued as u64, "jobs.max_queued");
+        faults.count(self.max_trained_models as u64, "jobs.max_trained_models");
         faults.count(self.keep_finished as u64, "jobs.keep_finished");
         let day = 86_400;
         let seconds = (1..=day).contains(&self.checkpoint_seconds);

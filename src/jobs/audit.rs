@@ -13,8 +13,8 @@ use super::pace::{Due, Paced, Speed};
 use super::rows::{corrupt, stored};
 use super::runner::End;
 use super::{
-    AuditModel, AuditProgress, AuditTask, AuditWork, Event, Failure, Job, JobId, JobsError, Made, ModelSource, Phase,
-    Sibling, State, Subject, Task, reason,
+    AuditError, AuditModel, AuditProgress, AuditTask, AuditWork, Event, Failure, Job, JobId, JobsError, Load, Made,
+    ModelSource, Phase, Shadow, State, Subject, Task, reason,
 };
 use crate::audit::report::{Model, ModelKind, Training};
 use crate::dataset::Dataset;
@@ -126,17 +126,15 @@ impl Inner {
             results.insert(*child, self.result_of(*child)?);
         }
         let mut known = Known::from([(job.dataset.clone(), Some(Arc::clone(dataset)))]);
-        let mut siblings: BTreeMap<JobId, Sibling> = BTreeMap::new();
+        let mut shadows: BTreeMap<JobId, Shadow> = BTreeMap::new();
         for child in audit.models.iter().flat_map(|model| &model.shadows).chain(&audit.planted) {
             if let Some((adapter, generation)) = results.get(child)
-                && !siblings.contains_key(child)
+                && !shadows.contains_key(child)
             {
-                let found = self.found(adapter, generation, &mut known)?;
-                let trained_on = found.trained_on.ok_or_else(|| corrupt(&child.to_string()))?;
-                siblings.insert(*child, Sibling { adapter: found.adapter, trained_on });
+                shadows.insert(*child, self.shadow(adapter, generation, &mut known)?);
             }
         }
-        let planted = audit.planted.as_ref().and_then(|child| siblings.get(child)).cloned();
+        let mut planted = audit.planted.as_ref().and_then(|child| shadows.get(child)).cloned();
         let mut subjects = Vec::with_capacity(audit.models.len());
         for model in &audit.models {
             let named = match &model.source {
@@ -148,12 +146,16 @@ impl Inner {
                 None => None,
                 Some((adapter, generation)) => Some((adapter, self.found(adapter, generation, &mut known)?)),
             };
+            // The control was trained as the first model whose training is known.
+            let is_known = found
+                .as_ref()
+                .is_some_and(|(_, found)| found.lineage.as_ref().is_some_and(|lineage| settings_of(lineage).is_some()));
             subjects.push(Subject {
                 model: described(model, found.as_ref().map(|(adapter, found)| (adapter.as_str(), found))),
                 trained_on: found.as_ref().and_then(|(_, found)| found.trained_on.clone()),
                 adapter: found.map(|(_, found)| found.adapter),
-                shadows: model.shadows.iter().filter_map(|child| siblings.get(child)).cloned().collect(),
-                planted: planted.clone(),
+                shadows: model.shadows.iter().filter_map(|child| shadows.get(child)).cloned().collect(),
+                planted: if is_known { planted.take() } else { None },
             });
         }
         Ok(subjects)
@@ -181,21 +183,47 @@ impl Inner {
     }
 
     fn found(&self, adapter: &str, generation: &str, known: &mut Known) -> Result<Found, Halt> {
+        let (reference, lineage) = self.traced(adapter, generation)?;
+        let adapter = self.parts.registry.resolve(&reference)?;
+        let trained_on = self.trained_on(lineage.as_ref(), known)?;
+        Ok(Found { adapter, generation: generation.to_owned(), lineage, trained_on })
+    }
+
+    /// Describes a model that is loaded when its turn has come.
+    fn shadow(&self, adapter: &str, generation: &str, known: &mut Known) -> Result<Shadow, Halt> {
+        let (reference, lineage) = self.traced(adapter, generation)?;
+        let trained_on = self.trained_on(lineage.as_ref(), known)?;
+        let trained_on = trained_on.ok_or_else(|| corrupt(&format!("that made {reference}")))?;
+        let registry = Arc::clone(&self.parts.registry);
+        let load: Load = Arc::new(move || {
+            let failed =
+                |error: RegistryError| AuditError::Load { model: reference.to_string(), fault: error.to_string() };
+            registry.resolve(&reference).map_err(failed)
+        });
+        Ok(Shadow { generation: generation.to_owned(), load, trained_on })
+    }
+
+    /// Returns how a generation is referred to, and how it was made.
+    fn traced(&self, adapter: &str, generation: &str) -> Result<(Reference, Option<Lineage>), Halt> {
         let missing = || RegistryError::AdapterNotFound(format!("{adapter}@{generation}"));
         let name = Name::parse(adapter).ok_or_else(missing)?;
         let record = self.parts.registry.get(&name)?;
         let stored = record.generations.into_iter().find(|stored| stored.id == generation);
         let lineage = stored.ok_or_else(missing)?.lineage;
-        let reference = Reference { name, generation: Some(generation.to_owned()) };
-        let adapter = self.parts.registry.resolve(&reference)?;
-        let trained_on = match lineage.as_ref().and_then(|lineage| Some((lineage, settings_of(lineage)?))) {
-            None => None,
-            Some((lineage, settings)) => {
-                let dataset = self.known(&lineage.dataset, known)?;
-                dataset.map(|dataset| Arc::new(settings.learnt_rows(&dataset)))
-            }
+        Ok((Reference { name, generation: Some(generation.to_owned()) }, lineage))
+    }
+
+    /// Returns the rows that a model was trained on, where that is known.
+    fn trained_on(
+        &self,
+        lineage: Option<&Lineage>,
+        known: &mut Known,
+    ) -> Result<Option<Arc<BTreeSet<[u8; 32]>>>, Halt> {
+        let Some((lineage, settings)) = lineage.and_then(|lineage| Some((lineage, settings_of(lineage)?))) else {
+            return Ok(None);
         };
-        Ok(Found { adapter, generation: generation.to_owned(), lineage, trained_on })
+        let dataset = self.known(&lineage.dataset, known)?;
+        Ok(dataset.map(|dataset| Arc::new(settings.learnt_rows(&dataset))))
     }
 
     /// Reads a data set that may be gone.

@@ -63,6 +63,8 @@ impl From<AuditError> for Halt {
             AuditError::Setting { .. } => reason::AUDIT_SETTING,
             AuditError::Data(_) => reason::AUDIT_DATA,
             AuditError::Overlap { .. } => reason::AUDIT_OVERLAP,
+            // Only what was trained for the audit is loaded as it goes.
+            AuditError::Load { .. } => reason::AUDIT_CHILD_FAILED,
             AuditError::Checkpoint(_) => reason::AUDIT_CHECKPOINT,
             AuditError::Model(_) => return Self::Failed(Failure::internal(&error)),
         };
@@ -112,6 +114,7 @@ impl From<JobsError> for Halt {
             | JobsError::NotResumable(_)
             | JobsError::Conflict(_)
             | JobsError::QueueFull(_)
+            | JobsError::TooManyModels { .. }
             | JobsError::RequestIdReused(_)
             | JobsError::Event => Failure::internal(&error),
         })

@@ -95,7 +95,7 @@ impl Jobs {
     /// Makes an audit with the fine-tunings that go before it.
     ///
     /// # Errors
-    /// [`JobsError::DatasetNotFound`], [`JobsError::Conflict`], [`JobsError::QueueFull`];
+    /// [`JobsError::DatasetNotFound`], [`JobsError::TooManyModels`], [`JobsError::Conflict`], [`JobsError::QueueFull`];
     /// [`RegistryError::AdapterNotFound`], [`RegistryError::NameTaken`] and [`RegistryError::GenerationMismatch`] (a model to
     /// train has the name of an alias or adapter), [`RegistryError::RequestIdReused`]; when the disk fails.
     pub fn create_audit(&self, wanted: AuditWanted, request: Option<&RequestKey>) -> Result<Job, JobsError> {
@@ -182,6 +182,10 @@ impl Inner {
         }
         let Fan { mut trained, helpers, .. } = fan;
         trained.extend(helpers);
+        let limit = self.parts.settings.max_trained_models;
+        if trained.len() > limit {
+            return Err(JobsError::TooManyModels { wanted: trained.len(), limit });
+        }
         let task = AuditTask {
             name: wanted.name.to_string(),
             models,

@@ -36,7 +36,7 @@ pub use job::{
     Advance, AuditModel, AuditProgress, AuditTask, Checkpoint, Event, Failure, Job, JobId, JobKind, Made, ModelSource,
     Phase, State, Task, Tuning,
 };
-pub use work::{AuditError, AuditStep, AuditWork, Auditing, Rows, Sibling, Subject, Training, Work};
+pub use work::{AuditError, AuditStep, AuditWork, Auditing, Load, Rows, Shadow, Subject, Training, Work};
 
 /// Steps of a job whose events are kept; of a longer one the oldest go.
 const EVENTS: u64 = 100_000;
@@ -81,6 +81,14 @@ pub enum JobsError {
     /// Too many jobs wait.
     #[error("{0} jobs wait already")]
     QueueFull(usize),
+    /// An audit needs more models trained than it may.
+    #[error("needs {wanted} models trained, jobs.max_trained_models is {limit}")]
+    TooManyModels {
+        /// Models to train, shadow and control models included.
+        wanted: usize,
+        /// How many it may.
+        limit: usize,
+    },
     /// No event of this job has that number.
     #[error("the job has no such event")]
     Event,

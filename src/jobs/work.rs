@@ -131,7 +131,7 @@ impl Work for Trainer {
 }
 
 /// A model to audit, with what was trained for its sake.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Subject {
     /// What the report says of it; its overlap is not known yet.
     pub model: Model,
@@ -140,16 +140,21 @@ pub struct Subject {
     /// Hashes of the rows that it was trained on; none where that is not known.
     pub trained_on: Option<Arc<BTreeSet<[u8; 32]>>>,
     /// Its shadow models.
-    pub shadows: Vec<Sibling>,
-    /// The control model, whose members must be found.
-    pub planted: Option<Sibling>,
+    pub shadows: Vec<Shadow>,
+    /// The control model, whose members must be found; one subject at most has it.
+    pub planted: Option<Shadow>,
 }
 
-/// A model that was trained as another one was, on other rows.
-#[derive(Debug, Clone)]
-pub struct Sibling {
+/// Brings an adapter into memory when its turn has come.
+pub type Load = Arc<dyn Fn() -> Result<Arc<Adapter>, AuditError> + Send + Sync>;
+
+/// A model that was trained as another one was, on other rows. There may be more of them than memory holds.
+#[derive(Clone)]
+pub struct Shadow {
+    /// Its generation.
+    pub generation: String,
     /// Its weights.
-    pub adapter: Arc<Adapter>,
+    pub load: Load,
     /// Hashes of the rows that it was trained on.
     pub trained_on: Arc<BTreeSet<[u8; 32]>>,
 }
@@ -210,7 +215,7 @@ pub enum AuditError {
     #[error("{field}: {fault}")]
     Setting {
         /// Field of the settings.
-        field: String,
+        field: &'static str,
         /// What is wrong with it.
         fault: String,
     },
@@ -224,6 +229,14 @@ pub enum AuditError {
         model: String,
         /// Rows.
         rows: u64,
+    },
+    /// An adapter that is needed cannot be had.
+    #[error("model `{model}` cannot be loaded: {fault}")]
+    Load {
+        /// Name of the model.
+        model: String,
+        /// What was said.
+        fault: String,
     },
     /// A checkpoint is not one of this audit.
     #[error("the checkpoint {0}")]

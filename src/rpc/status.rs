@@ -370,6 +370,7 @@ pub(super) fn jobs(error: &JobsError, context: &Context) -> Status {
             details.add_quota_failure_violation("jobs.max_queued", format!("{limit} jobs may wait"));
             with(Reason::QueueFull, message, details)
         }
+        JobsError::TooManyModels { .. } => field(Reason::InvalidField, "models", &message),
         JobsError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
         JobsError::Event => field(Reason::WatchToken, "token", "is not a token of this job"),
         JobsError::Registry(error) => registry(error, context),

@@ -127,6 +127,7 @@ fn every_jobs_error_has_code_and_reason() {
         (J::NotResumable("x".into()), Code::FailedPrecondition, "JOB_NOT_RESUMABLE"),
         (J::Conflict("x".into()), Code::FailedPrecondition, "JOB_CONFLICT"),
         (J::QueueFull(3), Code::ResourceExhausted, "QUEUE_FULL"),
+        (J::TooManyModels { wanted: 9, limit: 8 }, Code::InvalidArgument, "INVALID_FIELD"),
         (J::Event, Code::InvalidArgument, "WATCH_TOKEN"),
         (J::Registry(RegistryError::RequestIdReused("x".into())), Code::InvalidArgument, "REQUEST_ID_REUSED"),
         (J::Store(StoreError::Full), Code::ResourceExhausted, "STORAGE_FULL"),

@@ -200,7 +200,8 @@ mod tests {
     fn jobs_of_the_first_version_are_fine_tunings() {
         let mut database = Connection::open_in_memory().unwrap();
         migrate(&mut database, &MIGRATIONS[..4]).unwrap();
-        let old = "INSERT INTO jobs (id, state, adapter, dataset, place, record) VALUES ('j', 'failed', 'a', 'd', 1, '{}')";
+        let old =
+            "INSERT INTO jobs (id, state, adapter, dataset, place, record) VALUES ('j', 'failed', 'a', 'd', 1, '{}')";
         database.execute(old, []).unwrap();
         migrate(&mut database, MIGRATIONS).unwrap();
         let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));

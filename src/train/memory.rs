@@ -26,13 +26,7 @@ pub(super) struct Estimate {
 
 impl Estimate {
     /// Estimates for micro-batches of up to `tokens` tokens; with `head_only` no block is kept for a backward.
-    pub(super) fn new(
-        base: &dyn Base,
-        depth: usize,
-        parameters: &Parameters,
-        tokens: usize,
-        head_only: bool,
-    ) -> Self {
+    pub(super) fn new(base: &dyn Base, depth: usize, parameters: &Parameters, tokens: usize, head_only: bool) -> Self {
         let sites = base.sites();
         let inner = sites.iter().filter(|site| site.kind == SiteKind::Linear);
         // Inputs and outputs of the layers of one block, forward.

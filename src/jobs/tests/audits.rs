@@ -80,6 +80,17 @@ fn exists(house: &House, adapter: &str) -> bool {
 #[test]
 fn an_audit_runs_after_what_it_needs_and_tidies_up() {
     let house = House::new();
+    let registry = Arc::clone(&house.registry);
+    house.hook(move |moment| {
+        if moment == Moment::Begin {
+            // What was made for it waits for it.
+            for made in ["fair.rank-8", "fair.planted"] {
+                let refused = registry.delete(&name(made), Expected::Any, None);
+                assert!(matches!(refused, Err(RegistryError::Held { .. })), "{refused:?}");
+            }
+        }
+        Ok(())
+    });
     let wanted = whole();
     let job = house.jobs.create_audit(wanted, None).unwrap();
     assert_eq!((job.kind(), job.state, job.children().len()), (JobKind::Audit, State::Queued, 4));
@@ -342,6 +353,9 @@ fn nothing_is_made_of_an_audit_that_is_refused_in_part() {
     assert!(house.jobs.list(None, None, 10).unwrap().is_empty());
     let lost = house.jobs.create_audit(AuditWanted { dataset: "none".into(), ..whole() }, None);
     assert!(matches!(lost, Err(JobsError::DatasetNotFound(_))), "{lost:?}");
+    let many = audit("many", vec![trained("m", 1)], Some(shadows(300, false)));
+    let refused = house.jobs.create_audit(many, None);
+    assert!(matches!(refused, Err(JobsError::TooManyModels { wanted: 301, limit: 256 })), "{refused:?}");
     let once = key("CreateAudit", 1);
     let wanted = || audit("other", vec![trained("a b", 1), trained("a.b", 2), trained("A-b", 3)], None);
     let job = house.jobs.create_audit(wanted(), Some(&once)).unwrap();

@@ -44,9 +44,11 @@ impl Auditing for Script {
         for subject in &subjects {
             begin.update(subject.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string()));
             begin.update(subject.trained_on.as_ref().map_or([0; 32], |set| rows(set)));
-            for sibling in subject.shadows.iter().chain(&subject.planted) {
-                begin.update(sibling.adapter.generation().to_string());
-                begin.update(rows(&sibling.trained_on));
+            for shadow in subject.shadows.iter().chain(&subject.planted) {
+                let adapter = (shadow.load)()?;
+                assert_eq!(adapter.generation().to_string(), shadow.generation);
+                begin.update(adapter.generation().to_string());
+                begin.update(rows(&shadow.trained_on));
             }
         }
         let (done, state) = match checkpoint {
