@@ -3,6 +3,7 @@
 //! Fields are those of [`Settings`](super::settings::Settings), rows count from 1 in the order of the data set. Says
 //! nothing of jobs or wires.
 
+use super::assess::AssessError;
 use crate::model::ModelError;
 use crate::turns::Stopped;
 
@@ -71,6 +72,17 @@ pub enum AuditError {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+impl From<AssessError> for AuditError {
+    fn from(error: AssessError) -> Self {
+        match error {
+            AssessError::UnknownMeasure { .. } => setting("measures", error.to_string()),
+            AssessError::Groups { .. } => setting("attributes", error.to_string()),
+            AssessError::Rows { .. } => Self::Data(error.to_string()),
+            AssessError::Stopped => Self::Stopped(Stopped),
+        }
+    }
 }
 
 /// Returns the error of a setting.
