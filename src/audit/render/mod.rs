@@ -4,6 +4,13 @@
 //! stands in the report, and what is not there is shown as not there, with its reason, never as 0.
 
 mod csv;
+mod definitions;
+mod escape;
+mod pick;
+mod html;
+mod plots;
+mod tables;
 mod words;
 
 pub use csv::csv;
+pub use html::html;

@@ -3,6 +3,7 @@
 //! Plain text, not escaped: each format escapes it in its own way. A verdict speaks of evidence, never of right or wrong.
 
 use super::super::report::{Figure, Model, ModelKind, Report, Scope, Status};
+use super::super::settings::Attack;
 
 /// Shown for a value that is missing in the data.
 const MISSING: &str = "(missing)";
@@ -234,41 +235,17 @@ pub(super) fn model_words(model: &Model) -> String {
     text
 }
 
-/// What a measure is, by the beginning of its name; the first that fits.
-pub(super) const DEFINITIONS: [(&str, &str); 30] = [
-    ("selection_rate", "Share of rows predicted positive."),
-    ("balanced_accuracy", "Mean over classes of the share of their rows that are predicted right."),
-    ("accuracy", "Share of rows predicted right."),
-    ("tpr", "True-positive rate: of the positives, the share predicted positive."),
-    ("true_positive_rate", "Of the positives, the share predicted positive."),
-    ("fpr", "False-positive rate: of the negatives, the share predicted positive."),
-    ("false_positive_rate", "Of the negatives, the share predicted positive."),
-    ("fnr", "False-negative rate: of the positives, the share predicted negative."),
-    ("false_negative_rate", "Of the positives, the share predicted negative."),
-    ("tnr", "True-negative rate: of the negatives, the share predicted negative."),
-    ("true_negative_rate", "Of the negatives, the share predicted negative."),
-    ("precision", "Of the rows predicted positive, the share that are positive."),
-    ("recall", "Of the rows of a class, the share predicted as it."),
-    ("f1", "Harmonic mean of precision and recall."),
-    ("demographic_parity", "Selection rates of the groups, compared."),
-    ("equalized_odds", "True- and false-positive rates of the groups, compared; the worse of both."),
-    ("equal_opportunity", "True-positive rates of the groups, compared."),
-    ("roc_auc", "Chance that a positive row has a higher score than a negative one."),
-    ("auc", "Chance that a positive row has a higher score than a negative one."),
-    ("ece", "Expected calibration error: mean distance of confidence and share of hits over bins."),
-    ("smooth_ece", "Calibration error without bins, by a kernel of chosen width."),
-    ("brier", "Mean squared distance of probabilities and what came true."),
-    ("log_loss", "Mean negative logarithm of the probability of what came true."),
-    ("nll", "Mean negative logarithm of the probability of what came true."),
-    ("perplexity", "Exponential of the mean loss a token."),
-    ("bits_per_byte", "Loss in bits a byte of text."),
-    ("mia", "Membership inference: how well members of the training data can be told from other rows."),
-    ("bbq", "BBQ: how often answers follow the stereotype (Parrish et al. 2022)."),
-    ("rmse", "Root of the mean squared error."),
-    ("loss", "Mean loss."),
-];
-
-/// Definition of a measure, where there is one here.
-pub(super) fn definition(measure: &str) -> Option<&'static str> {
-    DEFINITIONS.iter().find(|(prefix, _)| measure.starts_with(prefix)).map(|(_, words)| *words)
+/// Name of a membership attack.
+pub(super) fn attack_words(attack: Attack) -> &'static str {
+    match attack {
+        Attack::Loss => "loss",
+        Attack::MinK => "Min-K%",
+        Attack::MinKPlusPlus => "Min-K%++",
+        Attack::Reference => "loss against the base model",
+        Attack::Rmia => "RMIA",
+        Attack::LiraOnline => "LiRA online",
+        Attack::LiraOnlineFixed => "LiRA online, one spread",
+        Attack::LiraOffline => "LiRA offline",
+        Attack::LiraOfflineFixed => "LiRA offline, one spread",
+    }
 }
