@@ -4,6 +4,23 @@
 //! often each row was drawn), so that one function serves sample weights and resampling. What cannot be computed is an
 //! [`Undefined`] with its reason, never 0 and never NaN.
 
+pub mod auc;
+pub mod bootstrap;
+pub mod comparison;
+pub mod confusion;
+pub mod disparity;
+pub mod distributions;
+pub mod groups;
+pub mod hypothesis;
+pub mod impact;
+pub mod inputs;
+pub mod intervals;
+pub mod multiclass;
+pub mod multiplicity;
+pub mod others;
+pub mod permutation;
+pub mod proportions;
+
 /// Why there is no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,3 +45,8 @@ pub enum Undefined {
 
 /// A figure, or why there is none.
 pub type Measured = Result<f64, Undefined>;
+
+/// Divides, or gives `why` where there is nothing to divide by.
+pub(crate) fn divide(part: f64, whole: f64, why: Undefined) -> Measured {
+    if whole > 0.0 { Ok(part / whole) } else { Err(why) }
+}
