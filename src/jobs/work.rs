@@ -188,11 +188,11 @@ pub trait AuditWork {
     /// When that cannot be had.
     fn checkpoint(&self) -> Result<Vec<u8>, AuditError>;
 
-    /// Makes the report of what was scored.
+    /// Makes the report of what was scored. `stop` is asked often, lets requests go first, and says when to end.
     ///
     /// # Errors
     /// When the rows do not bear it, or it was told to stop.
-    fn report(self: Box<Self>, slices: &dyn Slices) -> Result<Report, AuditError>;
+    fn report(self: Box<Self>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Report, AuditError>;
 }
 
 /// How far scoring is.
