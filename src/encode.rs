@@ -114,6 +114,7 @@ impl Encoded {
 }
 
 /// Encodes rows.
+#[derive(Clone)]
 pub(crate) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     chat: Option<&'a ChatTemplate>,

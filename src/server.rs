@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::audit::scoring;
 use crate::config::Settings;
 use crate::dataset::{DatasetError, Datasets};
 use crate::engine::Engine;
@@ -147,6 +148,12 @@ impl Server {
             Arc::clone(&metrics),
             Arc::clone(&turns),
         );
+        let auditing = scoring::Context {
+            model: Arc::clone(&loaded.model),
+            name: loaded.name.clone(),
+            tokenizer: Arc::clone(&loaded.tokenizer),
+            chat: loaded.chat.clone(),
+        };
         let training = Context {
             model: loaded.model,
             tokenizer: Arc::clone(&loaded.tokenizer),
@@ -158,7 +165,7 @@ impl Server {
             registry: Arc::clone(&registry),
             rows: Arc::clone(&datasets) as Arc<dyn Rows>,
             training: Arc::new(training),
-            auditing: Arc::new(NoAudits),
+            auditing: Arc::new(auditing),
             reports: Arc::clone(&reports),
             turns,
             metrics: Arc::clone(&metrics),
@@ -173,6 +180,7 @@ impl Server {
             registry,
             datasets,
             jobs: jobs.clone(),
+            reports: Arc::clone(&reports),
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             companions: loaded.companions,
@@ -260,21 +268,6 @@ async fn listen(address: SocketAddr, insecure: bool) -> Result<(TcpListener, Soc
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
-}
-
-/// In the place of scoring, until it is in this branch; no call reaches it.
-struct NoAudits;
-
-impl crate::jobs::Auditing for NoAudits {
-    fn start(
-        &self,
-        _: &Arc<crate::dataset::Dataset>,
-        _: &crate::audit::settings::Settings,
-        _: Vec<crate::jobs::Subject>,
-        _: Option<&[u8]>,
-    ) -> Result<Box<dyn crate::jobs::AuditWork>, crate::jobs::AuditError> {
-        Err(crate::jobs::AuditError::Data("audits are not wired yet".into()))
-    }
 }
 
 #[cfg(test)]

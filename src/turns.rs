@@ -95,12 +95,15 @@ impl Drop for Turn<'_> {
 }
 
 /// Lets long work compute in bounded slices, and stops it.
-pub trait Slices {
+pub trait Slices: Sync {
     /// Waits for the next slice and runs `work` in it; at most one block of the model, forward or backward.
     ///
     /// # Errors
     /// [`Stopped`] when nothing more is to be computed; then `work` may not have run.
     fn slice(&self, work: &mut dyn FnMut()) -> Result<(), Stopped>;
+
+    /// Returns whether nothing more is to be computed, for work beside the device.
+    fn is_stopped(&self) -> bool;
 }
 
 impl dyn Slices + '_ {

@@ -97,6 +97,11 @@ pub struct Dataset {
     pub rows: Vec<Row>,
 }
 
+/// Returns the SHA-256 of rows' hashes in ascending order, hexadecimal: the order of the rows does not matter.
+pub fn digest<'r>(rows: impl Iterator<Item = &'r Row>) -> String {
+    hash::part(rows.map(|row| row.hash).collect())
+}
+
 impl Dataset {
     /// Reads a file as it was declared; `digest` is the SHA-256 of its bytes.
     ///

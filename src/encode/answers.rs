@@ -5,7 +5,7 @@
 //! encoded alone where they do not, or where the prompt is a conversation. Does not say how a question is worded.
 //! Units: tokens. After: lm-evaluation-harness `_encode_pair`, and its prefix token for a text that follows nothing.
 
-use super::{ASSISTANT, Encoder, RowFault, talk};
+use super::{ASSISTANT, Encoded, Encoder, RowFault, talk};
 use crate::dataset::{Content, Message};
 use crate::model::chat::Ending;
 
@@ -88,6 +88,45 @@ impl Encoder<'_> {
         });
         let encoded = encoded.collect::<Result<Vec<_>, _>>()?;
         self.fitted(vec![start], encoded)
+    }
+
+    /// Encodes language whose likelihood is measured, and returns the bytes of what is: a text after the token that begins
+    /// or ends a text, a completion, the assistant's turns. No end of text is added; what is measured counts as learnt.
+    pub(crate) fn measured(&self, content: &Content) -> Result<(Encoded, usize), RowFault> {
+        match content {
+            Content::Text(text) => {
+                let Answers { prompt, answers, .. } = Self { max_tokens: usize::MAX, ..self.clone() }.whole(&[text.clone()])?;
+                let mut row = Encoded::default();
+                row.push(&prompt, false);
+                row.push(&answers.concat(), true);
+                row.answer = row.tokens.len();
+                self.cut(&mut row)?;
+                let row = self.predictable(row)?;
+                let bytes = if row.truncated { self.bytes(&row)? } else { text.len() };
+                Ok((row, bytes))
+            }
+            Content::Completion { prompt, completion } => {
+                let encoded = self.answers(&Question::Text(prompt.clone()), std::slice::from_ref(completion))?;
+                let mut row = Encoded { truncated: encoded.truncated, ..Encoded::default() };
+                row.push(&encoded.prompt, false);
+                row.push(&encoded.answers.concat(), true);
+                Ok((row, completion.len()))
+            }
+            Content::Messages(messages) => {
+                let mut row = self.conversation(messages, false)?;
+                self.cut(&mut row)?;
+                let row = self.predictable(row)?;
+                let bytes = self.bytes(&row)?;
+                Ok((row, bytes))
+            }
+        }
+    }
+
+    /// Returns the bytes of the text of what is learnt, control tokens left out.
+    fn bytes(&self, row: &Encoded) -> Result<usize, RowFault> {
+        let learnt = row.tokens.iter().zip(&row.learnt).filter(|(_, learnt)| **learnt);
+        let ids: Vec<u32> = learnt.map(|(id, _)| *id).collect();
+        Ok(self.tokenizer.decode(&ids, true)?.len())
     }
 
     /// Encodes a question that `room` tokens are to follow.

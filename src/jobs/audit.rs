@@ -13,10 +13,12 @@ use super::pace::{Due, Paced, Speed};
 use super::rows::{corrupt, stored};
 use super::runner::End;
 use super::{
-    AuditError, AuditModel, AuditProgress, AuditTask, AuditWork, Event, Failure, Job, JobId, JobsError, Load, Made,
-    ModelSource, Phase, Shadow, State, Subject, Task, reason,
+    AuditModel, AuditProgress, AuditTask, AuditWork, Event, Failure, Job, JobId, JobsError, Made, ModelSource, Phase,
+    State, Task, reason,
 };
+use crate::audit::AuditError;
 use crate::audit::report::{Model, ModelKind, Training};
+use crate::audit::scoring::{Load, Shadow, Subject};
 use crate::dataset::Dataset;
 use crate::lora::{Adapter, Generation, Kind};
 use crate::registry::{Expected, Lineage, Name, Reference, RegistryError};

@@ -2,7 +2,8 @@
 //!
 //! Reasons that calls of services give too have the same text there (`rpc::status`); a test holds the two together.
 
-use super::{AuditError, Failure, JobsError, reason};
+use super::{Failure, JobsError, reason};
+use crate::audit::AuditError;
 use crate::lora::LoraError;
 use crate::registry::RegistryError;
 use crate::reports::{GateError, ReportsError};
@@ -60,13 +61,13 @@ impl From<AuditError> for Halt {
     fn from(error: AuditError) -> Self {
         let reason = match &error {
             AuditError::Stopped(_) => return Self::Stopped,
-            AuditError::Setting { .. } => reason::AUDIT_SETTING,
-            AuditError::Data(_) => reason::AUDIT_DATA,
+            AuditError::Setting { .. } | AuditError::Head { .. } => reason::AUDIT_SETTING,
+            AuditError::Data(_) | AuditError::Row { .. } => reason::AUDIT_DATA,
             AuditError::Overlap { .. } => reason::AUDIT_OVERLAP,
             // Only what was trained for the audit is loaded as it goes.
             AuditError::Load { .. } => reason::AUDIT_CHILD_FAILED,
             AuditError::Checkpoint(_) => reason::AUDIT_CHECKPOINT,
-            AuditError::Model(_) => return Self::Failed(Failure::internal(&error)),
+            AuditError::Unfinished { .. } | AuditError::Model(_) => return Self::Failed(Failure::internal(&error)),
         };
         Self::Failed(Failure::new(reason, error.to_string()))
     }

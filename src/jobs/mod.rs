@@ -36,7 +36,7 @@ pub use job::{
     Advance, AuditModel, AuditProgress, AuditTask, Checkpoint, Event, Failure, Job, JobId, JobKind, Made, ModelSource,
     Phase, State, Task, Tuning,
 };
-pub use work::{AuditError, AuditStep, AuditWork, Auditing, Load, Rows, Shadow, Subject, Training, Work};
+pub use work::{AuditWork, Auditing, Rows, Training, Work};
 
 /// Steps of a job whose events are kept; of a longer one the oldest go.
 const EVENTS: u64 = 100_000;

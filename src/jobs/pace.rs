@@ -50,6 +50,10 @@ impl Slices for Paced<'_> {
         work();
         Ok(())
     }
+
+    fn is_stopped(&self) -> bool {
+        Paced::is_stopped(self)
+    }
 }
 
 /// When the next checkpoint is to be written: by steps or by time, whichever is sooner.

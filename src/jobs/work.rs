@@ -2,18 +2,18 @@
 //!
 //! Says what is needed and does nothing itself.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::JobsError;
-use crate::audit::report::{Model, Report};
+use crate::audit::AuditError;
+use crate::audit::assess::{Provenance, assess};
+use crate::audit::report::{BaseModel, Report};
+use crate::audit::scoring::{self, Progress as Step, Scored, Scorer, Subject};
 use crate::audit::settings::Settings as AuditSettings;
 use crate::dataset::{Dataset, DatasetError, Datasets};
-use crate::lora::Adapter;
-use crate::model::ModelError;
 use crate::store::Catalog;
 use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer};
-use crate::turns::{Slices, Stopped};
+use crate::turns::Slices;
 
 /// Data sets as jobs need them.
 pub trait Rows: Send + Sync {
@@ -130,35 +130,6 @@ impl Work for Trainer {
     }
 }
 
-/// A model to audit, with what was trained for its sake.
-#[derive(Clone)]
-pub struct Subject {
-    /// What the report says of it; its overlap is not known yet.
-    pub model: Model,
-    /// Its weights; none: the base model.
-    pub adapter: Option<Arc<Adapter>>,
-    /// Hashes of the rows that it was trained on; none where that is not known.
-    pub trained_on: Option<Arc<BTreeSet<[u8; 32]>>>,
-    /// Its shadow models.
-    pub shadows: Vec<Shadow>,
-    /// The control model, whose members must be found; one subject at most has it.
-    pub planted: Option<Shadow>,
-}
-
-/// Brings an adapter into memory when its turn has come.
-pub type Load = Arc<dyn Fn() -> Result<Arc<Adapter>, AuditError> + Send + Sync>;
-
-/// A model that was trained as another one was, on other rows. There may be more of them than memory holds.
-#[derive(Clone)]
-pub struct Shadow {
-    /// Its generation.
-    pub generation: String,
-    /// Its weights.
-    pub load: Load,
-    /// Hashes of the rows that it was trained on.
-    pub trained_on: Arc<BTreeSet<[u8; 32]>>,
-}
-
 /// Begins audits, or takes them up again: scoring and statistics, or the script of a test.
 pub trait Auditing: Send + Sync {
     /// Begins, or goes on from a checkpoint.
@@ -180,7 +151,7 @@ pub trait AuditWork {
     ///
     /// # Errors
     /// When the model fails, or it was told to stop.
-    fn advance(&mut self, slices: &dyn Slices) -> Result<AuditStep, AuditError>;
+    fn advance(&mut self, slices: &dyn Slices) -> Result<Step, AuditError>;
 
     /// Writes down what the rest depends on.
     ///
@@ -195,56 +166,49 @@ pub trait AuditWork {
     fn report(self: Box<Self>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Report, AuditError>;
 }
 
-/// How far scoring is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditStep {
-    /// Name of the model that was scored last.
-    pub model: String,
-    /// Items done, of all models.
-    pub done: u64,
-    /// Items there are.
-    pub total: u64,
-    /// Whether nothing is left to score.
-    pub last: bool,
+impl Auditing for scoring::Context {
+    fn start(
+        &self,
+        dataset: &Arc<Dataset>,
+        settings: &AuditSettings,
+        subjects: Vec<Subject>,
+        checkpoint: Option<&[u8]>,
+    ) -> Result<Box<dyn AuditWork>, AuditError> {
+        let scorer = match checkpoint {
+            Some(checkpoint) => Scorer::resume(self, dataset, settings, subjects, checkpoint)?,
+            None => Scorer::begin(self, dataset, settings, subjects)?,
+        };
+        let info = self.model.info();
+        let base = BaseModel {
+            name: self.name.clone(),
+            fingerprint: info.fingerprint.clone(),
+            dtype: info.dtype.clone(),
+            device: info.device.clone(),
+        };
+        Ok(Box::new(Audit { scorer, base, settings: settings.clone() }))
+    }
 }
 
-/// Why an audit cannot start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum AuditError {
-    /// A setting cannot be used with these models or rows; the field is that of the request.
-    #[error("{field}: {fault}")]
-    Setting {
-        /// Field of the settings.
-        field: &'static str,
-        /// What is wrong with it.
-        fault: String,
-    },
-    /// The rows cannot be audited.
-    #[error("{0}")]
-    Data(String),
-    /// A model was trained on rows to audit.
-    #[error("model `{model}` was trained on {rows} of the rows")]
-    Overlap {
-        /// Name of the model.
-        model: String,
-        /// Rows.
-        rows: u64,
-    },
-    /// An adapter that is needed cannot be had.
-    #[error("model `{model}` cannot be loaded: {fault}")]
-    Load {
-        /// Name of the model.
-        model: String,
-        /// What was said.
-        fault: String,
-    },
-    /// A checkpoint is not one of this audit.
-    #[error("the checkpoint {0}")]
-    Checkpoint(String),
-    /// It was told to stop.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
-    /// The model failed.
-    #[error(transparent)]
-    Model(#[from] ModelError),
+/// An audit of real models.
+struct Audit {
+    scorer: Scorer,
+    base: BaseModel,
+    settings: AuditSettings,
+}
+
+impl AuditWork for Audit {
+    fn advance(&mut self, slices: &dyn Slices) -> Result<Step, AuditError> {
+        self.scorer.advance(slices)
+    }
+
+    fn checkpoint(&self) -> Result<Vec<u8>, AuditError> {
+        self.scorer.checkpoint()
+    }
+
+    fn report(self: Box<Self>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Report, AuditError> {
+        let Scored { table, data, models, groups, warnings } = self.scorer.finish()?;
+        let software = env!("CARGO_PKG_VERSION").to_owned();
+        let provenance = Provenance { software, base: Some(self.base), data, models, groups, warnings };
+        Ok(assess(&self.settings, &table, provenance, stop)?)
+    }
 }

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Change, Dropout, LinearDelta, LoraBatch, Run, SiteId};
-use crate::ops::rms_norm;
+use crate::ops::{dense_product, rms_norm};
 
 impl LoraBatch {
     /// Finishes a linear layer: `x` is `[rows, input]`, `product` is the base's W·x without bias `[rows, output]`.
@@ -49,7 +49,7 @@ impl LoraBatch {
         let rows = x.dim(0)?;
         match self.touching(site, rows)?.as_slice() {
             [(run, Change::Replaced { weight, bias })] if run.rows.len() == rows => {
-                let product = whole(&x.to_dtype(DType::F32)?, weight)?;
+                let product = dense_product(&x.to_dtype(DType::F32)?, weight)?;
                 let product = match bias {
                     Some(bias) => product.broadcast_add(bias)?,
                     None => product,
@@ -131,7 +131,7 @@ impl LoraBatch {
     }
 
     /// Returns the runs that change a site, after checking all of them.
-    fn touching(&self, site: SiteId, rows: usize) -> Result<Vec<(&Run, &Change)>> {
+    pub(super) fn touching(&self, site: SiteId, rows: usize) -> Result<Vec<(&Run, &Change)>> {
         let mut next = 0;
         let mut touching = Vec::new();
         for run in &self.runs {
@@ -186,7 +186,7 @@ fn linear_rows(
     let dtype = product.dtype();
     let (rows, bias) = match change {
         Change::Linear(delta) => (low_rank(delta, how, x, product)?, delta.bias.as_ref().or(bias)),
-        Change::Replaced { weight, bias } => (whole(&x.to_dtype(DType::F32)?, weight)?, bias.as_ref()),
+        Change::Replaced { weight, bias } => (dense_product(&x.to_dtype(DType::F32)?, weight)?, bias.as_ref()),
         Change::Bias(bias) => (product.clone(), Some(bias)),
         Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
     };
@@ -243,16 +243,6 @@ fn embedding_rows(change: &Change, scale: f32, ids: &Tensor, rows: &Tensor) -> R
     found.to_dtype(rows.dtype())
 }
 
-/// Returns x·Wᵀ for a whole matrix `[output, input]`.
-///
-/// candle's CPU product is several times slower for a few rows times a transposed matrix than the other way round.
-fn whole(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() && (2..=64).contains(&x.dim(0)?) {
-        return weight.matmul(&x.t()?)?.t()?.contiguous();
-    }
-    x.matmul(&weight.t()?)
-}
-
 /// Returns 0 where an input is dropped and 1/(1-rate) elsewhere.
 fn kept(dropout: Dropout, shape: &[usize], device: &Device) -> Result<Tensor> {
     let mut bits = vec![0_u8; 2 * shape.iter().product::<usize>()];
@@ -262,6 +252,6 @@ fn kept(dropout: Dropout, shape: &[usize], device: &Device) -> Result<Tensor> {
     Tensor::from_vec(bits.chunks_exact(2).map(factor).collect::<Vec<f32>>(), shape, device)
 }
 
-fn is_scaled(scale: f32) -> bool {
+pub(super) fn is_scaled(scale: f32) -> bool {
     (scale - 1.0).abs() > 0.0
 }

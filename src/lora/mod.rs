@@ -14,6 +14,7 @@ mod json;
 mod names;
 pub mod peft;
 mod plan;
+mod rows;
 mod targets;
 mod tensors;
 #[cfg(test)]

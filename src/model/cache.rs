@@ -2,11 +2,13 @@
 //!
 //! Memory grows in blocks, so that a token costs a write and not a copy of all before it. Does not decide who may have
 //! how much: that is the engine's budget.
-//! Shapes: `[kv_heads, capacity, head_dim]` a layer, of which the first `len` tokens count.
+//! Shapes: `[kv_heads, capacity, head_dim]` a layer, of which the first `len` tokens count; on the CPU as the kernels of
+//! attention like them.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::ModelError;
+use crate::ops::cpu::{Heads, KeysValues};
 
 /// Tokens by which memory grows at least.
 const BLOCK: usize = 64;
@@ -19,9 +21,9 @@ pub struct KvCache {
 }
 
 #[derive(Debug)]
-struct Entry {
-    keys: Tensor,
-    values: Tensor,
+enum Entry {
+    Tensors { keys: Tensor, values: Tensor },
+    Slices(KeysValues),
 }
 
 impl KvCache {
@@ -57,7 +59,10 @@ impl KvCache {
     pub fn fork(&self) -> std::result::Result<Self, ModelError> {
         let copy = |entry: &Option<Entry>| match entry {
             None => Ok(None),
-            Some(entry) => Ok(Some(Entry { keys: entry.keys.copy()?, values: entry.values.copy()? })),
+            Some(Entry::Slices(held)) => Ok(Some(Entry::Slices(held.clone()))),
+            Some(Entry::Tensors { keys, values }) => {
+                Ok(Some(Entry::Tensors { keys: keys.copy()?, values: values.copy()? }))
+            }
         };
         Ok(Self { len: self.len, layers: self.layers.iter().map(copy).collect::<Result<_>>()? })
     }
@@ -70,19 +75,40 @@ impl KvCache {
     /// `[kv_heads, len + tokens, head_dim]`. What is written counts only after [`Self::advance`].
     pub(super) fn write(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let total = self.len + keys.dim(1)?;
-        let Some(slot) = self.layers.get_mut(layer) else { candle_core::bail!("the cache has no layer {layer}") };
-        let entry = match slot.take() {
-            Some(entry) if entry.keys.dim(1)? >= total => entry,
-            held => Entry {
-                keys: grown(held.as_ref().map(|e| &e.keys), self.len, total, keys)?,
-                values: grown(held.as_ref().map(|e| &e.values), self.len, total, values)?,
-            },
+        let Some(slot) = self.layers.get_mut(layer) else { bail!("the cache has no layer {layer}") };
+        let (held_keys, held_values) = match slot.take() {
+            Some(Entry::Tensors { keys, values }) if keys.dim(1)? >= total => (keys, values),
+            Some(Entry::Tensors { keys: k, values: v }) => {
+                (grown(Some(&k), self.len, total, keys)?, grown(Some(&v), self.len, total, values)?)
+            }
+            None => (grown(None, self.len, total, keys)?, grown(None, self.len, total, values)?),
+            Some(Entry::Slices(_)) => bail!("the cache was filled on the CPU"),
         };
-        entry.keys.slice_set(&keys.detach().contiguous()?, 1, self.len)?;
-        entry.values.slice_set(&values.detach().contiguous()?, 1, self.len)?;
-        let all = (entry.keys.narrow(1, 0, total)?, entry.values.narrow(1, 0, total)?);
-        *slot = Some(entry);
+        held_keys.slice_set(&keys.detach().contiguous()?, 1, self.len)?;
+        held_values.slice_set(&values.detach().contiguous()?, 1, self.len)?;
+        let all = (held_keys.narrow(1, 0, total)?, held_values.narrow(1, 0, total)?);
+        *slot = Some(Entry::Tensors { keys: held_keys, values: held_values });
         Ok(all)
+    }
+
+    /// Writes the keys and values `[tokens, kv_heads, head_dim]` of one layer behind those held, on the CPU. What is
+    /// written counts only after [`Self::advance`].
+    pub(super) fn write_slices(&mut self, layer: usize, heads: Heads, keys: &[f32], values: &[f32]) -> Result<()> {
+        let Some(slot) = self.layers.get_mut(layer) else { bail!("the cache has no layer {layer}") };
+        let tokens = keys.len() / (heads.kv_heads * heads.head_dim).max(1);
+        match slot.get_or_insert_with(|| Entry::Slices(KeysValues::new(heads))) {
+            Entry::Slices(held) => held.write(self.len, keys, values, Self::capacity(self.len + tokens)),
+            Entry::Tensors { .. } => bail!("the cache was filled with tensors"),
+        }
+        Ok(())
+    }
+
+    /// Returns what one layer holds on the CPU.
+    pub(super) fn slices(&self, layer: usize) -> Result<&KeysValues> {
+        match self.layers.get(layer) {
+            Some(Some(Entry::Slices(held))) => Ok(held),
+            Some(Some(Entry::Tensors { .. }) | None) | None => bail!("the cache holds nothing at layer {layer}"),
+        }
     }
 }
 

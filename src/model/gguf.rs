@@ -19,11 +19,11 @@ use candle_core::{DType, Device, Tensor};
 use super::ModelError;
 use super::config::{Config, Head, MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, RopeScaling};
 use super::gguf_header::{Header, TensorInfo, Value};
-use super::weights::{Fingerprint, Parts, fault_in, invalid, unreadable};
+use super::weights::{Fingerprint, Parts, activations, fault_in, invalid, unreadable};
 use crate::ops::Linear;
 
 /// Reads configuration and weights of a file. With `dequantise` the weights are turned into that format; without, they
-/// stay quantised, on the CPU in a format that it has instructions for, and activations are f32.
+/// stay as they are, and activations are f32.
 pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> Result<(Config, Parts), ModelError> {
     let file = File::open(path).map_err(unreadable(path))?;
     let size = file.metadata().map_err(unreadable(path))?.len();
@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> R
         vectors: BTreeMap::new(),
         fingerprint: String::new(),
         parameters: 0,
-        dtype,
+        dtype: activations(device, dtype),
         weight_format: String::new(),
     };
     let mut formats = BTreeMap::<String, u64>::new();
@@ -49,28 +49,31 @@ pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> R
         }
         let weights = shape.iter().product::<usize>() as u64;
         parts.parameters += weights;
-        let held = held(format, device);
-        *formats.entry(format!("{held:?}").to_lowercase()).or_default() += weights;
+        *formats.entry(format!("{format:?}").to_lowercase()).or_default() += weights;
         match (plain(format), shape.len()) {
             (Some(stored), 2) => {
                 let tensor = Tensor::from_raw_buffer(&bytes, stored, &shape, device)?.to_dtype(dtype)?;
                 parts.matrices.insert(name, Linear::dense(tensor));
+            }
+            (None, 2) if dequantise.is_none() && device.is_cpu() && packs(format) => {
+                let Some(linear) = Linear::stored(format, (shape[0], shape[1]), &bytes) else {
+                    return Err(invalid(path, format!("`{}` does not fit its shape", stored_name(&name))));
+                };
+                parts.matrices.insert(name, linear);
             }
             (None, 2) => {
                 let storage = QStorage::from_data(Cow::Owned(bytes), device, format)?;
                 let quantised = QTensor::new(storage, shape.as_slice())?;
                 let linear = if dequantise.is_some() {
                     Linear::dense(quantised.dequantize(device)?.to_dtype(dtype)?)
-                } else if held == format {
-                    Linear::quantized(Arc::new(quantised))
                 } else {
-                    Linear::quantized(Arc::new(QTensor::quantize(&quantised.dequantize(device)?, held)?))
+                    Linear::quantized(Arc::new(quantised))
                 };
                 parts.matrices.insert(name, linear);
             }
             (Some(stored), _) => {
                 let tensor = Tensor::from_raw_buffer(&bytes, stored, &shape, device)?.to_dtype(dtype)?;
-                parts.vectors.insert(name, tensor);
+                parts.vectors.insert(name, tensor.to_dtype(parts.dtype)?);
             }
             (None, _) => return Err(invalid(path, format!("`{}` is quantised as {format:?}", stored_name(&name)))),
         }
@@ -105,14 +108,9 @@ fn plain(format: GgmlDType) -> Option<DType> {
     }
 }
 
-/// Returns the format in which a stored one is held.
-///
-/// candle computes Q4_1, Q5_0 and Q5_1 on the CPU one value at a time (Q4_1 was 3 times slower than Q8_0 in decode and 5
-/// times in prefill), and demands pairs of blocks of them by an assertion that in debug builds ends the process' thread
-/// pool. As Q8_0 (blocks of the same size) a weight moves by about 1/254 of the largest of its block.
-fn held(format: GgmlDType, device: &Device) -> GgmlDType {
-    let slow = matches!(format, GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1);
-    if slow && device.is_cpu() { GgmlDType::Q8_0 } else { format }
+/// Returns whether the CPU has kernels for a quantised format; candle computes the others.
+fn packs(format: GgmlDType) -> bool {
+    !matches!(format, GgmlDType::Q8_1 | GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q8K)
 }
 
 /// Returns GGUF's name of a tensor.
@@ -384,7 +382,14 @@ mod tests {
     fn a_file_computes_what_the_folder_computes() {
         // Quantised products round activations to 8 bits: 0.1 at most was seen here, of logits up to 5.
         for (format, tolerance) in
-            [(GgmlDType::F32, 1e-4), (GgmlDType::Q8_0, 0.3), (GgmlDType::Q4_1, 0.3), (GgmlDType::Q5_0, 0.3)]
+            [
+                (GgmlDType::F32, 1e-4),
+                (GgmlDType::Q8_0, 0.3),
+                (GgmlDType::Q4_0, 0.3),
+                (GgmlDType::Q4_1, 0.3),
+                (GgmlDType::Q5_0, 0.3),
+                (GgmlDType::Q5_1, 0.3),
+            ]
         {
             let folder = pair(format);
             let file = folder.path().join("model.gguf");
@@ -394,7 +399,7 @@ mod tests {
             let quantised = largest_difference(&logits(&file, "auto"), &expected);
             assert!(quantised < tolerance, "{format:?}: {quantised}");
             let info = open(&file, "cpu", "auto").unwrap().info().clone();
-            assert_eq!(info.dtype, format!("{:?}", held(format, &Device::Cpu)).to_lowercase());
+            assert_eq!(info.dtype, format!("{format:?}").to_lowercase());
             assert_eq!((info.vocab_size, info.eos_token_ids), (96, vec![2]));
         }
     }

@@ -1,7 +1,7 @@
 //! What the blocks of a decoder are made of: projections, rotation angles, attention over packed sequences.
 //!
-//! Knows no architecture: who stacks these is in `llama.rs`. Attention loops over sequences; a fused kernel takes its
-//! place behind [`attend`].
+//! Knows no architecture: who stacks these is in `llama.rs`. Attention of tensors loops over sequences; on the CPU the
+//! kernels of `ops` take its place.
 //! Shapes: rows are packed tokens; keys and values are `[kv_heads, tokens, head_dim]`.
 //! After: Vaswani et al. 2017, Ainslie et al. 2023 (grouped queries), Jiang et al. 2023 (sliding window).
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::lora::{LoraBatch, SiteId};
-use crate::ops::{Linear, explicit, matmul, softmax, softmax_backward};
+use crate::ops::{self, Linear, explicit, matmul, softmax, softmax_backward};
 
 /// A linear layer that adapters can change.
 #[derive(Debug)]
@@ -83,6 +83,7 @@ const QUERY_BLOCK: usize = 128;
 pub(super) struct Span {
     /// Rows of the packed batch.
     pub(super) rows: Range<usize>,
+    window: Option<usize>,
     blocks: Vec<QueryBlock>,
 }
 
@@ -116,7 +117,7 @@ impl Span {
             };
             blocks.push(QueryBlock { rows: start..end, keys, mask });
         }
-        Ok(Self { rows, blocks })
+        Ok(Self { rows, window, blocks })
     }
 }
 
@@ -142,6 +143,16 @@ pub(super) fn attend(span: &Span, q: &Tensor, keys: &Tensor, values: &Tensor) ->
 ///
 /// The backward computes the shares again: nothing of size tokens² is kept.
 pub(super) fn attend_all(spans: &Arc<Vec<Span>>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let lengths: Vec<usize> = spans.iter().map(|span| span.rows.len()).collect();
+    let window = spans.first().and_then(|span| span.window);
+    if let Some(mixed) = ops::attend_all(&lengths, window, q, k, v)? {
+        return Ok(mixed);
+    }
+    attend_all_composed(spans, q, k, v)
+}
+
+/// The same by operations of tensors.
+fn attend_all_composed(spans: &Arc<Vec<Span>>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (queries, keys, values) = (q.detach(), k.detach(), v.detach());
     let part = |tensor: &Tensor, span: &Span| tensor.narrow(0, span.rows.start, span.rows.len());
     let by_head = move |tensor: &Tensor, span: &Span| part(tensor, span)?.transpose(0, 1)?.contiguous();
@@ -276,11 +287,18 @@ mod tests {
                 .map(|(heads, seed)| Var::from_tensor(&random((tokens, heads, 6), seed)).unwrap());
             let [q, k, v] = vars.each_ref().map(Var::as_tensor);
             let weights = random((tokens, 24, 1), 4).squeeze(2).unwrap();
-            let forms = [attend_all(&spans, q, k, v).unwrap(), composed(&lengths, window, q, k, v)];
-            assert!(difference(&forms[0], &forms[1]) < 1e-5, "{window:?}");
-            let [ours, theirs] = forms.map(|mixed| (mixed * &weights).unwrap().sum_all().unwrap().backward().unwrap());
+            let forms = [
+                attend_all(&spans, q, k, v).unwrap(),
+                attend_all_composed(&spans, q, k, v).unwrap(),
+                composed(&lengths, window, q, k, v),
+            ];
+            assert!(difference(&forms[0], &forms[2]) < 1e-5, "{window:?}");
+            assert!(difference(&forms[1], &forms[2]) < 1e-5, "{window:?}, of tensors");
+            let gradients = forms.map(|mixed| (mixed * &weights).unwrap().sum_all().unwrap().backward().unwrap());
             for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
-                let (ours, theirs) = (ours.get(tensor).unwrap(), theirs.get(tensor).unwrap());
+                let theirs = gradients[2].get(tensor).unwrap();
+                let ours = gradients[0].get(tensor).unwrap();
+                assert!(difference(gradients[1].get(tensor).unwrap(), theirs) < 1e-4, "{name}, {window:?}, of tensors");
                 assert!(
                     theirs.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap() > 0.1
                         || window == Some(1) && name != "v"

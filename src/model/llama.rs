@@ -5,17 +5,25 @@
 //! Shapes: `[tokens, hidden]` between blocks, tokens of all sequences packed without padding.
 //! After: Touvron et al. 2023 (arXiv 2302.13971), Jiang et al. 2023 (arXiv 2310.06825), transformers `modeling_llama`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, DeviceLocation, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::cache::KvCache;
 use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
 use super::{Batch, CausalLm, Differentiable, Layout, ModelError, ModelInfo, Rows, Segment};
-use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId, SiteKind};
+use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::{Linear, rope, silu_mul};
+
+mod serving;
+mod sites;
+#[cfg(test)]
+mod tests;
+
+use self::sites::{info, site_of, sites};
 
 /// Site of the token embedding; the sites of the blocks follow, that of the head is the last.
 const EMBEDDING: SiteId = SiteId(0);
@@ -122,9 +130,12 @@ impl Llama {
         &self,
         batch: &Batch<'_>,
         mut caches: Option<&mut [&mut KvCache]>,
-        mut seen: impl FnMut(&Tensor),
+        mut seen: impl FnMut(&Tensor) + Send,
     ) -> Result<Tensor, ModelError> {
         let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
+        if self.device.is_cpu() {
+            return self.run_on_cpu(batch, &lengths, caches, seen);
+        }
         let layout = self.plan(batch.tokens, &lengths, caches.as_deref())?;
         let pass = Pass { lora: batch.lora, layout: &layout };
         let mut x = self.embed_with(&layout, batch.lora)?;
@@ -143,8 +154,13 @@ impl Llama {
         if lora.runs.is_empty() { Ok(x) } else { lora.embedding(EMBEDDING, &layout.ids, x) }
     }
 
-    /// Checks the batch and lays out positions and spans.
-    fn plan(&self, tokens: &[u32], lengths: &[usize], caches: Option<&[&mut KvCache]>) -> Result<Layout, ModelError> {
+    /// Checks the batch; returns the rows of each sequence and the position of the first.
+    fn places(
+        &self,
+        tokens: &[u32],
+        lengths: &[usize],
+        caches: Option<&[&mut KvCache]>,
+    ) -> Result<Vec<(Range<usize>, usize)>, ModelError> {
         let fault = |text: String| Err(ModelError::Input(text));
         if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return fault(format!("token id {id} is not in the vocabulary of {}", self.config.vocab_size));
@@ -158,17 +174,27 @@ impl Llama {
         {
             return fault("every segment needs a cache of this model".into());
         }
-        let mut spans = Vec::with_capacity(lengths.len());
-        let mut positions = Vec::with_capacity(tokens.len());
+        let mut places = Vec::with_capacity(lengths.len());
+        let mut next = 0;
         for (i, &len) in lengths.iter().enumerate() {
             let past = caches.and_then(|c| c.get(i)).map_or(0, |cache| cache.len());
             if len > self.config.context_length.saturating_sub(past) {
                 let total = past.saturating_add(len);
                 return fault(format!("{total} tokens are more than the context of {}", self.config.context_length));
             }
-            let rows = positions.len()..positions.len() + len;
+            places.push((next..next + len, past));
+            next += len;
+        }
+        Ok(places)
+    }
+
+    /// Checks the batch and lays out positions and spans.
+    fn plan(&self, tokens: &[u32], lengths: &[usize], caches: Option<&[&mut KvCache]>) -> Result<Layout, ModelError> {
+        let mut spans = Vec::with_capacity(lengths.len());
+        let mut positions = Vec::with_capacity(tokens.len());
+        for (rows, past) in self.places(tokens, lengths, caches)? {
+            positions.extend(past..past + rows.len());
             spans.push(Span::new(rows, past, self.config.sliding_window, &self.device)?);
-            positions.extend(past..past + len);
         }
         let angles = Angles::new(positions.into_iter(), &self.frequencies, self.dtype, &self.device)?;
         Ok(Layout { ids: Tensor::new(tokens, &self.device)?, spans: Arc::new(spans), angles })
@@ -428,61 +454,3 @@ impl Differentiable for Llama {
         self
     }
 }
-
-fn site_of(layer: usize, module: Module) -> usize {
-    EMBEDDING.0 + 1 + layer * Module::ALL.len() + module as usize
-}
-
-fn sites(config: &Config) -> Vec<Site> {
-    let site = |path: String, kind, input, output, bias| Site { path, kind, input, output, bias };
-    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let mut sites = vec![site("model.embed_tokens".into(), SiteKind::Embedding, vocab, hidden, false)];
-    for layer in 0..config.layers {
-        for module in Module::ALL {
-            let (input, output) = module.shape(config);
-            sites.push(site(module.path(layer), SiteKind::Linear, input, output, module.bias(config)));
-        }
-    }
-    for layer in 0..config.layers {
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            sites.push(site(format!("model.layers.{layer}.{norm}"), SiteKind::Norm, hidden, hidden, false));
-        }
-    }
-    sites.push(site("model.norm".into(), SiteKind::Norm, hidden, hidden, false));
-    if config.head == Head::Language {
-        sites.push(site("score".into(), SiteKind::Classifier, hidden, 0, false));
-    }
-    let (path, output) = match config.head {
-        Head::Language => ("lm_head", vocab),
-        Head::Classifier(labels) => ("score", labels),
-    };
-    sites.push(site(path.into(), SiteKind::Head, hidden, output, false));
-    sites
-}
-
-fn info(config: &Config, parts: &Parts, device: &Device) -> ModelInfo {
-    let cached = 2 * config.layers * config.kv_heads * config.head_dim * parts.dtype.size_in_bytes();
-    ModelInfo {
-        architecture: config.architecture.clone(),
-        fingerprint: parts.fingerprint.clone(),
-        parameters: parts.parameters,
-        dtype: parts.weight_format.clone(),
-        context_length: config.context_length,
-        vocab_size: config.vocab_size,
-        eos_token_ids: config.eos_token_ids.clone(),
-        labels: match config.head {
-            Head::Language => None,
-            Head::Classifier(labels) => Some(labels),
-        },
-        classes: config.classes.clone(),
-        device: match device.location() {
-            DeviceLocation::Cpu => "cpu".into(),
-            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-        },
-        kv_bytes_per_token: cached as u64,
-    }
-}
-
-#[cfg(test)]
-mod tests;

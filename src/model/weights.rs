@@ -64,6 +64,11 @@ pub(super) fn dtype(text: &str) -> Result<Option<DType>, ModelError> {
     }
 }
 
+/// Returns the format of activations under weights of a format: the kernels of the CPU take f32.
+pub(super) fn activations(device: &Device, weights: DType) -> DType {
+    if device.is_cpu() { DType::F32 } else { weights }
+}
+
 /// Reads configuration and weights of a folder.
 pub(super) fn read(folder: &Path, device: &Device, dtype: Option<DType>) -> Result<(Config, Parts), ModelError> {
     let config = config(folder)?;
@@ -83,15 +88,15 @@ pub(super) fn read(folder: &Path, device: &Device, dtype: Option<DType>) -> Resu
         vectors: BTreeMap::new(),
         fingerprint: digest.finish(),
         parameters: needed.values().map(|shape| shape.iter().product::<usize>() as u64).sum(),
-        dtype,
+        dtype: activations(device, dtype),
         weight_format: dtype.as_str().into(),
     };
     for (name, shape) in needed {
-        let tensor = files.view(&name)?.load(device)?.to_dtype(dtype)?;
+        let tensor = files.view(&name)?.load(device)?;
         if shape.len() == 2 {
-            parts.matrices.insert(name, Linear::dense(tensor));
+            parts.matrices.insert(name, Linear::dense(tensor.to_dtype(dtype)?));
         } else {
-            parts.vectors.insert(name, tensor);
+            parts.vectors.insert(name, tensor.to_dtype(dtype)?.to_dtype(parts.dtype)?);
         }
     }
     Ok((config, parts))

@@ -7,12 +7,35 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
 /// Gradients of the inputs, in their order; `None` where none flows.
 pub(super) type Gradients = Vec<Option<Tensor>>;
 type Backward = dyn Fn(&Tensor) -> Result<Gradients> + Send + Sync;
+
+/// The result of an operation.
+pub enum Value {
+    /// Computed by tensor operations.
+    Tensor(Tensor),
+    /// Computed on the CPU, with its shape.
+    Owned(Vec<f32>, Shape),
+}
+
+impl From<Tensor> for Value {
+    fn from(tensor: Tensor) -> Self {
+        Self::Tensor(tensor)
+    }
+}
+
+impl Value {
+    fn into_tensor(self) -> Result<Tensor> {
+        match self {
+            Self::Tensor(tensor) => Ok(tensor),
+            Self::Owned(data, shape) => Tensor::from_vec(data, shape, &Device::Cpu),
+        }
+    }
+}
 
 /// Puts `value` into the graph as an operation of one to three `inputs`.
 ///
@@ -22,14 +45,19 @@ type Backward = dyn Fn(&Tensor) -> Result<Gradients> + Send + Sync;
 /// When there are more inputs, or the device fails.
 pub fn explicit(
     inputs: &[&Tensor],
-    value: Tensor,
+    value: impl Into<Value>,
     backward: impl Fn(&Tensor) -> Result<Gradients> + Send + Sync + 'static,
 ) -> Result<Tensor> {
+    let value = value.into();
     if !inputs.iter().any(|input| input.track_op()) {
-        return Ok(value);
+        return value.into_tensor();
     }
-    let value = if value.device().is_cpu() { value.contiguous()? } else { value.force_contiguous()? };
-    let node = Node { value: Mutex::new(Some(value.detach())), backward: Box::new(backward) };
+    let value = match value {
+        Value::Tensor(value) if value.device().is_cpu() => Value::Tensor(value.contiguous()?.detach()),
+        Value::Tensor(value) => Value::Tensor(value.force_contiguous()?.detach()),
+        Value::Owned(..) => value,
+    };
+    let node = Node { value: Mutex::new(Some(value)), backward: Box::new(backward) };
     match *inputs {
         [a] => a.apply_op1(node),
         [a, b] => a.apply_op2(b, node),
@@ -49,12 +77,12 @@ pub fn seed(output: &Tensor, gradient: Tensor) -> Result<Tensor> {
 
 struct Node {
     /// Until it has become the storage of the result.
-    value: Mutex<Option<Tensor>>,
+    value: Mutex<Option<Value>>,
     backward: Box<Backward>,
 }
 
 impl Node {
-    fn value(&self) -> Result<Tensor> {
+    fn value(&self) -> Result<Value> {
         match self.value.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(value) => Ok(value),
             None => bail!("an operation ran twice"),
@@ -62,7 +90,10 @@ impl Node {
     }
 
     fn cpu(&self) -> Result<(CpuStorage, Shape)> {
-        let value = self.value()?;
+        let value = match self.value()? {
+            Value::Tensor(value) => value,
+            Value::Owned(data, shape) => return Ok((CpuStorage::F32(data), shape)),
+        };
         let (storage, layout) = value.storage_and_layout();
         match (&*storage, layout.contiguous_offsets()) {
             (Storage::Cpu(cpu), Some((start, end))) => Ok((part(cpu, start, end)?, layout.shape().clone())),
@@ -73,7 +104,7 @@ impl Node {
     fn cuda(&self) -> Result<(CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
 
-        let value = self.value()?;
+        let value = self.value()?.into_tensor()?;
         let (storage, layout) = value.storage_and_layout();
         match &*storage {
             Storage::Cuda(cuda) => Ok((cuda.try_clone(layout)?, layout.shape().clone())),

@@ -1,12 +1,16 @@
-//! Normalisation, rotation, softmax and gating: candle's fused forms, each with a backward of our own.
+//! Normalisation, rotation, softmax and gating, each with a backward of our own.
 //!
-//! candle's fused forms have none and say nothing about it (candle issues 2168, 3568, 3569), so nobody else calls them.
+//! On the CPU in one pass by the steps of `cpu`; elsewhere candle's fused forms. Those have no backward and say nothing
+//! about it (candle issues 2168, 3568, 3569), so nobody else calls them.
 //! Shapes are given at each function; the last dimension is contiguous.
 
 use candle_core::{D, DType, Result, Tensor};
+use rayon::prelude::*;
 
+use super::cpu::steps;
 use super::explicit::explicit;
 use super::rows::by_rows;
+use super::slices::{is_plain, with_slices};
 
 /// Returns x / √(mean(x²) + eps) · weight over the last dimension; `x` is `[rows, hidden]`, `weight` `[hidden]`.
 ///
@@ -14,12 +18,24 @@ use super::rows::by_rows;
 /// When shapes do not fit or the device fails.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (wide_x, wide_weight) = (x.detach().contiguous()?, weight.detach());
-    #[expect(clippy::disallowed_methods, reason = "it is detached: the backward is below")]
-    let normed = candle_nn::ops::rms_norm(&wide_x, &wide_weight, eps as f32)?;
+    let on_cpu = wide_x.device().is_cpu() && wide_x.dim(D::Minus1)? == wide_weight.elem_count();
+    let values = if on_cpu { wide_weight.to_dtype(DType::F32)?.to_vec1::<f32>()? } else { Vec::new() };
+    let normed = match by_rows([&wide_x], |[x], [out]| steps::rms_norm(x, &values, eps as f32, out))? {
+        Some([normed]) if on_cpu => normed,
+        Some(_) | None => {
+            #[expect(clippy::disallowed_methods, reason = "it is detached: the backward is below")]
+            candle_nn::ops::rms_norm(&wide_x, &wide_weight, eps as f32)?
+        }
+    };
     let weight_learns = weight.track_op();
     explicit(&[x, weight], normed, move |gradient| {
-        if !weight_learns && let Some(for_x) = rms_norm_backward(&wide_x, &wide_weight, eps, gradient)? {
-            return Ok(vec![Some(for_x), None]);
+        if !weight_learns && on_cpu {
+            let step = |[x, g]: [&[f32]; 2], [out]: [&mut [f32]; 1]| {
+                steps::rms_norm_backward(x, &values, eps as f32, g, out);
+            };
+            if let Some([for_x]) = by_rows([&wide_x, gradient], step)? {
+                return Ok(vec![Some(for_x), None]);
+            }
         }
         let f32 = |tensor: &Tensor| tensor.to_dtype(DType::F32);
         let (x, gradient, dtype) = (f32(&wide_x)?, f32(gradient)?, wide_x.dtype());
@@ -32,25 +48,6 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let for_weight = (gradient * unit)?.sum(0)?.to_dtype(wide_weight.dtype())?;
         Ok(vec![Some(for_x), Some(for_weight)])
     })
-}
-
-/// Returns inverse·(w·g - x̂·mean(w·g·x̂)) in one pass, where it can.
-fn rms_norm_backward(x: &Tensor, weight: &Tensor, eps: f64, gradient: &Tensor) -> Result<Option<Tensor>> {
-    let weight = weight.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    let done = by_rows([x, gradient], |[x, gradient], [out]| {
-        let (mut squares, mut along) = (0.0_f32, 0.0_f32);
-        for ((x, g), w) in x.iter().zip(gradient).zip(&weight) {
-            squares += x * x;
-            along += w * g * x;
-        }
-        let size = x.len() as f32;
-        let inverse = 1.0 / (squares / size + eps as f32).sqrt();
-        let back = along * inverse * inverse / size;
-        for (((out, x), g), w) in out.iter_mut().zip(x).zip(gradient).zip(&weight) {
-            *out = inverse * (w * g - x * back);
-        }
-    });
-    Ok(done?.map(|[for_x]| for_x))
 }
 
 /// Returns the softmax over the last dimension in the number format of `x`: f32 is wanted where it matters.
@@ -70,10 +67,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 /// When shapes differ or the device fails.
 pub fn softmax_backward(shares: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     let done = by_rows([shares, gradient], |[shares, gradient], [out]| {
-        let along: f32 = shares.iter().zip(gradient).map(|(p, g)| p * g).sum();
-        for ((out, p), g) in out.iter_mut().zip(shares).zip(gradient) {
-            *out = p * (g - along);
-        }
+        steps::softmax_backward(shares, gradient, 1.0, out);
     });
     if let Some([done]) = done? {
         return Ok(done);
@@ -96,6 +90,20 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 }
 
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if is_plain(x) && is_plain(cos) && is_plain(sin) {
+        let (tokens, heads, head_dim) = x.dims3()?;
+        if cos.dims() == [tokens, head_dim / 2] && sin.dims() == cos.dims() {
+            let mut turned = x.flatten_all()?.to_vec1::<f32>()?;
+            let width = heads * head_dim;
+            with_slices([cos, sin], |[cos, sin]| {
+                let angles = cos.par_chunks((head_dim / 2).max(1)).zip(sin.par_chunks((head_dim / 2).max(1)));
+                let rows = turned.par_chunks_mut(width.max(1)).zip(angles).with_min_len(16);
+                rows.for_each(|(row, (cos, sin))| steps::rope(row, cos, sin, 1.0));
+                Ok(())
+            })?;
+            return Tensor::from_vec(turned, x.shape(), x.device());
+        }
+    }
     let x = x.contiguous()?.unsqueeze(0)?;
     #[expect(clippy::disallowed_methods, reason = "only detached tensors come here")]
     candle_nn::rotary_emb::rope_thd(&x, cos, sin)?.squeeze(0)
@@ -107,15 +115,13 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 /// When shapes differ or the device fails.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (g, u) = (gate.detach(), up.detach());
-    let product = (g.silu()? * &u)?;
+    let product = match by_rows([&g, &u], |[g, u], [out]| steps::silu_mul(g, u, out))? {
+        Some([product]) => product,
+        None => (g.silu()? * &u)?,
+    };
     explicit(&[gate, up], product, move |gradient| {
         let done = by_rows([&g, &u, gradient], |[g, u, gradient], [for_gate, for_up]| {
-            for (i, (g, u)) in g.iter().zip(u).enumerate() {
-                let sigma = 1.0 / (1.0 + (-g).exp());
-                let silu = g * sigma;
-                for_gate[i] = gradient[i] * u * (sigma * (1.0 - silu) + silu);
-                for_up[i] = gradient[i] * silu;
-            }
+            steps::silu_mul_backward(g, u, gradient, for_gate, for_up);
         });
         if let Some(done) = done? {
             return Ok(done.map(Some).into());

@@ -1,18 +1,18 @@
 //! Products of activations with frozen weights, dense or quantised, behind one interface.
 //!
-//! Knows neither bias nor adapter: those are added by who calls. Kernels that repack the weights at load take the place
-//! of the bodies here, not of the interface.
+//! Knows neither bias nor adapter: those are added by who calls. On the CPU weights are packed once for the kernels of
+//! `cpu`, which take the place of the original; a format that those lack stays candle's.
 //! Shapes: `x` is `[rows, input]`, a weight is `[output, input]`, a product is `[rows, output]`.
 
 use std::sync::Arc;
 
-use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{CpuStorage, DType, Device, Module, Result, Storage, Tensor};
+use rayon::prelude::*;
 
-use super::explicit::explicit;
-
-/// Rows of f32 on the CPU for which (W·xᵀ)ᵀ beats x·Wᵀ: candle's product is up to 19 times slower in the second form.
-const TRANSPOSED_ROWS: std::ops::RangeInclusive<usize> = 2..=64;
+use super::cpu::{Format, Packed, Prepared, multiply_rows, product, product_exact, product_transposed, products};
+use super::explicit::{Value, explicit};
+use super::slices::{is_plain, product_of, with_slices};
 
 /// A frozen weight matrix `[output, input]`.
 #[derive(Debug, Clone)]
@@ -24,17 +24,38 @@ pub struct Linear {
 enum Weight {
     Dense(Tensor),
     Quantized(Arc<QTensor>),
+    Packed(Arc<Packed>),
 }
 
 impl Linear {
     /// Takes an f32, f16 or bf16 weight `[output, input]`.
     pub fn dense(weight: Tensor) -> Self {
-        Self { weight: Weight::Dense(weight) }
+        let packed = if weight.device().is_cpu() { pack(&weight) } else { None };
+        Self { weight: packed.map_or(Weight::Dense(weight), |packed| Weight::Packed(packed.into())) }
     }
 
     /// Takes a quantised weight `[output, input]`.
     pub fn quantized(weight: Arc<QTensor>) -> Self {
-        Self { weight: Weight::Quantized(weight) }
+        let packed = if weight.device().is_cpu() { pack_quantized(&weight) } else { None };
+        Self { weight: packed.map_or(Weight::Quantized(weight), |packed| Weight::Packed(packed.into())) }
+    }
+
+    /// Takes rows of a GGUF file as they are stored, for the CPU; `None` when there are no kernels for the format.
+    pub fn stored(format: GgmlDType, (outputs, inputs): (usize, usize), bytes: &[u8]) -> Option<Self> {
+        let packed = Packed::new(packed_format(format)?, outputs, inputs, bytes)?;
+        Some(Self { weight: Weight::Packed(packed.into()) })
+    }
+
+    /// Returns the number of output rows.
+    ///
+    /// # Errors
+    /// When the weight is no matrix.
+    pub fn outputs(&self) -> Result<usize> {
+        match &self.weight {
+            Weight::Dense(weight) => weight.dim(0),
+            Weight::Quantized(weight) => Ok(weight.shape().dims2()?.0),
+            Weight::Packed(weight) => Ok(weight.outputs()),
+        }
     }
 
     /// Returns x·Wᵀ in the number format of `x`.
@@ -44,20 +65,67 @@ impl Linear {
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Weight::Packed(weight) = &self.weight {
+            let dtype = x.dtype();
+            let product = self.forward_packed(weight, &x.to_dtype(DType::F32)?)?;
+            return product.to_dtype(dtype);
+        }
         if x.track_op() {
-            let product = dense_product(&self.to_dense(x)?, &x.detach())?;
+            let product = matmul(&x.detach(), &self.to_dense(x)?.t()?)?;
             let (frozen, like) = (self.clone(), x.detach());
             return explicit(&[x], product, move |gradient| {
                 Ok(vec![Some(matmul(gradient, &frozen.to_dense(&like)?)?)])
             });
         }
         match &self.weight {
-            Weight::Dense(weight) => dense_product(weight, x),
+            Weight::Dense(weight) => matmul(x, &weight.t()?),
             Weight::Quantized(weight) => {
                 let wide = x.to_dtype(DType::F32)?.contiguous()?;
                 QMatMul::QTensor(Arc::clone(weight)).forward(&wide)?.to_dtype(x.dtype())
             }
+            Weight::Packed(_) => candle_core::bail!("packed weights are multiplied elsewhere"),
         }
+    }
+
+    fn forward_packed(&self, weight: &Arc<Packed>, x: &Tensor) -> Result<Tensor> {
+        let rows = x.dim(0)?;
+        let shape = (rows, weight.outputs());
+        let mut out = vec![0.0; rows * weight.outputs()];
+        with_slices([&x.detach()], |[data]| {
+            if x.track_op() {
+                trained_product(weight, data, rows, &mut out)
+            } else {
+                Ok(product(weight, data, rows, &mut out, &mut Prepared::default())?)
+            }
+        })?;
+        let weight = Arc::clone(weight);
+        explicit(&[x], Value::Owned(out, shape.into()), move |gradient| Ok(vec![Some(back(&weight, gradient)?)]))
+    }
+
+    /// Writes x·Wᵀ for slices on the CPU, of several weights in one go; `x` is `[rows, input]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or a weight is not on the CPU.
+    pub fn forward_all(
+        x: &[f32],
+        rows: usize,
+        jobs: &mut [(&Self, &mut [f32])],
+        prepared: &mut Prepared,
+    ) -> Result<()> {
+        let mut packed = Vec::with_capacity(jobs.len());
+        for (linear, out) in jobs {
+            if let Weight::Packed(weight) = &linear.weight {
+                packed.push((&**weight, &mut **out));
+                continue;
+            }
+            let x = Tensor::from_slice(x, (rows, x.len() / rows.max(1)), &Device::Cpu)?;
+            let product = linear.forward(&x)?;
+            with_slices([&product], |[product]| {
+                out.copy_from_slice(product);
+                Ok(())
+            })?;
+        }
+        Ok(products(x, rows, &mut packed, prepared)?)
     }
 
     /// Returns x·Wᵀ + (x·a)·b as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only; all f32.
@@ -65,10 +133,15 @@ impl Linear {
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn adapted(&self, x: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        if let Weight::Packed(weight) = &self.weight
+            && [x, a, b].into_iter().all(is_plain)
+        {
+            return adapted_packed(weight, x, a, b);
+        }
         let frozen = self.clone();
         let [detached_x, detached_a, detached_b] = [x.detach(), a.detach(), b.detach()];
         let inner = detached_x.matmul(&detached_a)?;
-        let product = (dense_product(&self.to_dense(x)?, &detached_x)? + inner.matmul(&detached_b)?)?;
+        let product = (matmul(&detached_x, &self.to_dense(x)?.t()?)? + inner.matmul(&detached_b)?)?;
         explicit(&[x, a, b], product, move |gradient| {
             let (x, a, b) = (&detached_x, &detached_a, &detached_b);
             let for_inner = gradient.matmul(&b.t()?)?;
@@ -86,7 +159,35 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => weight.index_select(ids, 0)?.to_dtype(dtype),
             Weight::Quantized(weight) => weight.embedding(ids)?.to_dtype(dtype),
+            Weight::Packed(weight) => {
+                let ids = ids.to_vec1::<u32>()?;
+                let mut out = vec![0.0; ids.len() * weight.inputs()];
+                self.copy_rows(&ids, &mut out)?;
+                Tensor::from_vec(out, (ids.len(), weight.inputs()), &Device::Cpu)?.to_dtype(dtype)
+            }
         }
+    }
+
+    /// Writes the rows `ids` of the weight to a slice on the CPU, `[ids, input]`.
+    ///
+    /// # Errors
+    /// When an id is out of range or the device fails.
+    pub fn copy_rows(&self, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        let Weight::Packed(weight) = &self.weight else {
+            let rows = self.rows(&Tensor::new(ids, &Device::Cpu)?, DType::F32)?;
+            return with_slices([&rows], |[rows]| {
+                out.copy_from_slice(rows);
+                Ok(())
+            });
+        };
+        for (id, out) in ids.iter().zip(out.chunks_exact_mut(weight.inputs())) {
+            let row = *id as usize;
+            if row >= weight.outputs() {
+                candle_core::bail!("row {row} of {}", weight.outputs());
+            }
+            weight.row(row, out);
+        }
+        Ok(())
     }
 
     /// Returns the weight in the number format and on the device of `x`.
@@ -94,6 +195,7 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => Ok(weight.clone()),
             Weight::Quantized(weight) => weight.dequantize(x.device())?.to_dtype(x.dtype()),
+            Weight::Packed(_) => self.to_f32()?.to_dtype(x.dtype()),
         }
     }
 
@@ -105,16 +207,130 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => weight.to_dtype(DType::F32),
             Weight::Quantized(weight) => weight.dequantize(&weight.device()),
+            Weight::Packed(weight) => {
+                Tensor::from_vec(weight.to_f32(), (weight.outputs(), weight.inputs()), &Device::Cpu)
+            }
         }
     }
 }
 
-fn dense_product(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
-    let transposed = matches!(x.device(), Device::Cpu) && x.dtype() == DType::F32;
-    if transposed && TRANSPOSED_ROWS.contains(&x.dim(0)?) {
-        return weight.matmul(&x.t()?)?.t()?.contiguous();
+/// Packs a dense weight, where there are kernels for it.
+fn pack(weight: &Tensor) -> Option<Packed> {
+    let (outputs, inputs) = weight.dims2().ok()?;
+    let weight = weight.contiguous().ok()?;
+    let (storage, layout) = weight.storage_and_layout();
+    let (start, end) = layout.contiguous_offsets()?;
+    let Storage::Cpu(storage) = &*storage else { return None };
+    #[expect(clippy::wildcard_enum_match_arm, reason = "weights of other formats are not packed")]
+    match storage {
+        CpuStorage::F32(data) => Packed::from_f32(outputs, inputs, &data[start..end]),
+        CpuStorage::BF16(data) => {
+            let bytes: Vec<u8> = data[start..end].iter().flat_map(|x| x.to_le_bytes()).collect();
+            Packed::new(Format::Bf16, outputs, inputs, &bytes)
+        }
+        CpuStorage::F16(data) => {
+            let bytes: Vec<u8> = data[start..end].iter().flat_map(|x| x.to_le_bytes()).collect();
+            Packed::new(Format::F16, outputs, inputs, &bytes)
+        }
+        _ => None,
     }
-    matmul(x, &weight.t()?)
+}
+
+/// Packs a quantised weight, where there are kernels for it.
+fn pack_quantized(weight: &QTensor) -> Option<Packed> {
+    let (outputs, inputs) = weight.shape().dims2().ok()?;
+    Packed::new(packed_format(weight.dtype())?, outputs, inputs, &weight.data().ok()?)
+}
+
+fn packed_format(format: GgmlDType) -> Option<Format> {
+    match format {
+        GgmlDType::F32 => Some(Format::F32),
+        GgmlDType::F16 => Some(Format::F16),
+        GgmlDType::BF16 => Some(Format::Bf16),
+        GgmlDType::Q4_0 => Some(Format::Q40),
+        GgmlDType::Q4_1 => Some(Format::Q41),
+        GgmlDType::Q5_0 => Some(Format::Q50),
+        GgmlDType::Q5_1 => Some(Format::Q51),
+        GgmlDType::Q8_0 => Some(Format::Q80),
+        GgmlDType::Q4K => Some(Format::Q4K),
+        GgmlDType::Q5K => Some(Format::Q5K),
+        GgmlDType::Q6K => Some(Format::Q6K),
+        GgmlDType::Q8_1 | GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q8K => None,
+    }
+}
+
+/// Writes x·Wᵀ as training computes it: rows are rounded to bf16 where the weights are, and never to 8 bits.
+fn trained_product(weight: &Packed, x: &[f32], rows: usize, out: &mut [f32]) -> Result<()> {
+    if weight.is_quantised() {
+        product_exact(weight, x, rows, out)?;
+    } else {
+        product(weight, x, rows, out, &mut Prepared::default())?;
+    }
+    Ok(())
+}
+
+/// Returns gradient·W.
+fn back(weight: &Packed, gradient: &Tensor) -> Result<Tensor> {
+    let rows = gradient.dim(0)?;
+    let mut out = vec![0.0; rows * weight.inputs()];
+    with_slices([gradient], |[gradient]| {
+        Ok(product_transposed(weight, gradient, rows, &mut out)?)
+    })?;
+    Tensor::from_vec(out, (rows, weight.inputs()), &Device::Cpu)
+}
+
+fn adapted_packed(weight: &Arc<Packed>, x: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let weight = Arc::clone(weight);
+    let [x_, a_, b_] = [x.detach(), a.detach(), b.detach().contiguous()?];
+    let (rows, rank) = (x_.dim(0)?, a_.dim(1)?);
+    let inner = product_of(&x_, &a_)?;
+    let mut out = vec![0.0; rows * weight.outputs()];
+    with_slices([&x_, &b_], |[x, b]| {
+        trained_product(&weight, x, rows, &mut out)?;
+        add_low_rank(&inner, rank, b, &mut out)
+    })?;
+    let shape = (rows, weight.outputs());
+    let inner = Tensor::from_vec(inner, (rows, rank), &Device::Cpu)?;
+    explicit(&[x, a, b], Value::Owned(out, shape.into()), move |gradient| {
+        let for_inner = product_of(gradient, &b_.t()?)?;
+        let for_inner = Tensor::from_vec(for_inner, (rows, rank), &Device::Cpu)?;
+        let mut for_x = vec![0.0; rows * weight.inputs()];
+        with_slices([gradient, &for_inner, &a_.t()?], |[gradient, for_inner, a]| {
+            product_transposed(&weight, gradient, rows, &mut for_x)?;
+            add_low_rank(for_inner, rank, a, &mut for_x)
+        })?;
+        let for_x = Tensor::from_vec(for_x, (rows, weight.inputs()), &Device::Cpu)?;
+        let for_a = Tensor::from_vec(product_of(&x_.t()?, &for_inner)?, a_.shape(), &Device::Cpu)?;
+        let for_b = Tensor::from_vec(product_of(&inner.t()?, gradient)?, b_.shape(), &Device::Cpu)?;
+        Ok(vec![Some(for_x), Some(for_a), Some(for_b)])
+    })
+}
+
+/// Adds inner·b to `out`, rows of it on each thread; `inner` is `[rows, rank]`, `b` `[rank, width]`.
+fn add_low_rank(inner: &[f32], rank: usize, b: &[f32], out: &mut [f32]) -> Result<()> {
+    let width = b.len() / rank.max(1);
+    if width == 0 {
+        return Ok(());
+    }
+    let rows = 64;
+    out.par_chunks_mut(rows * width).zip(inner.par_chunks(rows * rank)).try_for_each(|(out, inner)| {
+        Ok(multiply_rows((inner, inner.len() / rank, rank), (b, width), (out, width), true)?)
+    })
+}
+
+/// Returns x·Wᵀ for a weight `[output, input]` that may be in training, with gradients of both.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn dense_product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let [x_, weight_] = [x.detach(), weight.detach()];
+    let product = matmul(&x_, &weight_.t()?)?;
+    let learns = weight.track_op();
+    explicit(&[x, weight], product, move |gradient| {
+        let for_x = matmul(gradient, &weight_)?;
+        let for_weight = if learns { Some(matmul(&gradient.t()?, &x_)?) } else { None };
+        Ok(vec![Some(for_x), for_weight])
+    })
 }
 
 /// Returns the product of two matrices, or batches of them, in the number format of `a`.
@@ -124,6 +340,9 @@ fn dense_product(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.rank() == 2 && b.rank() == 2 && is_plain(a) && is_plain(b) && !a.track_op() && !b.track_op() {
+        return Tensor::from_vec(product_of(a, b)?, (a.dim(0)?, b.dim(1)?), &Device::Cpu);
+    }
     let half = matches!(a.dtype(), DType::BF16 | DType::F16);
     if half && a.device().is_cpu() {
         return a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(a.dtype());
@@ -134,7 +353,6 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use candle_core::Var;
-    use candle_core::quantized::GgmlDType;
 
     use super::*;
     use crate::ops::fused::tests::{both_forms_agree, largest_difference, values};

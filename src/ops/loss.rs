@@ -7,6 +7,8 @@
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::cpu::steps;
+
 /// Returns `-log softmax(logits)[target]` of each row, and the gradient of Σ weight·loss, `[rows, classes]`.
 ///
 /// # Errors
@@ -18,17 +20,11 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32], weight: f32) -> Result<(V
     }
     with_rows(logits, |row, i| {
         let target = targets[i] as usize;
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let at_target = row[target];
-        let mut sum = 0.0_f64;
-        for x in row.iter_mut() {
-            *x = (*x - max).exp();
-            sum += f64::from(*x);
-        }
-        let factor = weight / sum as f32;
-        row.iter_mut().for_each(|x| *x *= factor);
+        let (max, sum) = steps::powers(row, 1.0);
+        steps::scale(row, weight / sum);
         row[target] -= weight;
-        f64::from(max - at_target) + sum.ln()
+        f64::from(max - at_target) + f64::from(sum).ln()
     })
 }
 

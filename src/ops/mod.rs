@@ -1,16 +1,22 @@
 //! Tensor operations of our own.
 //!
-//! candle's fused operations cut the gradient without an error, its matrix product is slow for some shapes and missing
-//! in bf16 on the CPU; every caller takes these instead. Nothing here knows a model, an adapter or a cache.
+//! candle's fused operations cut the gradient without an error, its products are slow on the CPU and missing in bf16;
+//! every caller takes these instead. Nothing here knows a model, an adapter or a batch.
+//! `cpu` has the kernels, on slices; the others put them, and candle's forms on other devices, into tensors with their
+//! gradients.
 
-mod cpu;
+mod attention;
+pub mod cpu;
 mod explicit;
 mod fused;
 mod linear;
 mod loss;
 mod rows;
+mod slices;
 
-pub use explicit::{explicit, seed};
+pub use attention::attend_all;
+pub use explicit::{Value, explicit, seed};
 pub use fused::{rms_norm, rope, silu_mul, softmax, softmax_backward};
-pub use linear::{Linear, matmul};
+pub use linear::{Linear, dense_product, matmul};
 pub use loss::{binary_cross_entropy, cross_entropy};
+pub use slices::with_slices;

@@ -72,5 +72,5 @@ pub fn gate(
     if verdict.passed {
         return Ok(());
     }
-    failed(Some(&row.id), verdict.reasons.iter().map(ToString::to_string).collect())
+    failed(Some(&row.id), verdict.reasons)
 }

@@ -172,7 +172,7 @@ impl Reports {
         request: Option<&RequestKey>,
     ) -> Result<StoredPolicy, ReportsError> {
         self.store.change_once(request, |catalog| {
-            let name = policy.policy.name().to_owned();
+            let name = policy.policy.name.clone();
             if catalog.policy(&name)?.is_some() {
                 return Err(ReportsError::PolicyExists(name));
             }

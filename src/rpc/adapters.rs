@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::context::Context;
 use super::download;
-use super::fields::{checked, name, next_page, page, request_id, request_key, timestamp};
+use super::fields::{checked, name, next_page, page, reference, request_id, request_key, timestamp};
 use super::info::count;
 use super::page::PageTokens;
 use super::pb;
@@ -37,12 +37,6 @@ pub(super) struct Adapters {
     pub(super) max_upload_bytes: u64,
     /// What stands beside a whole model.
     pub(super) companions: Arc<[Companion]>,
-}
-
-fn reference(v: &mut Violations, field: &str, text: &str) -> Option<Reference> {
-    let reference = Reference::parse(text);
-    v.require(field, reference.is_some(), "must be a name, or name@ and 8 to 64 hexadecimal digits");
-    reference
 }
 
 /// A name and, in a field of its own, a generation that may be empty.

@@ -6,13 +6,11 @@
 use std::collections::BTreeSet;
 
 use super::audit_settings;
-use super::convert::reference;
-use super::fields::name;
+use super::fields::{name, reference};
 use super::pb::{self, audit_model, training_settings};
 use super::training;
 use super::violations::Violations;
 use crate::jobs::{AuditWanted, ModelWanted, SourceWanted};
-use crate::train::{Length, Method, Settings};
 
 const MAX_MODELS: usize = 64;
 const MAX_SWEEPS: usize = 16;
@@ -184,6 +182,7 @@ fn set_rank(settings: &mut pb::TrainingSettings, rank: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::{Length, Method, Settings};
 
     fn request() -> pb::CreateAuditRequest {
         let base = pb::AuditModel {

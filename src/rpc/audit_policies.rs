@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::audit_report::scope_kind_in;
+use super::audit_report::{scope_kind_in, scope_kind_out};
 use super::fields::{name, timestamp};
 use super::names::column;
 use super::pb;
@@ -75,7 +75,7 @@ pub(super) fn policy_out(stored: StoredPolicy) -> pb::AuditPolicy {
 fn rule_out(rule: Rule) -> pb::AuditRule {
     pb::AuditRule {
         measure: rule.measure,
-        scope: super::audit_report::scope_kind_out(rule.scope).into(),
+        scope: scope_kind_out(rule.scope).into(),
         attribute: rule.attribute.unwrap_or_default(),
         class: rule.class.unwrap_or_default(),
         versus: rule.versus.unwrap_or_default(),

@@ -5,6 +5,8 @@
 use super::audit_settings_out::{attack_out, settings_out};
 use super::pb;
 use super::training::settings_out as training_out;
+use crate::audit::compare::{Change, Comparison};
+use crate::audit::policy::ScopeKind;
 use crate::audit::report::{
     Figure, Group, Model, ModelKind, Preference, Reliability, ReliabilityBin, Report, Roc, Scope, Status, Training,
 };
@@ -76,24 +78,64 @@ fn group_out(group: Group) -> pb::AuditGroup {
 }
 
 /// What a figure is of, and the value of its group.
-fn scope_out(scope: Scope) -> (pb::FigureScope, Option<String>) {
+fn scope_out(scope: &Scope) -> (pb::FigureScope, Option<String>) {
+    (scope_kind_out(scope.kind()), scope.group().cloned().flatten())
+}
+
+/// What a rule is about, from the wire; `None` is not known.
+pub(super) fn scope_kind_in(wire: i32) -> Option<ScopeKind> {
+    Some(match pb::FigureScope::try_from(wire).ok()? {
+        pb::FigureScope::Unspecified => return None,
+        pb::FigureScope::Overall => ScopeKind::Overall,
+        pb::FigureScope::Group => ScopeKind::Group,
+        pb::FigureScope::Complement => ScopeKind::Complement,
+        pb::FigureScope::MemberMinusRest => ScopeKind::MemberMinusRest,
+        pb::FigureScope::Minimum => ScopeKind::Minimum,
+        pb::FigureScope::Maximum => ScopeKind::Maximum,
+        pb::FigureScope::Difference => ScopeKind::Difference,
+        pb::FigureScope::Ratio => ScopeKind::Ratio,
+        pb::FigureScope::DifferenceToOverall => ScopeKind::DifferenceToOverall,
+        pb::FigureScope::RatioToOverall => ScopeKind::RatioToOverall,
+        pb::FigureScope::Attribute => ScopeKind::Attribute,
+    })
+}
+
+/// What a rule or a figure is about.
+pub(super) fn scope_kind_out(scope: ScopeKind) -> pb::FigureScope {
     match scope {
-        Scope::Overall => (pb::FigureScope::Overall, None),
-        Scope::Group(value) => (pb::FigureScope::Group, value),
-        Scope::Complement(value) => (pb::FigureScope::Complement, value),
-        Scope::MemberMinusRest(value) => (pb::FigureScope::MemberMinusRest, value),
-        Scope::Minimum => (pb::FigureScope::Minimum, None),
-        Scope::Maximum => (pb::FigureScope::Maximum, None),
-        Scope::Difference => (pb::FigureScope::Difference, None),
-        Scope::Ratio => (pb::FigureScope::Ratio, None),
-        Scope::DifferenceToOverall => (pb::FigureScope::DifferenceToOverall, None),
-        Scope::RatioToOverall => (pb::FigureScope::RatioToOverall, None),
-        Scope::Attribute => (pb::FigureScope::Attribute, None),
+        ScopeKind::Overall => pb::FigureScope::Overall,
+        ScopeKind::Group => pb::FigureScope::Group,
+        ScopeKind::Complement => pb::FigureScope::Complement,
+        ScopeKind::MemberMinusRest => pb::FigureScope::MemberMinusRest,
+        ScopeKind::Minimum => pb::FigureScope::Minimum,
+        ScopeKind::Maximum => pb::FigureScope::Maximum,
+        ScopeKind::Difference => pb::FigureScope::Difference,
+        ScopeKind::Ratio => pb::FigureScope::Ratio,
+        ScopeKind::DifferenceToOverall => pb::FigureScope::DifferenceToOverall,
+        ScopeKind::RatioToOverall => pb::FigureScope::RatioToOverall,
+        ScopeKind::Attribute => pb::FigureScope::Attribute,
+    }
+}
+
+/// What differs between two reports.
+pub(super) fn comparison_out(comparison: Comparison) -> pb::CompareAuditsResponse {
+    let change = |change: Change| pb::FigureChange {
+        model: change.model,
+        versus: change.versus.unwrap_or_default(),
+        before: change.before.map(figure_out),
+        after: change.after.map(figure_out),
+        change: change.change,
+        apart: change.apart,
+    };
+    pb::CompareAuditsResponse {
+        comparable: comparison.comparable,
+        differences: comparison.differences,
+        changes: comparison.changes.into_iter().map(change).collect(),
     }
 }
 
 fn figure_out(figure: Figure) -> pb::AuditFigure {
-    let (scope, group) = scope_out(figure.scope);
+    let (scope, group) = scope_out(&figure.scope);
     let status = match figure.status {
         Status::Ok => pb::FigureStatus::Ok,
         Status::LowSupport => pb::FigureStatus::LowSupport,
@@ -134,7 +176,7 @@ fn figure_out(figure: Figure) -> pb::AuditFigure {
 }
 
 fn reliability_out(diagram: Reliability) -> pb::ReliabilityDiagram {
-    let (scope, group) = scope_out(diagram.scope);
+    let (scope, group) = scope_out(&diagram.scope);
     let bin = |bin: ReliabilityBin| pb::ReliabilityBin {
         low: bin.low,
         high: bin.high,
@@ -155,7 +197,7 @@ fn reliability_out(diagram: Reliability) -> pb::ReliabilityDiagram {
 }
 
 fn roc_out(roc: Roc) -> pb::RocCurve {
-    let (scope, group) = scope_out(roc.scope);
+    let (scope, group) = scope_out(&roc.scope);
     pb::RocCurve {
         model: roc.model,
         attribute: roc.attribute.unwrap_or_default(),

@@ -10,6 +10,7 @@ use tonic::Status;
 use super::page::{self, PageTokens};
 use super::status::{self, Reason};
 use super::violations::Violations;
+use crate::registry::Reference;
 use crate::store::{Name, RequestKey};
 
 /// Largest number of characters of a request id.
@@ -21,6 +22,13 @@ pub(super) fn name(v: &mut Violations, field: &str, text: &str) -> Option<Name> 
     let rule = "must be 1 to 63 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit";
     v.require(field, name.is_some(), rule);
     name
+}
+
+/// Checks the name of an adapter or alias, or of one generation as `name@generation`.
+pub(super) fn reference(v: &mut Violations, field: &str, text: &str) -> Option<Reference> {
+    let reference = Reference::parse(text);
+    v.require(field, reference.is_some(), "must be a name, or name@ and 8 to 64 hexadecimal digits");
+    reference
 }
 
 /// Checks the id that makes a repeated call harmless.

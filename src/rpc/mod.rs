@@ -5,8 +5,14 @@
 //! is done once in [`layers`]. Nothing here computes or stores anything.
 
 mod adapters;
+mod audit_models;
+mod audit_policies;
+mod audit_report;
+mod audit_scores;
+mod audit_settings;
 mod audit_settings_out;
 mod audit_tasks;
+mod audits;
 mod classify;
 mod context;
 mod convert;

@@ -10,6 +10,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 
 use super::adapters::Adapters;
+use super::audits::Audits;
 use super::context::Context;
 use super::datasets::DatasetApi;
 use super::fine_tuning::FineTunings;
@@ -20,6 +21,7 @@ use super::layers::{self, Methods};
 use super::page::PageTokens;
 use super::pb;
 use super::pb::adapter_service_server::AdapterServiceServer;
+use super::pb::audit_service_server::AuditServiceServer;
 use super::pb::dataset_service_server::DatasetServiceServer;
 use super::pb::fine_tuning_service_server::FineTuningServiceServer;
 use super::pb::inference_service_server::InferenceServiceServer;
@@ -38,6 +40,7 @@ use crate::model::chat::ChatTemplate;
 use crate::model::companions::Companion;
 use crate::model::tokenizer::Tokenizer;
 use crate::registry::{Registry, RegistryError};
+use crate::reports::Reports;
 
 /// What the services answer from; cheap to clone.
 #[derive(Debug, Clone)]
@@ -50,6 +53,8 @@ pub struct Services {
     pub datasets: Arc<Datasets>,
     /// Runs what is long.
     pub jobs: Jobs,
+    /// Reports of audits.
+    pub reports: Arc<Reports>,
     /// The base model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, if it has one.
@@ -67,7 +72,7 @@ pub struct Services {
 }
 
 /// Returns the names under which health is told by readiness: one a service.
-pub fn readiness_names() -> [&'static str; 6] {
+pub fn readiness_names() -> [&'static str; 7] {
     use tonic::server::NamedService;
     [
         <ServerServiceServer<Info> as NamedService>::NAME,
@@ -76,6 +81,7 @@ pub fn readiness_names() -> [&'static str; 6] {
         <DatasetServiceServer<DatasetApi> as NamedService>::NAME,
         <FineTuningServiceServer<FineTunings> as NamedService>::NAME,
         <JobServiceServer<JobCalls> as NamedService>::NAME,
+        <AuditServiceServer<Audits> as NamedService>::NAME,
     ]
 }
 
@@ -148,12 +154,25 @@ impl Services {
             .accept_compressed(CompressionEncoding::Zstd)
             .send_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Zstd);
+        let audits = Audits {
+            jobs: self.jobs.clone(),
+            reports: Arc::clone(&self.reports),
+            pages: PageTokens::new(),
+            context_length: self.model.context_length,
+            max_rows: self.settings.audits.max_uploaded_rows,
+        };
+        let audits = AuditServiceServer::new(audits)
+            .max_decoding_message_size(most)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Zstd);
         let health = tonic_health::pb::health_server::HealthServer::new(
             tonic_health::server::HealthService::from_health_reporter(health),
         );
         let mut routes = Routes::builder();
         routes.add_service(info).add_service(inference).add_service(adapters).add_service(datasets);
-        routes.add_service(tunings).add_service(jobs).add_service(health);
+        routes.add_service(tunings).add_service(jobs).add_service(audits).add_service(health);
         if self.settings.server.reflection {
             routes.add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
         }

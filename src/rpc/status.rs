@@ -186,6 +186,14 @@ pub(super) fn violations(violations: &Violations) -> Status {
     with(Reason::InvalidField, message.join("; "), details)
 }
 
+/// Faults by field, with a reason of their own.
+pub(super) fn faults(reason: Reason, list: Vec<(String, String)>) -> Status {
+    let message = list.first().map_or_else(String::new, |(field, fault)| format!("{field}: {fault}"));
+    let mut details = info(reason);
+    details.set_bad_request(list.into_iter().map(|(field, fault)| FieldViolation::new(field, fault)).collect::<Vec<_>>());
+    with(reason, message, details)
+}
+
 /// One fault in one field, with a reason of its own.
 pub(super) fn field(reason: Reason, field: &str, message: &str) -> Status {
     let mut details = info(reason);

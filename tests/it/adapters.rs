@@ -318,6 +318,7 @@ async fn every_changing_call_can_be_repeated() {
         adapter: "poet".into(),
         expected_generation: Some(String::new()),
         request_id: "1".into(),
+        policy: None,
     };
     let first = adapters.set_alias(alias.clone()).await.unwrap().into_inner();
     assert_eq!(adapters.set_alias(alias.clone()).await.unwrap().into_inner(), first);

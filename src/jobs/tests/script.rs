@@ -5,9 +5,11 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::turns::Stopped;
+use crate::audit::AuditError;
 use crate::audit::report::{Data, Report, VERSION};
+use crate::audit::scoring::{Progress as Step, Subject};
 use crate::audit::settings::Settings as AuditSettings;
+use crate::turns::Stopped;
 
 /// Batches of an audit of the script.
 pub(super) const BATCHES: u64 = 5;
@@ -61,7 +63,7 @@ impl Auditing for Script {
 }
 
 impl AuditWork for Play {
-    fn advance(&mut self, slices: &dyn Slices) -> Result<AuditStep, AuditError> {
+    fn advance(&mut self, slices: &dyn Slices) -> Result<Step, AuditError> {
         self.done += 1;
         let hooks = self.hooks.clone();
         slices.run(|| hooks.at(Moment::Score(self.done)).map_err(fault))?;
@@ -71,7 +73,7 @@ impl AuditWork for Play {
             Ok::<_, AuditError>(())
         })?;
         let model = self.subjects[self.done as usize % self.subjects.len()].model.name.clone();
-        Ok(AuditStep { model, done: self.done, total: BATCHES, last: self.done == BATCHES })
+        Ok(Step { model, done: self.done, total: BATCHES, tokens: 0, last: self.done == BATCHES })
     }
 
     fn checkpoint(&self) -> Result<Vec<u8>, AuditError> {

@@ -3,6 +3,7 @@
 use candle_core::DType;
 
 use super::*;
+use crate::lora::SiteKind;
 use crate::model::open;
 use crate::model::testing::{forward, ids, largest_difference, llama, mistral, tensors, write};
 

@@ -14,7 +14,7 @@ pub(super) const BLOCK: usize = 32;
 
 /// How weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(in crate::ops) enum Format {
     /// 32-bit floats.
     F32,
     /// 16-bit IEEE floats.

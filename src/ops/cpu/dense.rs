@@ -120,7 +120,7 @@ impl Shared {
 ///
 /// # Errors
 /// When shapes do not fit.
-pub(in crate::ops) fn multiply_rows(
+pub fn multiply_rows(
     (x, rows, stride): (&[f32], usize, usize),
     (b, outputs): (&[f32], usize),
     (out, width): (&mut [f32], usize),

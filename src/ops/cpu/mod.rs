@@ -10,6 +10,8 @@
 //! round differently.
 //! After: the layouts of llama.cpp's repacked formats and oneDNN's blocked weights; Goto and van de Geijn 2008.
 
+#[expect(unsafe_code, reason = "threads write disjoint rows and heads of one result")]
+mod attention;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "vector instructions")]
 mod avx2;
@@ -29,15 +31,21 @@ mod prepared;
 mod product;
 #[expect(unsafe_code, reason = "loads and stores of vectors")]
 mod simd;
+#[expect(unsafe_code, reason = "loads and stores of vectors")]
+pub mod steps;
 #[cfg(test)]
 mod tests;
 #[expect(unsafe_code, reason = "inner loops without checks of bounds")]
 mod tile;
 
+pub(super) use attention::attend_backward;
+pub use attention::{Heads, KeysValues, Sequence, attend};
 pub(super) use blocks::Format;
-pub(super) use dense::{View, multiply, multiply_rows};
+pub use dense::multiply_rows;
+pub(super) use dense::{View, multiply};
 pub(super) use packed::Packed;
-pub(super) use prepared::Prepared;
-pub(super) use product::{Misfit, product, product_exact, product_transposed, products};
+pub use prepared::Prepared;
+pub use product::Misfit;
+pub(super) use product::{product, product_exact, product_transposed, products};
 #[cfg(test)]
 use simd::Level;

@@ -18,7 +18,7 @@ struct Line([u8; 64]);
 
 /// Weights ready to be multiplied with.
 #[derive(Debug)]
-pub struct Packed {
+pub(in crate::ops) struct Packed {
     format: Format,
     outputs: usize,
     inputs: usize,
@@ -28,7 +28,7 @@ pub struct Packed {
 
 impl Packed {
     /// Packs rows as a file holds them, little-endian; returns `None` where length or width do not fit the format.
-    pub fn new(format: Format, outputs: usize, inputs: usize, stored: &[u8]) -> Option<Self> {
+    pub(in crate::ops) fn new(format: Format, outputs: usize, inputs: usize, stored: &[u8]) -> Option<Self> {
         let (weights, bytes) = format.stored();
         if inputs == 0 || !inputs.is_multiple_of(weights) || stored.len() != outputs * (inputs / weights) * bytes {
             return None;
@@ -49,7 +49,7 @@ impl Packed {
     }
 
     /// Packs f32 weights.
-    pub fn from_f32(outputs: usize, inputs: usize, weights: &[f32]) -> Option<Self> {
+    pub(in crate::ops) fn from_f32(outputs: usize, inputs: usize, weights: &[f32]) -> Option<Self> {
         // SAFETY: every f32 is four bytes.
         let bytes = unsafe { std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), size_of_val(weights)) };
         Self::new(Format::F32, outputs, inputs, bytes)
@@ -65,23 +65,28 @@ impl Packed {
         Self { format, outputs, inputs, tile_bytes: bytes, lines }
     }
 
+    /// Returns whether weights share scales.
+    pub(in crate::ops) fn is_quantised(&self) -> bool {
+        self.format.shape().is_some()
+    }
+
     /// Returns the format.
-    pub fn format(&self) -> Format {
+    pub(in crate::ops) fn format(&self) -> Format {
         self.format
     }
 
     /// Returns the number of output rows.
-    pub fn outputs(&self) -> usize {
+    pub(in crate::ops) fn outputs(&self) -> usize {
         self.outputs
     }
 
     /// Returns the number of inputs.
-    pub fn inputs(&self) -> usize {
+    pub(in crate::ops) fn inputs(&self) -> usize {
         self.inputs
     }
 
     /// Returns the bytes held.
-    pub fn bytes(&self) -> &[u8] {
+    pub(in crate::ops) fn bytes(&self) -> &[u8] {
         // SAFETY: a line is 64 bytes.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 64) }
     }
@@ -126,7 +131,7 @@ impl Packed {
     }
 
     /// Writes output row `row` as f32.
-    pub fn row(&self, row: usize, out: &mut [f32]) {
+    pub(in crate::ops) fn row(&self, row: usize, out: &mut [f32]) {
         let (tile, row) = (row / LANES, row % LANES);
         if self.format.shape().is_none() {
             let tile = self.tile(tile);
@@ -142,7 +147,7 @@ impl Packed {
     }
 
     /// Returns all weights as f32, `[outputs, inputs]`.
-    pub fn to_f32(&self) -> Vec<f32> {
+    pub(in crate::ops) fn to_f32(&self) -> Vec<f32> {
         let mut all = vec![0.0; self.outputs * self.inputs];
         all.par_chunks_mut(LANES * self.inputs).enumerate().for_each(|(tile, rows)| {
             let mut columns = vec![0.0; self.inputs * LANES];

@@ -31,6 +31,12 @@ pub struct Misfit {
     width: usize,
 }
 
+impl From<Misfit> for candle_core::Error {
+    fn from(misfit: Misfit) -> Self {
+        Self::wrap(misfit)
+    }
+}
+
 impl Misfit {
     pub(super) fn of(got: usize, rows: usize, width: usize) -> Self {
         Self { got, rows, width }
@@ -46,7 +52,7 @@ pub(super) fn fits(got: usize, rows: usize, width: usize) -> Result<(), Misfit> 
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn product(
+pub(in crate::ops) fn product(
     weights: &Packed,
     x: &[f32],
     rows: usize,
@@ -60,7 +66,7 @@ pub fn product(
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn products(
+pub(in crate::ops) fn products(
     x: &[f32],
     rows: usize,
     jobs: &mut [(&Packed, &mut [f32])],

@@ -18,6 +18,10 @@ impl Slices for Alone {
         work();
         Ok(())
     }
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 fn context() -> Context {

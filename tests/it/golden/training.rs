@@ -34,6 +34,10 @@ impl Slices for Alone {
         work();
         Ok(())
     }
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 #[test]

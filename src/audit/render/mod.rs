@@ -1,0 +1,16 @@
+//! Writes a report for people: one HTML page, Markdown, CSV.
+//!
+//! Pure: no clock, no file, no network; the same report gives the same bytes. Computes no statistics: what is shown
+//! stands in the report, and what is not there is shown as not there, with its reason, never as 0.
+
+mod csv;
+mod definitions;
+mod escape;
+mod pick;
+mod html;
+mod plots;
+mod tables;
+mod words;
+
+pub use csv::csv;
+pub use html::html;

@@ -1,0 +1,49 @@
+//! Selection rates of groups as shares of the largest one, as bars.
+//!
+//! The line at 0.8 is the four-fifths rule, by which cases are screened; it decides nothing. After: 29 CFR 1607.4 D.
+
+use super::super::super::report::Scope;
+use super::super::pick::{self, Measure, Sheet};
+use super::super::words::{absence, group_name, model_name, number, value_words};
+use super::{Anchor, Axis, Drawing, LEFT, RIGHT, Titled, colour};
+
+const MEASURE: Measure = ("selection_rate", None);
+const RULE: f64 = 0.8;
+
+/// Draws the impact ratios of one model's groups; none without selection rates.
+pub(in super::super) fn impact(sheet: &Sheet, attribute: &str, model: usize) -> Option<Titled> {
+    let groups = pick::groups(sheet.report, attribute);
+    let figures: Vec<_> = groups.iter().map(|group| sheet.own(model, Some(group), MEASURE)).collect();
+    let largest = figures.iter().flatten().filter_map(|figure| pick::value(figure)).fold(0.0, f64::max);
+    if largest <= 0.0 {
+        return None;
+    }
+    let axis = Axis::exact(0.0, 1.0, LEFT, RIGHT);
+    let height = groups.len() as f64 * 30.0 + 16.0;
+    let mut drawing = Drawing::new(height + 16.0);
+    drawing.across(&axis, 14.0, height);
+    let mut y = 14.0;
+    for (group, figure) in groups.iter().zip(&figures) {
+        drawing.text("name", (LEFT, y + 11.0), Anchor::Start, group_name(group.value.as_deref()), 36);
+        match figure.and_then(|figure| Some((figure, pick::value(figure)?))) {
+            Some((figure, value)) => {
+                let ratio = value / largest;
+                drawing.text("count", (RIGHT, y + 11.0), Anchor::End, &format!("{} (n {})", number(ratio), figure.n), 24);
+                drawing.rect(&format!("s {}", colour(model)), (LEFT, y + 15.0), (axis.at(ratio) - LEFT, 9.0));
+            }
+            None => {
+                let why = figure.and_then(absence).unwrap_or_else(|| "not in the report".to_owned());
+                drawing.text("absent", (LEFT + 8.0, y + 22.0), Anchor::Start, &why, 62);
+            }
+        }
+        y += 30.0;
+    }
+    let x = axis.at(RULE);
+    drawing.line("rule", (x, 12.0), (x, height));
+    drawing.text("tick", (x, 9.0), Anchor::Middle, "0.8: screening rule", 30);
+    let name = model_name(sheet.report, model as u32);
+    let ratio = sheet.figure((model, None), (Some(attribute), &Scope::Ratio), MEASURE);
+    let smallest = ratio.map(|figure| format!("; smallest over largest {}", value_words(figure))).unwrap_or_default();
+    let label = format!("Selection rates of the groups of {attribute} by {name}, as shares of the largest one. A line at 0.8.");
+    Some(Titled { title: format!("{name}: impact ratio of each group{smallest}"), svg: drawing.finish(&label) })
+}

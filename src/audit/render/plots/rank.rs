@@ -1,0 +1,80 @@
+//! The gap between groups against the rank of models, or against the scale of their change.
+//!
+//! Ranks and scales stand at equal distances in their order, not to scale. Models of unknown training are left out.
+
+use super::super::super::report::{Model, ModelKind, Report, Scope, Status};
+use super::super::pick::{self, Measure, Sheet};
+use super::super::words::{measure_words, model_name, number, value_words};
+use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
+
+const LEFT: f64 = 46.0;
+const RIGHT: f64 = WIDTH - 14.0;
+const TOP: f64 = 8.0;
+const BOTTOM: f64 = 200.0;
+
+/// Draws the gap of one measure; none where models differ neither in rank nor in scale.
+pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
+    let (word, places) = places(sheet.report)?;
+    let gap = |model: usize| sheet.figure((model, None), (Some(attribute), &Scope::Difference), measure);
+    let models = || (0..sheet.report.models.len()).filter_map(|model| Some((model, places.get(model)?.clone()?, gap(model)?)));
+    let shown: Vec<_> = models().filter_map(|(model, place, figure)| Some((model, place, figure, pick::value(figure)?))).collect();
+    let mut steps: Vec<(f64, String)> = shown.iter().map(|(_, place, _, _)| place.clone()).collect();
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    steps.dedup();
+    if steps.len() < 2 {
+        return None;
+    }
+    let ends = shown.iter().flat_map(|(_, _, figure, value)| {
+        let interval = figure.interval.as_ref();
+        [Some(*value), interval.map(|i| i.low), interval.map(|i| i.high)].into_iter().flatten()
+    });
+    let y = Axis::around(ends.chain([0.0]), BOTTOM, TOP);
+    let at = |step: f64| LEFT + (RIGHT - LEFT) * (step + 0.5) / steps.len() as f64;
+    let mut drawing = Drawing::new(BOTTOM + 30.0);
+    drawing.upward(&y, LEFT, RIGHT);
+    drawing.line("zero", (LEFT, y.at(0.0)), (RIGHT, y.at(0.0)));
+    for (step, (_, name)) in steps.iter().enumerate() {
+        drawing.text("tick", (at(step as f64), BOTTOM + 12.0), Anchor::Middle, name, 11);
+    }
+    drawing.text("tick", ((LEFT + RIGHT) / 2.0, BOTTOM + 25.0), Anchor::Middle, word, 40);
+    for (order, (model, place, figure, value)) in shown.iter().enumerate() {
+        let step = steps.iter().position(|step| step == place).unwrap_or(0);
+        // Models of the same rank stand side by side.
+        let x = at(step as f64) + (order % 5) as f64 * 5.0 - 10.0;
+        if let Some(interval) = &figure.interval {
+            drawing.line(&format!("w {}", colour(*model)), (x, y.at(interval.low)), (x, y.at(interval.high)));
+        }
+        let title = format!("{}: {}", model_name(sheet.report, *model as u32), value_words(figure));
+        drawing.mark(*model, (x, y.at(*value)), figure.status == Status::LowSupport, &title);
+    }
+    let title = measure_words(measure.0, measure.1);
+    let label = format!("Gap of {title} between groups of {attribute} against {word}. Numbers: see all figures.");
+    Some(Titled { title: format!("{title}: gap between groups against {word}"), svg: drawing.finish(&label) })
+}
+
+/// What models differ in, and the place of each with its label.
+fn places(report: &Report) -> Option<(&'static str, Vec<Option<(f64, String)>>)> {
+    let ranks: Vec<_> = report.models.iter().map(rank_of).collect();
+    let scales: Vec<_> = report.models.iter().map(|model| Some((model.scale, number(model.scale)))).collect();
+    let differ = |places: &[Option<(f64, String)>]| {
+        let mut known = places.iter().flatten();
+        known.next().is_some_and(|first| known.any(|other| other != first))
+    };
+    if differ(&ranks) {
+        Some(("rank", ranks))
+    } else if differ(&scales) {
+        Some(("scale of the change", scales))
+    } else {
+        None
+    }
+}
+
+fn rank_of(model: &Model) -> Option<(f64, String)> {
+    let training = model.training.as_ref();
+    match model.kind {
+        ModelKind::Full => training.map(|_| (f64::MAX, "all weights".to_owned())),
+        ModelKind::HeadOnly => Some((0.0, "head only".to_owned())),
+        ModelKind::Adapter => training?.rank.map(|rank| (rank as f64, rank.to_string())),
+        ModelKind::Base | ModelKind::Uploaded => None,
+    }
+}

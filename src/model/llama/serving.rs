@@ -1,0 +1,213 @@
+//! The pass without gradients on the CPU: the same blocks as `pass_block`, on slices that are used again.
+//!
+//! One scratch for all layers, keys and values written where attention reads them, adapters added in place. It runs on
+//! the threads of the pool, so that its parts start within microseconds. Chooses nothing: who calls has the batch.
+//! A row's result depends on its own sequence and adapter only, not on what else is in the batch (`ops::cpu`).
+//! Shapes: `[tokens, …]`, packed.
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::{EMBEDDING, Llama};
+use crate::lora::LoraBatch;
+use crate::model::cache::KvCache;
+use crate::model::layers::Projection;
+use crate::model::{Batch, ModelError};
+use crate::ops::Linear;
+use crate::ops::cpu::{Heads, Prepared, Sequence, attend, steps};
+use crate::ops::with_slices;
+
+/// Numbers that one thread takes at a time in what stands between the products.
+const PART: usize = 1 << 14;
+
+/// Buffers of a pass.
+#[derive(Default)]
+struct Scratch {
+    /// What goes into a product, and what comes back to the stream.
+    normed: Vec<f32>,
+    back: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    mixed: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    prepared: Prepared,
+}
+
+/// What all blocks of a pass share.
+struct Pass<'a> {
+    lora: &'a LoraBatch,
+    rows: usize,
+    heads: Heads,
+    /// Angles of rotation, `[tokens, head_dim/2]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// Rows of each sequence, and the position of the first.
+    places: Vec<(std::ops::Range<usize>, usize)>,
+}
+
+impl Llama {
+    /// Runs all blocks and returns what the last one gives, before the final norm, `[tokens, hidden]`.
+    pub(super) fn run_on_cpu(
+        &self,
+        batch: &Batch<'_>,
+        lengths: &[usize],
+        caches: Option<&mut [&mut KvCache]>,
+        seen: impl FnMut(&Tensor) + Send,
+    ) -> Result<Tensor, ModelError> {
+        let places = self.places(batch.tokens, lengths, caches.as_deref())?;
+        rayon::scope(|_| match caches {
+            Some(caches) => self.pass_on_cpu(batch, places, caches, seen),
+            None => {
+                let mut own: Vec<KvCache> = lengths.iter().map(|_| KvCache::new(self.blocks.len())).collect();
+                self.pass_on_cpu(batch, places, &mut own.iter_mut().collect::<Vec<_>>(), seen)
+            }
+        })
+    }
+
+    fn pass_on_cpu(
+        &self,
+        batch: &Batch<'_>,
+        places: Vec<(std::ops::Range<usize>, usize)>,
+        caches: &mut [&mut KvCache],
+        mut seen: impl FnMut(&Tensor),
+    ) -> Result<Tensor, ModelError> {
+        let (rows, hidden) = (batch.tokens.len(), self.config.hidden_size);
+        let (cos, sin) = self.angles_of(&places);
+        let heads = Heads {
+            heads: self.config.heads,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+            window: self.config.sliding_window,
+        };
+        let pass = Pass { lora: batch.lora, rows, heads, cos, sin, places };
+        let mut x = vec![0.0; rows * hidden];
+        self.embed_on_cpu(batch, &mut x)?;
+        let mut scratch = Scratch::default();
+        for layer in 0..self.blocks.len() {
+            seen(&Tensor::from_slice(&x, (rows, hidden), &Device::Cpu)?);
+            self.block_on_cpu(layer, &mut x, &pass, caches, &mut scratch)?;
+        }
+        for (cache, (rows, _)) in caches.iter_mut().zip(&pass.places) {
+            cache.advance(rows.len());
+        }
+        Ok(Tensor::from_vec(x, (rows, hidden), &Device::Cpu)?)
+    }
+
+    fn angles_of(&self, places: &[(std::ops::Range<usize>, usize)]) -> (Vec<f32>, Vec<f32>) {
+        let positions = places.iter().flat_map(|(rows, past)| *past..past + rows.len());
+        let angles = positions.flat_map(|position| self.frequencies.iter().map(move |f| position as f32 * f));
+        angles.map(|angle| (angle.cos(), angle.sin())).unzip()
+    }
+
+    fn embed_on_cpu(&self, batch: &Batch<'_>, x: &mut [f32]) -> candle_core::Result<()> {
+        self.embedding.copy_rows(batch.tokens, x)?;
+        if !batch.lora.changes(EMBEDDING) {
+            return Ok(());
+        }
+        let ids = Tensor::new(batch.tokens, &Device::Cpu)?;
+        let rows = Tensor::from_slice(x, (batch.tokens.len(), self.config.hidden_size), &Device::Cpu)?;
+        with_slices([&batch.lora.embedding(EMBEDDING, &ids, rows)?], |[changed]| {
+            x.copy_from_slice(changed);
+            Ok(())
+        })
+    }
+
+    fn block_on_cpu(
+        &self,
+        layer: usize,
+        x: &mut [f32],
+        pass: &Pass<'_>,
+        caches: &mut [&mut KvCache],
+        scratch: &mut Scratch,
+    ) -> candle_core::Result<()> {
+        let (block, eps) = (&self.blocks[layer], self.config.rms_norm_eps);
+        let [attention_site, mlp_site] = self.norms_of(layer);
+        let Scratch { normed, back, query, key, value, mixed, gate, up, prepared } = scratch;
+
+        normed.resize(x.len(), 0.0);
+        pass.lora.norm_rows(attention_site, x, &block.attention_norm, eps, normed)?;
+        pass.project(normed, [(&block.query, query), (&block.key, key), (&block.value, value)], prepared)?;
+        pass.turn(query);
+        pass.turn(key);
+        mixed.resize(query.len(), 0.0);
+        pass.attend(layer, [query, key, value], caches, mixed)?;
+        pass.project(mixed, [(&block.output, back)], prepared)?;
+        steps::add(x, back);
+
+        pass.lora.norm_rows(mlp_site, x, &block.mlp_norm, eps, normed)?;
+        pass.project(normed, [(&block.gate, gate), (&block.up, up)], prepared)?;
+        gated(gate, up, mixed);
+        pass.project(mixed, [(&block.down, back)], prepared)?;
+        steps::add(x, back);
+        Ok(())
+    }
+}
+
+impl Pass<'_> {
+    /// Applies linear layers with their adapters to the same rows.
+    fn project<const N: usize>(
+        &self,
+        x: &[f32],
+        layers: [(&Projection, &mut Vec<f32>); N],
+        prepared: &mut Prepared,
+    ) -> candle_core::Result<()> {
+        let mut jobs: Vec<(&Linear, &mut [f32])> = Vec::with_capacity(N);
+        let mut finish = Vec::with_capacity(N);
+        for (layer, out) in layers {
+            out.resize(self.rows * layer.weight.outputs()?, 0.0);
+            finish.push((layer, out));
+        }
+        for (layer, out) in &mut finish {
+            if !self.lora.is_replaced(layer.site, self.rows)? {
+                jobs.push((&layer.weight, &mut out[..]));
+            }
+        }
+        Linear::forward_all(x, self.rows, &mut jobs, prepared)?;
+        drop(jobs);
+        for (layer, out) in finish {
+            self.lora.finish_linear(layer.site, x, self.rows, out, layer.bias.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// Rotates rows of heads.
+    fn turn(&self, x: &mut [f32]) {
+        let (width, half) = (x.len() / self.rows.max(1), self.heads.head_dim / 2);
+        let angles = self.cos.par_chunks(half.max(1)).zip(self.sin.par_chunks(half.max(1)));
+        let rows = x.par_chunks_mut(width.max(1)).zip(angles).with_min_len(PART.div_ceil(width.max(1)));
+        rows.for_each(|(row, (cos, sin))| steps::rope(row, cos, sin, 1.0));
+    }
+
+    /// Writes keys and values behind those of the caches, then mixes values for all rows.
+    fn attend(
+        &self,
+        layer: usize,
+        [query, key, value]: [&[f32]; 3],
+        caches: &mut [&mut KvCache],
+        mixed: &mut [f32],
+    ) -> candle_core::Result<()> {
+        let width = self.heads.kv_heads * self.heads.head_dim;
+        for ((rows, _), cache) in self.places.iter().zip(caches.iter_mut()) {
+            let part = rows.start * width..rows.end * width;
+            cache.write_slices(layer, self.heads, &key[part.clone()], &value[part])?;
+        }
+        let mut sequences = Vec::with_capacity(self.places.len());
+        for ((rows, past), cache) in self.places.iter().zip(caches.iter()) {
+            sequences.push(Sequence { rows: rows.clone(), past: *past, seen: cache.slices(layer)? });
+        }
+        attend(self.heads, query, &sequences, mixed);
+        Ok(())
+    }
+}
+
+/// Writes gate·σ(gate)·up.
+fn gated(gate: &[f32], up: &[f32], out: &mut Vec<f32>) {
+    out.resize(gate.len(), 0.0);
+    if gate.len() <= PART {
+        return steps::silu_mul(gate, up, out);
+    }
+    let parts = gate.par_chunks(PART).zip(up.par_chunks(PART)).zip(out.par_chunks_mut(PART));
+    parts.for_each(|((gate, up), out)| steps::silu_mul(gate, up, out));
+}

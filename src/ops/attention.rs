@@ -1,0 +1,69 @@
+//! Attention of whole sequences with its gradient, on the CPU.
+//!
+//! Puts the kernels of `cpu` into tensors. Other devices compose it (`model/layers.rs`).
+
+use candle_core::{Device, Result, Tensor};
+
+use super::cpu::{Heads, KeysValues, Sequence, attend, attend_backward};
+use super::explicit::{Value, explicit};
+use super::slices::{is_plain, with_slices};
+
+/// Returns softmax(q·kᵀ/√head_dim)·v of sequences of `lengths` behind each other, `[tokens, heads·head_dim]`, or `None`
+/// where tensors are not f32 on the CPU; `q` is `[tokens, heads, head_dim]`, `k` and `v` are
+/// `[tokens, kv_heads, head_dim]`.
+///
+/// Each token sees itself and, with a window, up to window-1 before it. The backward computes the shares again: nothing
+/// of size tokens² is kept.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn attend_all(
+    lengths: &[usize],
+    window: Option<usize>,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<Option<Tensor>> {
+    let inputs = [q.detach(), k.detach(), v.detach()];
+    if !inputs.iter().all(is_plain) {
+        return Ok(None);
+    }
+    let ((tokens, query_heads, head_dim), kv_heads) = (q.dims3()?, k.dim(1)?);
+    let total: usize = lengths.iter().sum();
+    let shared = (tokens, kv_heads, head_dim);
+    if total != tokens || k.dims3()? != shared || v.dims3()? != shared || !query_heads.is_multiple_of(kv_heads) {
+        candle_core::bail!("queries {:?} do not fit keys {:?} and values {:?}", q.shape(), k.shape(), v.shape());
+    }
+    let heads = Heads { heads: query_heads, kv_heads, head_dim, window };
+    let mut out = vec![0.0; tokens * query_heads * head_dim];
+    with_slices(inputs.each_ref(), |[q, k, v]| {
+        let mut first = 0;
+        let own = |len: &usize| {
+            let rows = first..first + len;
+            first += len;
+            let mut own = KeysValues::new(heads);
+            let part = |x: &'_ [f32]| x[rows.start * kv_heads * head_dim..rows.end * kv_heads * head_dim].to_vec();
+            own.write(0, &part(k), &part(v), *len);
+            (rows, own)
+        };
+        let seen: Vec<_> = lengths.iter().map(own).collect();
+        let sequences: Vec<_> =
+            seen.iter().map(|(rows, own)| Sequence { rows: rows.clone(), past: 0, seen: own }).collect();
+        attend(heads, q, &sequences, &mut out);
+        Ok(())
+    })?;
+    let lengths = lengths.to_vec();
+    let value = Value::Owned(out, (tokens, query_heads * head_dim).into());
+    let mixed = explicit(&[q, k, v], value, move |gradient| {
+        let mut outs = inputs.each_ref().map(|x| vec![0.0; x.elem_count()]);
+        let [q, k, v] = &inputs;
+        with_slices([q, k, v, gradient], |[q, k, v, gradient]| {
+            let [for_q, for_k, for_v] = &mut outs;
+            attend_backward(heads, [q, k, v], gradient, &lengths, [for_q, for_k, for_v]);
+            Ok(())
+        })?;
+        let tensors = outs.into_iter().zip(&inputs);
+        tensors.map(|(data, like)| Tensor::from_vec(data, like.shape(), &Device::Cpu).map(Some)).collect()
+    })?;
+    Ok(Some(mixed))
+}

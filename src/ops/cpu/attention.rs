@@ -1,0 +1,395 @@
+//! Attention over keys and values of the sequences themselves, forward and backward.
+//!
+//! Keys stand in tiles of 16 positions, values in rows, so that both products walk memory as the kernels like it. The
+//! forward takes rows of many sequences in one call. A row's result depends on its own query and on the positions that
+//! it sees, not on how its sequence was cut into calls. Knows neither rotations nor batches of adapters.
+//! Shapes: queries and results `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`, packed.
+//! After: Ainslie et al. 2023 (grouped queries), Dao 2023 (the backward computes shares again).
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::simd::{LANES, Level};
+use super::steps::{powers, scale as multiply_by, softmax_backward};
+use super::tile::{Floats, Out, Sweep};
+
+/// Positions by which memory grows at least.
+const GROWTH: usize = 64;
+/// Positions of a sequence that are computed together.
+const QUERIES: usize = 16;
+
+/// Sizes of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values; `heads` is a multiple of it.
+    pub kv_heads: usize,
+    /// Numbers of a head.
+    pub head_dim: usize,
+    /// Positions that a token sees, itself included; all before it when there is none.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    fn padded(self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    fn first_seen(self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    fn scale(self) -> f32 {
+        (1.0 / (self.head_dim as f64).sqrt()) as f32
+    }
+
+    fn group(self) -> usize {
+        self.heads / self.kv_heads.max(1)
+    }
+}
+
+/// Keys and values of one sequence at one layer.
+#[derive(Debug, Clone)]
+pub struct KeysValues {
+    heads: Heads,
+    /// Positions that there is room for, a multiple of 16.
+    capacity: usize,
+    /// `[kv_heads, capacity/16, head_dim, 16]`.
+    keys: Vec<f32>,
+    /// `[kv_heads, capacity, head_dim padded to 16]`.
+    values: Vec<f32>,
+}
+
+impl KeysValues {
+    /// Returns an empty one; memory is taken when tokens arrive.
+    pub fn new(heads: Heads) -> Self {
+        Self { heads, capacity: 0, keys: Vec::new(), values: Vec::new() }
+    }
+
+    /// Makes room for `capacity` positions and keeps the first `len`.
+    fn grow(&mut self, len: usize, capacity: usize) {
+        let capacity = capacity.next_multiple_of(GROWTH);
+        let (dim, padded) = (self.heads.head_dim, self.heads.padded());
+        let moved = |old: &[f32], width: usize, kept: usize| {
+            let mut new = vec![0.0; self.heads.kv_heads * capacity * width];
+            if len > 0 {
+                for (new, old) in new.chunks_exact_mut(capacity * width).zip(old.chunks_exact(self.capacity * width)) {
+                    new[..kept * width].copy_from_slice(&old[..kept * width]);
+                }
+            }
+            new
+        };
+        self.keys = moved(&self.keys, dim, len.next_multiple_of(LANES).min(self.capacity));
+        self.values = moved(&self.values, padded, len);
+        self.capacity = capacity;
+    }
+
+    /// Writes keys and values of tokens from position `len` on; with too little room, for `capacity` of them.
+    pub fn write(&mut self, len: usize, keys: &[f32], values: &[f32], capacity: usize) {
+        let Heads { kv_heads, head_dim: dim, .. } = self.heads;
+        let (width, padded) = (kv_heads * dim, self.heads.padded());
+        let tokens = keys.len() / width.max(1);
+        if len + tokens > self.capacity {
+            self.grow(len, capacity.max(len + tokens));
+        }
+        for (token, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
+            let at = len + token;
+            for (head, (key, value)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+                let tile = &mut self.keys[head * self.capacity * dim + at / LANES * LANES * dim..][..LANES * dim];
+                for (i, x) in key.iter().enumerate() {
+                    tile[i * LANES + at % LANES] = *x;
+                }
+                self.values[(head * self.capacity + at) * padded..][..dim].copy_from_slice(value);
+            }
+        }
+    }
+
+    fn keys_of(&self, head: usize) -> &[f32] {
+        &self.keys[head * self.capacity * self.heads.head_dim..][..self.capacity * self.heads.head_dim]
+    }
+
+    fn values_of(&self, head: usize) -> &[f32] {
+        let padded = self.heads.padded();
+        &self.values[head * self.capacity * padded..][..self.capacity * padded]
+    }
+}
+
+/// New tokens of one sequence: their rows of the batch, the position of the first, and what they see.
+#[derive(Debug, Clone)]
+pub struct Sequence<'a> {
+    /// Rows of queries and results.
+    pub rows: Range<usize>,
+    /// Position of the first.
+    pub past: usize,
+    /// Holds all positions up to the last.
+    pub seen: &'a KeysValues,
+}
+
+/// A block of queries of one sequence, for the heads that share keys and values.
+struct Piece<'a> {
+    sequence: &'a Sequence<'a>,
+    head: usize,
+    /// Positions within the rows of the sequence.
+    queries: Range<usize>,
+}
+
+/// Writes softmax(q·kᵀ/√head_dim)·v of all rows of the sequences.
+pub fn attend(heads: Heads, q: &[f32], sequences: &[Sequence<'_>], out: &mut [f32]) {
+    let width = heads.heads * heads.head_dim;
+    let fits = |sequence: &Sequence<'_>| {
+        sequence.rows.end * width <= q.len().min(out.len())
+            && sequence.past + sequence.rows.len() <= sequence.seen.capacity
+            && sequence.seen.heads == heads
+    };
+    let mut pieces = Vec::with_capacity(sequences.len() * heads.kv_heads);
+    let mut work = 0;
+    for sequence in sequences.iter().filter(|sequence| fits(sequence)) {
+        let len = sequence.rows.len();
+        work += len * (sequence.past + len) * width;
+        for first in (0..len).step_by(QUERIES) {
+            for head in 0..heads.kv_heads {
+                pieces.push(Piece { sequence, head, queries: first..len.min(first + QUERIES) });
+            }
+        }
+    }
+    let out = Out(out.as_mut_ptr());
+    if work < 1 << 14 {
+        let mut scratch = Vec::new();
+        pieces.iter().for_each(|piece| piece.compute(heads, q, out, &mut scratch));
+        return;
+    }
+    // The last pieces of a sequence see the most.
+    pieces.into_par_iter().rev().with_max_len(1).for_each_init(Vec::new, |scratch, piece| {
+        piece.compute(heads, q, out, scratch);
+    });
+}
+
+impl Piece<'_> {
+    fn compute(&self, heads: Heads, q: &[f32], out: Out, scratch: &mut Vec<f32>) {
+        let Heads { head_dim: dim, .. } = heads;
+        let (group, padded, width) = (heads.group(), heads.padded(), heads.heads * dim);
+        let first_row = self.sequence.rows.start + self.queries.start;
+        let count = self.queries.len();
+        let position = self.sequence.past + self.queries.start;
+        if count == 1 {
+            // One position: the heads are the rows.
+            let at = first_row * width + self.head * group * dim;
+            let rows = Rows { first: at, stride: dim, count: group };
+            self.rows(heads, q, &rows, position..position + 1, scratch);
+            copy_rows(&scratch[..group * padded], (padded, dim), out, (at, dim));
+            return;
+        }
+        for head in self.head * group..(self.head + 1) * group {
+            let at = first_row * width + head * dim;
+            let rows = Rows { first: at, stride: width, count };
+            self.rows(heads, q, &rows, position..position + count, scratch);
+            copy_rows(&scratch[..count * padded], (padded, dim), out, (at, width));
+        }
+    }
+
+    /// Writes the results of rows to the beginning of `scratch`, `[rows, head_dim padded]`.
+    fn rows(&self, heads: Heads, q: &[f32], rows: &Rows, positions: Range<usize>, scratch: &mut Vec<f32>) {
+        let padded = heads.padded();
+        let (keys, values) = (self.sequence.seen.keys_of(self.head), self.sequence.seen.values_of(self.head));
+        let first = heads.first_seen(positions.start) / LANES * LANES;
+        let seen = positions.end - first;
+        let width = seen.next_multiple_of(LANES);
+        scratch.resize((rows.count * (padded + width)).max(scratch.len()), 0.0);
+        let (mixed, scores) = scratch.split_at_mut(rows.count * padded);
+        let scores = &mut scores[..rows.count * width];
+        score(heads, (&q[rows.first..], rows.stride, rows.count), keys, first, (scores, width));
+        for (i, scores) in scores.chunks_exact_mut(width).enumerate() {
+            let position = positions.start + if positions.len() == 1 { 0 } else { i };
+            let sum = shares(scores, heads.first_seen(position) - first..position + 1 - first, heads.scale());
+            multiply_by(scores, 1.0 / sum);
+        }
+        let kernel = Floats {
+            x: scores.as_ptr(),
+            row: width,
+            input: 1,
+            weights: values[first * padded..].as_ptr(),
+            tile: LANES,
+            step: padded,
+            inputs: seen,
+        };
+        run(kernel, rows.count, padded, mixed, false);
+    }
+}
+
+/// Rows of queries: where the first begins, their distance, their number.
+struct Rows {
+    first: usize,
+    stride: usize,
+    count: usize,
+}
+
+/// Copies the first `of.1` numbers of rows `of.0` wide to rows `to.1` apart from `to.0` on.
+fn copy_rows(from: &[f32], of: (usize, usize), out: Out, to: (usize, usize)) {
+    for (i, row) in from.chunks_exact(of.0).enumerate() {
+        // SAFETY: the caller's rows and heads lie in the result, and no two pieces share one.
+        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.0.add(to.0 + i * to.1), of.1) };
+    }
+}
+
+/// Multiplies rows with whole tiles into `out`, `[rows, outputs]`; on this thread.
+fn run(kernel: Floats, rows: usize, outputs: usize, out: &mut [f32], add: bool) {
+    debug_assert!(out.len() >= rows * outputs && outputs.is_multiple_of(LANES));
+    let (tiles, out) = (0..outputs / LANES, Out(out.as_mut_ptr()));
+    Level::best().run(Sweep { kernel, rows: 0..rows, tiles, outputs, out, width: outputs, add });
+}
+
+/// Writes the products of rows of queries with the keys from position `first` (a multiple of 16) on.
+fn score(
+    heads: Heads,
+    (q, stride, rows): (&[f32], usize, usize),
+    keys: &[f32],
+    first: usize,
+    (out, width): (&mut [f32], usize),
+) {
+    let dim = heads.head_dim;
+    let weights = keys[first * dim..(first + width) * dim].as_ptr();
+    let kernel = Floats { x: q.as_ptr(), row: stride, input: 1, weights, tile: LANES * dim, step: LANES, inputs: dim };
+    run(kernel, rows, width, out, false);
+}
+
+/// Turns scores into powers, those outside of `seen` into 0; returns their sum.
+fn shares(scores: &mut [f32], seen: Range<usize>, scale: f32) -> f32 {
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..].fill(f32::NEG_INFINITY);
+    powers(scores, scale);
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
+    super::steps::sum(scores)
+}
+
+/// Writes the gradients of queries, keys and values of whole sequences, which lie in `lengths` behind each other.
+pub(in crate::ops) fn attend_backward(
+    heads: Heads,
+    [q, k, v]: [&[f32]; 3],
+    gradient: &[f32],
+    lengths: &[usize],
+    [for_q, for_k, for_v]: [&mut [f32]; 3],
+) {
+    let (width, kv_width) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+    let tokens: usize = lengths.iter().sum();
+    let fits = q.len().min(gradient.len()).min(for_q.len()) >= tokens * width
+        && k.len().min(v.len()).min(for_k.len()).min(for_v.len()) >= tokens * kv_width;
+    debug_assert!(fits);
+    if !fits {
+        return;
+    }
+    let outs = [Out(for_q.as_mut_ptr()), Out(for_k.as_mut_ptr()), Out(for_v.as_mut_ptr())];
+    let mut parts = Vec::new();
+    let mut first = 0;
+    for len in lengths {
+        parts.extend((0..heads.kv_heads).map(|head| (first, *len, head)));
+        first += len;
+    }
+    parts.into_par_iter().with_max_len(1).for_each(|(first, len, head)| {
+        Backward::new(heads, [q, k, v], gradient, (first, len), head).compute(outs);
+    });
+}
+
+/// The backward of one sequence for the heads that share keys and values.
+struct Backward<'a> {
+    heads: Heads,
+    q: &'a [f32],
+    gradient: &'a [f32],
+    first: usize,
+    len: usize,
+    head: usize,
+    /// Keys and values in tiles (for products over a head) and keys in rows.
+    key_tiles: Vec<f32>,
+    value_tiles: Vec<f32>,
+    key_rows: Vec<f32>,
+}
+
+impl<'a> Backward<'a> {
+    fn new(
+        heads: Heads,
+        [q, k, v]: [&'a [f32]; 3],
+        gradient: &'a [f32],
+        (first, len): (usize, usize),
+        head: usize,
+    ) -> Self {
+        let one = Heads { heads: 1, kv_heads: 1, ..heads };
+        let (keys, values) = (gather(heads, k, (first, len), head), gather(heads, v, (first, len), head));
+        let mut by_keys = KeysValues::new(one);
+        by_keys.write(0, &keys, &keys, len);
+        let mut by_values = KeysValues::new(one);
+        by_values.write(0, &values, &values, len);
+        let (key_tiles, key_rows, value_tiles) = (by_keys.keys, by_keys.values, by_values.keys);
+        Self { heads, q, gradient, first, len, head, key_tiles, value_tiles, key_rows }
+    }
+
+    fn compute(&self, [for_q, for_k, for_v]: [Out; 3]) {
+        let heads = self.heads;
+        let (dim, padded, group) = (heads.head_dim, heads.padded(), heads.group());
+        let (width, kv_width) = (heads.heads * dim, heads.kv_heads * dim);
+        let [mut keys, mut values] = [(); 2].map(|()| vec![0.0; self.len * padded]);
+        let mut scratch = [const { Vec::new() }; 5];
+        for head in self.head * group..(self.head + 1) * group {
+            for start in (0..self.len).step_by(2 * QUERIES) {
+                let rows = start..self.len.min(start + 2 * QUERIES);
+                self.block(head, rows.clone(), &mut scratch, (&mut keys, &mut values));
+                let at = (self.first + start) * width + head * dim;
+                copy_rows(&scratch[4][..rows.len() * padded], (padded, dim), for_q, (at, width));
+            }
+        }
+        let at = self.first * kv_width + self.head * dim;
+        copy_rows(&keys, (padded, dim), for_k, (at, kv_width));
+        copy_rows(&values, (padded, dim), for_v, (at, kv_width));
+    }
+
+    /// Adds what a block of queries of one head gives; leaves the gradient of the queries in the last of `scratch`.
+    fn block(&self, head: usize, rows: Range<usize>, scratch: &mut [Vec<f32>; 5], sums: (&mut [f32], &mut [f32])) {
+        let heads = self.heads;
+        let (dim, padded, count) = (heads.head_dim, heads.padded(), rows.len());
+        let first = heads.first_seen(rows.start) / LANES * LANES;
+        let (seen, width) = (rows.end - first, (rows.end - first).next_multiple_of(LANES));
+        let [q, gradient, shares_of, scores, for_q] = scratch;
+        for (scratch, from) in [(&mut *q, self.q), (&mut *gradient, self.gradient)] {
+            scratch.clear();
+            scratch.resize(count * padded, 0.0);
+            for (i, scratch) in scratch.chunks_exact_mut(padded).enumerate() {
+                let at = ((self.first + rows.start + i) * heads.heads + head) * dim;
+                scratch[..dim].copy_from_slice(&from[at..at + dim]);
+            }
+        }
+        shares_of.resize(count * width, 0.0);
+        scores.resize(count * width, 0.0);
+        for_q.resize(count * padded, 0.0);
+        score(heads, (q, padded, count), &self.key_tiles, first, (shares_of, width));
+        score(heads, (gradient, padded, count), &self.value_tiles, first, (scores, width));
+        let each = shares_of.chunks_exact_mut(width).zip(scores.chunks_exact_mut(width)).zip(rows);
+        for ((shares_of, for_shares), position) in each {
+            let sum = shares(shares_of, heads.first_seen(position) - first..position + 1 - first, heads.scale());
+            multiply_by(shares_of, 1.0 / sum);
+            let (shares_of, copy) = (&*shares_of, for_shares.to_vec());
+            softmax_backward(shares_of, &copy, heads.scale(), for_shares);
+        }
+        let keys = self.key_rows[first * padded..].as_ptr();
+        let by_row = |x: *const f32| Floats { x, row: width, input: 1, weights: keys, tile: LANES, step: padded, inputs: seen };
+        run(by_row(scores.as_ptr()), count, padded, for_q, false);
+        let by_key = |x: *const f32, weights: *const f32| Floats {
+            x,
+            row: 1,
+            input: width,
+            weights,
+            tile: LANES,
+            step: padded,
+            inputs: count,
+        };
+        run(by_key(scores.as_ptr(), q.as_ptr()), seen, padded, &mut sums.0[first * padded..], true);
+        run(by_key(shares_of.as_ptr(), gradient.as_ptr()), seen, padded, &mut sums.1[first * padded..], true);
+    }
+}
+
+/// Returns keys or values of one head of a sequence, `[len, head_dim]`.
+fn gather(heads: Heads, from: &[f32], (first, len): (usize, usize), head: usize) -> Vec<f32> {
+    let (dim, width) = (heads.head_dim, heads.kv_heads * heads.head_dim);
+    let rows = from[first * width..(first + len) * width].chunks_exact(width);
+    rows.flat_map(|row| &row[head * dim..(head + 1) * dim]).copied().collect()
+}

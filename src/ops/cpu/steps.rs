@@ -1,0 +1,245 @@
+//! What stands between the products: norms, rotations, gates, softmax, each in one pass over its rows.
+//!
+//! On one thread; who has many rows divides them. Knows no weights but a norm's. Widths need not be multiples of 16.
+//! Shapes stand at each function.
+
+use super::simd::{LANES, Level, Simd, Work, exp};
+
+/// Reads up to 16 numbers, `fill` behind them.
+///
+/// # Safety
+/// `count` numbers must stand there.
+#[inline(always)]
+unsafe fn load_some<S: Simd>(s: S, from: *const f32, count: usize, fill: f32) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if count >= LANES {
+            return s.load(from);
+        }
+        let mut some = [fill; LANES];
+        std::ptr::copy_nonoverlapping(from, some.as_mut_ptr(), count);
+        s.load(some.as_ptr())
+    }
+}
+
+/// Writes up to 16 numbers.
+///
+/// # Safety
+/// There must be room for `count` numbers.
+#[inline(always)]
+unsafe fn store_some<S: Simd>(s: S, to: *mut f32, count: usize, x: S::F) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if count >= LANES {
+            return s.store(to, x);
+        }
+        let mut some = [0.0; LANES];
+        s.store(some.as_mut_ptr(), x);
+        std::ptr::copy_nonoverlapping(some.as_ptr(), to, count);
+    }
+}
+
+/// Maps `N` slices of one length, 16 numbers at a time, into `M` slices of the same length.
+#[inline(always)]
+fn map<S: Simd, const N: usize, const M: usize>(
+    s: S,
+    from: [&[f32]; N],
+    to: [&mut [f32]; M],
+    f: impl Fn([S::F; N]) -> [S::F; M],
+) {
+    let shortest = from.iter().map(|x| x.len()).chain(to.iter().map(|x| x.len())).min().unwrap_or(0);
+    let to = to.map(<[f32]>::as_mut_ptr);
+    for at in (0..shortest).step_by(LANES) {
+        let count = shortest - at;
+        // SAFETY: every slice has at least `shortest` numbers.
+        unsafe {
+            let results = f(from.map(|from| load_some(s, from.as_ptr().add(at), count, 0.0)));
+            for (to, x) in to.iter().zip(results) {
+                store_some(s, to.add(at), count, x);
+            }
+        }
+    }
+}
+
+/// Adds up what `f` makes of `N` slices of one length.
+#[inline(always)]
+fn fold<S: Simd, const N: usize>(s: S, from: [&[f32]; N], f: impl Fn(S::F, [S::F; N]) -> S::F) -> f32 {
+    let shortest = from.iter().map(|x| x.len()).min().unwrap_or(0);
+    let mut sum = s.zero();
+    for at in (0..shortest).step_by(LANES) {
+        // SAFETY: every slice has at least `shortest` numbers.
+        let x = from.map(|from| unsafe { load_some(s, from.as_ptr().add(at), shortest - at, 0.0) });
+        sum = f(sum, x);
+    }
+    s.sum(sum)
+}
+
+/// Declares a step: a [`Work`] with its fields, and the function that runs it at the best level.
+macro_rules! step {
+    ($(#[$doc:meta])* $name:ident as $work:ident($($field:ident: $kind:ty),+) -> $output:ty, |$s:ident| $body:expr) => {
+        struct $work<'a> {
+            $($field: $kind,)+
+        }
+
+        impl<'a> Work for $work<'a> {
+            type Output = $output;
+
+            #[inline(always)]
+            fn run<S: Simd>(self, $s: S) -> $output {
+                let Self { $($field),+ } = self;
+                $body
+            }
+        }
+
+        $(#[$doc])*
+        pub fn $name<'a>($($field: $kind),+) -> $output {
+            Level::best().run($work { $($field),+ })
+        }
+    };
+}
+
+step! {
+    /// Writes x / √(mean(x²) + eps) · weight; `x` and `out` are `[rows, hidden]`, `weight` is `[hidden]`.
+    rms_norm as RmsNorm(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) -> (), |s| {
+        let width = weight.len().max(1);
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let squares = fold(s, [x], |sum, [x]| s.fma(x, x, sum));
+            let inverse = s.splat(1.0 / (squares / width as f32 + eps).sqrt());
+            map(s, [x, weight], [out], |[x, weight]| [s.mul(s.mul(x, inverse), weight)]);
+        }
+    }
+}
+
+step! {
+    /// Writes the gradient of `x` of one row: inverse·(w·g - x̂·mean(w·g·x̂)).
+    rms_norm_backward as RmsNormBackward(
+        x: &'a [f32], weight: &'a [f32], eps: f32, gradient: &'a [f32], out: &'a mut [f32]
+    ) -> (), |s| {
+        let squares = fold(s, [x], |sum, [x]| s.fma(x, x, sum));
+        let along = fold(s, [x, weight, gradient], |sum, [x, w, g]| s.fma(s.mul(w, g), x, sum));
+        let size = x.len().max(1) as f32;
+        let inverse = 1.0 / (squares / size + eps).sqrt();
+        let (back, inverse) = (s.splat(-along * inverse * inverse / size), s.splat(inverse));
+        map(s, [x, weight, gradient], [out], |[x, w, g]| [s.mul(inverse, s.fma(x, back, s.mul(w, g)))]);
+    }
+}
+
+step! {
+    /// Turns pairs (i, i + head_dim/2) of all heads of one row by the angles `[head_dim/2]`, in place; back with a
+    /// `direction` of -1.
+    rope as Rope(x: &'a mut [f32], cos: &'a [f32], sin: &'a [f32], direction: f32) -> (), |s| {
+        let half = cos.len().max(1);
+        let direction = s.splat(direction);
+        for head in x.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            let (a, b) = (first.as_mut_ptr(), second.as_mut_ptr());
+            for at in (0..half).step_by(LANES) {
+                let count = half - at;
+                // SAFETY: both halves and both angles have `half` numbers.
+                unsafe {
+                    let x = load_some(s, a.add(at), count, 0.0);
+                    let y = load_some(s, b.add(at), count, 0.0);
+                    let cos = load_some(s, cos.as_ptr().add(at), count, 0.0);
+                    let sin = s.mul(direction, load_some(s, sin.as_ptr().add(at), count, 0.0));
+                    store_some(s, a.add(at), count, s.sub(s.mul(x, cos), s.mul(y, sin)));
+                    store_some(s, b.add(at), count, s.add(s.mul(y, cos), s.mul(x, sin)));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    s.div(one, s.add(one, exp(s, s.sub(s.zero(), x))))
+}
+
+step! {
+    /// Writes gate·σ(gate)·up.
+    silu_mul as SiluMul(gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) -> (), |s| {
+        map(s, [gate, up], [out], |[g, u]| [s.mul(s.mul(g, sigmoid(s, g)), u)]);
+    }
+}
+
+step! {
+    /// Writes the gradients of gate and up; σ' of g·σ(g) is σ + σ·g·(1-σ).
+    silu_mul_backward as SiluMulBackward(
+        gate: &'a [f32], up: &'a [f32], gradient: &'a [f32], for_gate: &'a mut [f32], for_up: &'a mut [f32]
+    ) -> (), |s| {
+        map(s, [gate, up, gradient], [for_gate, for_up], |[g, u, gradient]| {
+            let sigma = sigmoid(s, g);
+            let silu = s.mul(g, sigma);
+            let slope = s.fma(sigma, s.sub(s.splat(1.0), silu), silu);
+            [s.mul(s.mul(gradient, u), slope), s.mul(gradient, silu)]
+        });
+    }
+}
+
+step! {
+    /// Turns x into e^(scale·x - max(scale·x)) in place; returns max(scale·x) and the sum.
+    powers as Powers(x: &'a mut [f32], scale: f32) -> (f32, f32), |s| {
+        let (len, scale) = (x.len(), s.splat(scale));
+        let x = x.as_mut_ptr();
+        let mut largest = s.splat(f32::NEG_INFINITY);
+        for at in (0..len).step_by(LANES) {
+            // SAFETY: `len` numbers stand there.
+            let x = unsafe { load_some(s, x.add(at), len - at, f32::NEG_INFINITY) };
+            largest = s.max(largest, s.mul(x, scale));
+        }
+        let max = s.largest(largest);
+        let (shift, mut sum) = (s.splat(-max), s.zero());
+        for at in (0..len).step_by(LANES) {
+            let count = len - at;
+            // SAFETY: as above.
+            unsafe {
+                let power = exp(s, s.add(s.mul(load_some(s, x.add(at), count, f32::NEG_INFINITY), scale), shift));
+                store_some(s, x.add(at), count, power);
+                // What was filled up counts nothing.
+                sum = s.add(sum, if count < LANES { load_some(s, x.add(at), count, 0.0) } else { power });
+            }
+        }
+        (max, s.sum(sum))
+    }
+}
+
+step! {
+    /// Writes p·(g - Σ p·g)·scale over the gradients `g`: what a softmax hands back.
+    softmax_backward as SoftmaxBackward(shares: &'a [f32], gradient: &'a [f32], scale: f32, out: &'a mut [f32]) -> (), |s| {
+        let along = s.splat(fold(s, [shares, gradient], |sum, [p, g]| s.fma(p, g, sum)));
+        let scale = s.splat(scale);
+        map(s, [shares, gradient], [out], |[p, g]| [s.mul(s.mul(p, s.sub(g, along)), scale)]);
+    }
+}
+
+step! {
+    /// Multiplies all numbers.
+    scale as Scale(x: &'a mut [f32], factor: f32) -> (), |s| {
+        let (len, factor) = (x.len(), s.splat(factor));
+        let x = x.as_mut_ptr();
+        for at in (0..len).step_by(LANES) {
+            // SAFETY: `len` numbers stand there.
+            unsafe { store_some(s, x.add(at), len - at, s.mul(load_some(s, x.add(at), len - at, 0.0), factor)) };
+        }
+    }
+}
+
+step! {
+    /// Adds `y` to `x`.
+    add as Add(x: &'a mut [f32], y: &'a [f32]) -> (), |s| {
+        let len = x.len().min(y.len());
+        let (x, y) = (x.as_mut_ptr(), y.as_ptr());
+        for at in (0..len).step_by(LANES) {
+            // SAFETY: `len` numbers stand there.
+            unsafe {
+                let sum = s.add(load_some(s, x.add(at), len - at, 0.0), load_some(s, y.add(at), len - at, 0.0));
+                store_some(s, x.add(at), len - at, sum);
+            }
+        }
+    }
+}
+
+step! {
+    /// Returns the sum.
+    sum as Sum(x: &'a [f32]) -> f32, |s| fold(s, [x], |sum, [x]| s.add(sum, x))
+}

@@ -1,0 +1,365 @@
+//! AuditScores: takes uploaded scores from the wire, column by column, and has them audited off the async threads.
+//!
+//! Checks forms, lengths and the number of rows as messages come; what the values are is checked by `audit::uploaded`,
+//! all at once. Keeps nothing but the report, and that only where a name is given.
+
+use std::time::Duration;
+
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+use tonic::{Status, Streaming};
+
+use super::audit_settings;
+use super::audits::Audits;
+use super::context::Context;
+use super::fields::{checked, name, request_id};
+use super::names::all_differ;
+use super::pb::{self, audit_scores_request::Part};
+use super::services::blocking;
+use super::status::{self, Reason};
+use super::violations::Violations;
+use crate::audit::report::Report;
+use crate::audit::settings::Settings;
+use crate::audit::uploaded::{
+    self, Labels, Scores, Uploaded, UploadedAttribute, UploadedError, UploadedGroups, UploadedMembership, UploadedModel,
+    UploadedSignals,
+};
+use crate::store::{Name, RequestKey};
+
+/// Longest wait for the next message.
+const SILENCE: Duration = Duration::from_secs(60);
+const MAX_MODELS: usize = 64;
+const MAX_CLASSES: usize = 1024;
+const MAX_COLUMNS: usize = 64;
+const MAX_SHADOWS: usize = 1024;
+/// Faults that a refusal names.
+const MOST_FAULTS: usize = 20;
+
+/// Everything that came.
+pub(super) struct Received {
+    name: Option<Name>,
+    request: Option<RequestKey>,
+    settings: Settings,
+    uploaded: Uploaded,
+}
+
+/// What comes while it comes.
+struct Receiver {
+    uploaded: Uploaded,
+    rows: u64,
+    classes: usize,
+    positive_only: Vec<bool>,
+    label_numbers: Vec<u32>,
+    signals: Vec<UploadedSignals>,
+}
+
+/// Takes the whole stream.
+///
+/// # Errors
+/// INVALID_FIELD for the header, SCORES_INVALID for rows that do not fit it, TOO_MANY_ROWS; DEADLINE_EXCEEDED when no
+/// message comes for long.
+pub(super) async fn receive(
+    mut stream: Streaming<pb::AuditScoresRequest>,
+    max_rows: u64,
+) -> Result<Received, Status> {
+    let mut hash = Sha256::new();
+    let mut begun: Option<(pb::ScoresHeader, Settings, Option<Name>, Receiver)> = None;
+    loop {
+        let message = tokio::time::timeout(SILENCE, stream.message()).await.map_err(|_| status::deadline_exceeded())??;
+        let Some(message) = message else { break };
+        match (message.part, &mut begun) {
+            (Some(Part::Header(mut header)), None) => {
+                let id = std::mem::take(&mut header.request_id);
+                hash.update(header.encode_to_vec());
+                header.request_id = id;
+                begun = Some(begin(header)?);
+            }
+            (Some(Part::Rows(rows)), Some((_, _, _, receiver))) => {
+                hash.update(rows.encode_to_vec());
+                receiver.rows(rows, max_rows)?;
+            }
+            (Some(Part::Shadows(shadow)), Some((_, _, _, receiver))) => {
+                hash.update(shadow.encode_to_vec());
+                receiver.shadow(shadow)?;
+            }
+            (Some(Part::Header(_)), Some(_)) => {
+                return Err(status::field(Reason::InvalidField, "header", "must be the first message only"));
+            }
+            (Some(_), None) => return Err(status::field(Reason::InvalidField, "header", "must be the first message")),
+            (None, _) => return Err(status::field(Reason::InvalidField, "part", "must be given")),
+        }
+    }
+    let Some((header, settings, name, receiver)) = begun else {
+        return Err(status::field(Reason::InvalidField, "header", "must be the first message"));
+    };
+    let id = header.request_id;
+    let request =
+        (!id.is_empty()).then(|| RequestKey { method: "AuditScores", id, fingerprint: hash.finalize().into() });
+    Ok(Received { name, request, settings, uploaded: receiver.finish()? })
+}
+
+fn begin(header: pb::ScoresHeader) -> Result<(pb::ScoresHeader, Settings, Option<Name>, Receiver), Status> {
+    let mut v = Violations::default();
+    request_id(&mut v, "header.request_id", &header.request_id);
+    let own = (!header.name.is_empty()).then(|| name(&mut v, "header.name", &header.name)).flatten();
+    let least = if header.multi_label { 1 } else { 2 };
+    let lists = [
+        ("header.labels", &header.labels, least, MAX_CLASSES),
+        ("header.models", &header.models, 1, MAX_MODELS),
+        ("header.attributes", &header.attributes, 0, MAX_COLUMNS),
+        ("header.controls", &header.controls, 0, MAX_COLUMNS),
+    ];
+    for (field, list, least, most) in lists {
+        let sound = (least..=most).contains(&list.len()) && all_differ(list);
+        let sound = sound && list.iter().all(|name| (1..=1024).contains(&name.len()));
+        v.require(field, sound, &format!("must be {least} to {most} different names of 1 to 1024 bytes"));
+    }
+    let settings = audit_settings::uploaded(&mut v, header.settings.clone());
+    let settings = checked(v, settings)?;
+    let column = |name: &String| UploadedAttribute { name: name.clone(), groups: UploadedGroups::Values(Vec::new()) };
+    let model = |name: &String| UploadedModel { name: name.clone(), scores: Scores::None };
+    let receiver = Receiver {
+        uploaded: Uploaded {
+            classes: header.labels.clone(),
+            multi_label: header.multi_label,
+            labels: if header.multi_label { Labels::Several(Vec::new()) } else { Labels::One(Vec::new()) },
+            models: header.models.iter().map(model).collect(),
+            attributes: header.attributes.iter().map(column).collect(),
+            controls: header.controls.iter().map(column).collect(),
+            ..Uploaded::default()
+        },
+        rows: 0,
+        classes: header.labels.len(),
+        positive_only: vec![false; header.models.len()],
+        label_numbers: Vec::new(),
+        signals: vec![UploadedSignals::default(); header.models.len()],
+    };
+    Ok((header, settings, own, receiver))
+}
+
+impl Receiver {
+    fn rows(&mut self, wire: pb::ScoresRows, max_rows: u64) -> Result<(), Status> {
+        let mut v = Violations::default();
+        let classes = self.classes;
+        let rows = if self.uploaded.multi_label { wire.label_flags.len() / classes } else { wire.labels.len() };
+        let first = self.rows as usize;
+        self.rows += rows as u64;
+        if self.rows > max_rows {
+            let text = format!("more than {max_rows} rows (audits.max_uploaded_rows)");
+            return Err(status::field(Reason::TooManyRows, "rows", &text));
+        }
+        v.require("rows", rows > 0, "must hold rows");
+        self.labels(&mut v, &wire, first);
+        v.require("models", wire.models.len() == self.uploaded.models.len(), "must be one a model of the header");
+        for (i, scores) in wire.models.into_iter().enumerate().take(self.uploaded.models.len()) {
+            self.scores(&mut v, i, scores, (first, rows));
+        }
+        for (field, columns, own) in [
+            ("attributes", wire.attributes, &mut self.uploaded.attributes),
+            ("controls", wire.controls, &mut self.uploaded.controls),
+        ] {
+            v.require(field, columns.len() == own.len(), "must be one a name of the header");
+            for (i, (values, own)) in columns.into_iter().zip(own).enumerate() {
+                groups(&mut v, &format!("{field}[{i}]"), values, own, (first, rows));
+            }
+        }
+        some_or_none(&mut v, "weights", wire.weights, &mut self.uploaded.weights, (first, rows));
+        some_or_none(&mut v, "clusters", wire.clusters, &mut self.uploaded.clusters, (first, rows));
+        if v.list().is_empty() { Ok(()) } else { Err(invalid(&v)) }
+    }
+
+    fn labels(&mut self, v: &mut Violations, wire: &pb::ScoresRows, first: usize) {
+        let names = &self.uploaded.classes;
+        match &mut self.uploaded.labels {
+            Labels::Several(rows) => {
+                v.require("labels", wire.labels.is_empty(), "must be empty for several labels a row");
+                let whole = wire.label_flags.len().is_multiple_of(names.len());
+                v.require("label_flags", whole, "must be one a class of every row");
+                for flags in wire.label_flags.chunks_exact(names.len()) {
+                    let of_row = flags.iter().zip(names).filter(|(flag, _)| **flag).map(|(_, name)| name.clone());
+                    rows.push(of_row.collect());
+                }
+            }
+            Labels::One(_) => {
+                v.require("label_flags", wire.label_flags.is_empty(), "must be empty for one label a row");
+                for (row, label) in wire.labels.iter().enumerate() {
+                    if *label as usize >= names.len() {
+                        v.add(format!("labels[{}]", first + row), format!("must be below {}", names.len()));
+                    }
+                }
+                self.label_numbers.extend(&wire.labels);
+            }
+            Labels::None => {}
+        }
+    }
+
+    fn scores(&mut self, v: &mut Violations, i: usize, wire: pb::ModelScores, (first, rows): (usize, usize)) {
+        let field = format!("models[{i}].probabilities");
+        let classes = self.classes;
+        let one = !self.uploaded.multi_label && classes == 2 && wire.probabilities.len() == rows;
+        let sound = one || wire.probabilities.len() == rows * classes;
+        v.require(&field, sound, "must be one a class of every row");
+        let own = &mut self.uploaded.models[i].scores;
+        if first == 0 {
+            self.positive_only[i] = one;
+            *own = if one { Scores::Positive(Vec::new()) } else { Scores::Classes(Vec::new()) };
+        }
+        v.require(&field, self.positive_only[i] == one, "must be of one form in all messages");
+        if let Scores::Positive(all) | Scores::Classes(all) = own {
+            all.extend(wire.probabilities);
+        }
+        let signals = &mut self.signals[i];
+        for (field, got, before) in [
+            ("members", wire.members.len(), signals.members.len()),
+            ("signals", wire.signals.len(), signals.signals.len()),
+        ] {
+            let sound = got == if before == first && (first == 0 || before > 0) && got > 0 { rows } else { 0 };
+            v.require(&format!("models[{i}].{field}"), sound, "must be one a row, in all messages or in none");
+        }
+        signals.members.extend(wire.members);
+        signals.signals.extend(wire.signals);
+    }
+
+    fn shadow(&mut self, wire: pb::ShadowSignals) -> Result<(), Status> {
+        let invalid = |field: &str, text: &str| Err(status::field(Reason::ScoresInvalid, field, text));
+        let Some(signals) = self.signals.get_mut(wire.model as usize) else {
+            return invalid("shadows.model", "is not the number of a model");
+        };
+        if signals.shadow_signals.len() >= MAX_SHADOWS {
+            return invalid("shadows", "are too many, at most 1024 a model");
+        }
+        if wire.signals.len() != wire.members.len() {
+            return invalid("shadows.members", "must be one a signal");
+        }
+        signals.shadow_signals.push(wire.signals);
+        signals.shadow_members.push(wire.members);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Uploaded, Status> {
+        if self.rows == 0 {
+            return Err(status::field(Reason::ScoresInvalid, "rows", "must be sent"));
+        }
+        if let Labels::One(labels) = &mut self.uploaded.labels {
+            *labels = self.label_numbers.iter().map(|label| self.uploaded.classes[*label as usize].clone()).collect();
+        }
+        let asked = self.signals.iter().any(|signals| !signals.members.is_empty() || !signals.shadow_signals.is_empty());
+        if asked {
+            for (i, signals) in self.signals.iter_mut().enumerate() {
+                if signals.signals.is_empty() {
+                    signals.signals = own_signals(&self.uploaded, i, &self.label_numbers);
+                }
+            }
+            self.uploaded.membership = Some(UploadedMembership { models: self.signals });
+        }
+        Ok(self.uploaded)
+    }
+}
+
+/// ln p − ln(1 − p) of the true class, within what an f64 can tell from 0 and 1.
+fn own_signals(uploaded: &Uploaded, model: usize, labels: &[u32]) -> Vec<f64> {
+    let logit = |p: f64| {
+        let p = p.clamp(1e-16, 1.0 - 1e-16);
+        p.ln() - (-p).ln_1p()
+    };
+    match &uploaded.models[model].scores {
+        Scores::Positive(all) => {
+            all.iter().zip(labels).map(|(p, label)| logit(if *label == 1 { *p } else { 1.0 - p })).collect()
+        }
+        Scores::Classes(all) if !uploaded.multi_label => {
+            let rows = all.chunks_exact(uploaded.classes.len()).zip(labels);
+            rows.map(|(row, label)| logit(row[*label as usize])).collect()
+        }
+        Scores::Classes(_) | Scores::None => Vec::new(),
+    }
+}
+
+fn groups(
+    v: &mut Violations,
+    field: &str,
+    wire: pb::GroupValues,
+    own: &mut UploadedAttribute,
+    (first, rows): (usize, usize),
+) {
+    let overlapping = wire.values.is_empty() && !wire.flags.is_empty();
+    if first == 0 && overlapping {
+        own.groups = UploadedGroups::Flags(wire.dictionary.clone(), Vec::new());
+    }
+    match &mut own.groups {
+        UploadedGroups::Flags(names, flags) => {
+            v.require(&format!("{field}.dictionary"), *names == wire.dictionary, "must be the same in all messages");
+            let sound = wire.flags.len() == rows * names.len() && wire.values.is_empty();
+            v.require(&format!("{field}.flags"), sound, "must be one a group of every row");
+            flags.extend(wire.flags);
+        }
+        UploadedGroups::Values(values) => {
+            let sound = wire.values.len() == rows && wire.flags.is_empty();
+            v.require(&format!("{field}.values"), sound, "must be one a row");
+            for (row, value) in wire.values.iter().enumerate() {
+                let name = (*value as usize).checked_sub(1).map(|at| wire.dictionary.get(at));
+                if name == Some(None) {
+                    let text = format!("must be 0 to {}", wire.dictionary.len());
+                    v.add(format!("{field}.values[{}]", first + row), text);
+                }
+                values.push(name.flatten().cloned());
+            }
+        }
+    }
+}
+
+fn some_or_none<T>(
+    v: &mut Violations,
+    field: &str,
+    wire: Vec<T>,
+    own: &mut Option<Vec<T>>,
+    (first, rows): (usize, usize),
+) {
+    if first == 0 && !wire.is_empty() {
+        *own = Some(Vec::new());
+    }
+    let expected = if own.is_some() { rows } else { 0 };
+    v.require(field, wire.len() == expected, "must be one a row, in all messages or in none");
+    if let Some(own) = own {
+        own.extend(wire);
+    }
+}
+
+fn invalid(v: &Violations) -> Status {
+    let faults = v.list().iter().take(MOST_FAULTS).map(|fault| (fault.field.clone(), fault.description.clone()));
+    status::faults(Reason::ScoresInvalid, faults.collect())
+}
+
+impl Audits {
+    /// Audits what was received, and keeps the report where it has a name.
+    pub(super) async fn assess(&self, context: &Context, received: Received) -> Result<(String, Report), Status> {
+        let Received { name, request, settings, uploaded } = received;
+        let audited = blocking(context, move || {
+            uploaded::audit(&settings, &uploaded, env!("CARGO_PKG_VERSION"), &|| false)
+        });
+        let report = audited.await?.map_err(|error| refused(&error))?;
+        let Some(name) = name else {
+            let bytes = report.canonical().map_err(|error| status::internal(&error, &context.request_id))?;
+            return Ok((hex::encode(Sha256::digest(bytes)), report));
+        };
+        self.ask(context, move |reports| {
+            let summary = reports.put(&name, None, &report, request.as_ref())?;
+            Ok((summary.id, report))
+        })
+        .await
+    }
+}
+
+/// Faults by their place in the request.
+fn refused(error: &UploadedError) -> Status {
+    match error {
+        UploadedError::Faults(faults) => {
+            let place = |fault: &uploaded::Fault| {
+                let row = fault.row.map(|row| format!("[{row}]")).unwrap_or_default();
+                let field = fault.field.replace(".scores", ".probabilities").replace("membership.models", "models");
+                (format!("{field}{row}"), fault.problem.clone())
+            };
+            status::faults(Reason::ScoresInvalid, faults.iter().take(MOST_FAULTS).map(place).collect())
+        }
+        UploadedError::Audit(error) => status::field(Reason::InvalidField, "settings", &error.to_string()),
+    }
+}
