@@ -59,7 +59,7 @@ impl Inner {
         paced.check()?;
         let (phase, model, items_per_second, eta_seconds) = (Phase::Statistics, String::new(), rate, 0.0);
         self.show_audit(job.id, AuditProgress { phase, model, done: 0, total: 1, items_per_second, eta_seconds })?;
-        let report = work.report(paced)?;
+        let report = work.report(&|| paced.yields())?;
         paced.check()?;
         let name = Name::parse(&audit.name).ok_or_else(|| corrupt(&job.id.to_string()))?;
         let kept = self.parts.reports.put(&name, Some(&job.id.to_string()), &report, None)?;

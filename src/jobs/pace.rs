@@ -27,6 +27,15 @@ impl Paced<'_> {
         self.cancelled.load(Ordering::Acquire) || self.halted.load(Ordering::Acquire)
     }
 
+    /// Lets steps of requests go first; returns whether nothing more is to be computed.
+    pub(super) fn yields(&self) -> bool {
+        if self.is_stopped() {
+            return true;
+        }
+        drop(self.turns.slice());
+        self.is_stopped()
+    }
+
     pub(super) fn check(&self) -> Result<(), Stopped> {
         if self.is_stopped() { Err(Stopped) } else { Ok(()) }
     }
@@ -123,6 +132,7 @@ mod tests {
             let paced = Paced { turns: &turns, cancelled, halted };
             let result = paced.slice(&mut || runs += 1);
             assert_eq!(result.is_err(), paced.is_stopped());
+            assert_eq!(paced.yields(), paced.is_stopped());
         }
         assert_eq!(runs, 1);
     }

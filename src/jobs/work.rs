@@ -159,11 +159,11 @@ pub trait AuditWork {
     /// When that cannot be had.
     fn checkpoint(&self) -> Result<Vec<u8>, AuditError>;
 
-    /// Makes the report of what was scored.
+    /// Makes the report of what was scored. `stop` is asked often, lets requests go first, and says when to end.
     ///
     /// # Errors
     /// When the rows do not bear it, or it was told to stop.
-    fn report(self: Box<Self>, slices: &dyn Slices) -> Result<Report, AuditError>;
+    fn report(self: Box<Self>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Report, AuditError>;
 }
 
 impl Auditing for scoring::Context {
@@ -205,10 +205,10 @@ impl AuditWork for Audit {
         self.scorer.checkpoint()
     }
 
-    fn report(self: Box<Self>, slices: &dyn Slices) -> Result<Report, AuditError> {
+    fn report(self: Box<Self>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Report, AuditError> {
         let Scored { table, data, models, groups, warnings } = self.scorer.finish()?;
         let software = env!("CARGO_PKG_VERSION").to_owned();
         let provenance = Provenance { software, base: Some(self.base), data, models, groups, warnings };
-        Ok(assess(&self.settings, &table, provenance, &|| slices.is_stopped())?)
+        Ok(assess(&self.settings, &table, provenance, stop)?)
     }
 }

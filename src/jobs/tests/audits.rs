@@ -418,3 +418,35 @@ fn children_are_forgotten_with_their_audit() {
     assert!(matches!(house.jobs.get(first.children()[0]), Err(JobsError::NotFound(_))));
     assert!(house.jobs.get(second.children()[0]).is_ok());
 }
+
+#[test]
+fn an_audit_can_be_cancelled_at_every_moment_and_resumed_to_the_same_report() {
+    let house = House::new();
+    let generation = publish(&house, "poet", b"first");
+    let wanted = || audit("fair", vec![model("poet", SourceWanted::Adapter(Reference::parse("poet").unwrap()))], None);
+    let expected = house.ended(house.jobs.create_audit(wanted(), None).unwrap().id);
+    let expected = report_of(&expected);
+    let moments = [Moment::Begin, Moment::Score(1), Moment::Score(4), Moment::Written(2), Moment::Report];
+    for at in moments {
+        let (jobs, id) = (house.jobs.clone(), Arc::new(Mutex::new(None)));
+        let (theirs, mut done) = (Arc::clone(&id), false);
+        house.hook(move |moment| {
+            if moment == at && !std::mem::replace(&mut done, true) {
+                until(|| theirs.lock().unwrap().is_some());
+                jobs.cancel(theirs.lock().unwrap().unwrap(), None).unwrap();
+            }
+            Ok(())
+        });
+        let job = house.jobs.create_audit(wanted(), None).unwrap();
+        *id.lock().unwrap() = Some(job.id);
+        let ended = house.ended(job.id);
+        assert_eq!((ended.state, &ended.made), (State::Cancelled, &None), "{at:?}");
+        house.jobs.resume(job.id, None).unwrap();
+        let ended = house.ended(job.id);
+        // The same model, data and settings: the same report.
+        assert_eq!((ended.state, report_of(&ended)), (State::Succeeded, expected.clone()), "{at:?}");
+        house.hook(|_| Ok(()));
+    }
+    assert_eq!(house.reports.get("fair").unwrap().1.models[0].generation, generation);
+    assert_eq!(house.reports.list(None, None, None, 9).unwrap().len(), 1);
+}

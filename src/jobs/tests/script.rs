@@ -9,6 +9,7 @@ use crate::audit::AuditError;
 use crate::audit::report::{Data, Report, VERSION};
 use crate::audit::scoring::{Progress as Step, Subject};
 use crate::audit::settings::Settings as AuditSettings;
+use crate::turns::Stopped;
 
 /// Batches of an audit of the script.
 pub(super) const BATCHES: u64 = 5;
@@ -80,9 +81,12 @@ impl AuditWork for Play {
         Ok([&self.done.to_be_bytes()[..], &self.state].concat())
     }
 
-    fn report(self: Box<Self>, slices: &dyn Slices) -> Result<Report, AuditError> {
+    fn report(self: Box<Self>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Report, AuditError> {
         assert_eq!(self.done, BATCHES, "a report of half an audit");
-        slices.run(|| self.hooks.at(Moment::Report).map_err(fault))?;
+        self.hooks.at(Moment::Report).map_err(fault)?;
+        if stop() {
+            return Err(Stopped.into());
+        }
         let data = Data {
             dataset: "digest".into(),
             rows: BATCHES,
