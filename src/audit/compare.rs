@@ -167,10 +167,16 @@ fn data(before: &Report, after: &Report, words: &mut Vec<String>) {
     match (&before.base, &after.base) {
         (Some(old), Some(new)) => {
             if old.fingerprint != new.fingerprint {
-                words.push(format!("base model was {} ({}), is {} ({})", old.name, old.fingerprint, new.name, new.fingerprint));
+                words.push(format!(
+                    "base model was {} ({}), is {} ({})",
+                    old.name, old.fingerprint, new.name, new.fingerprint
+                ));
             }
             if (&old.dtype, &old.device) != (&new.dtype, &new.device) {
-                words.push(format!("base model ran as {} on {}, runs as {} on {}", old.dtype, old.device, new.dtype, new.device));
+                words.push(format!(
+                    "base model ran as {} on {}, runs as {} on {}",
+                    old.dtype, old.device, new.dtype, new.device
+                ));
             }
         }
         (Some(old), None) => words.push(format!("base model {} is no longer part of it", old.name)),
@@ -186,7 +192,12 @@ fn models(before: &Report, after: &Report, words: &mut Vec<String>) {
             continue;
         };
         if old.generation != new.generation {
-            words.push(format!("model {} was generation {}, is {}", new.name, named(&old.generation), named(&new.generation)));
+            words.push(format!(
+                "model {} was generation {}, is {}",
+                new.name,
+                named(&old.generation),
+                named(&new.generation)
+            ));
         }
         if old.adapter != new.adapter {
             words.push(format!("model {} was adapter {}, is {}", new.name, named(&old.adapter), named(&new.adapter)));

@@ -170,7 +170,11 @@ pub(super) fn verdict(report: &Report, figure: &Figure) -> String {
         let p = test.adjusted.unwrap_or(test.p);
         if test.name == "tost" {
             let within = format!("within ±{}", number(statistics.margin));
-            return if p <= alpha { format!("evidence of a {what} {within}") } else { format!("inconclusive: not shown to be {within}") };
+            return if p <= alpha {
+                format!("evidence of a {what} {within}")
+            } else {
+                format!("inconclusive: not shown to be {within}")
+            };
         }
         if p <= alpha {
             return if few { format!("evidence of a {what}, on few rows") } else { format!("evidence of a {what}") };

@@ -28,7 +28,13 @@ pub(in super::super) fn impact(sheet: &Sheet, attribute: &str, model: usize) -> 
         match figure.and_then(|figure| Some((figure, pick::value(figure)?))) {
             Some((figure, value)) => {
                 let ratio = value / largest;
-                drawing.text("count", (RIGHT, y + 11.0), Anchor::End, &format!("{} (n {})", number(ratio), figure.n), 24);
+                drawing.text(
+                    "count",
+                    (RIGHT, y + 11.0),
+                    Anchor::End,
+                    &format!("{} (n {})", number(ratio), figure.n),
+                    24,
+                );
                 drawing.rect(&format!("s {}", colour(model)), (LEFT, y + 15.0), (axis.at(ratio) - LEFT, 9.0));
             }
             None => {
@@ -44,6 +50,7 @@ pub(in super::super) fn impact(sheet: &Sheet, attribute: &str, model: usize) -> 
     let name = model_name(sheet.report, model as u32);
     let ratio = sheet.figure((model, None), (Some(attribute), &Scope::Ratio), MEASURE);
     let smallest = ratio.map(|figure| format!("; smallest over largest {}", value_words(figure))).unwrap_or_default();
-    let label = format!("Selection rates of the groups of {attribute} by {name}, as shares of the largest one. A line at 0.8.");
+    let label =
+        format!("Selection rates of the groups of {attribute} by {name}, as shares of the largest one. A line at 0.8.");
     Some(Titled { title: format!("{name}: impact ratio of each group{smallest}"), svg: drawing.finish(&label) })
 }

@@ -16,8 +16,10 @@ const BOTTOM: f64 = 200.0;
 pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
     let (word, places) = places(sheet.report)?;
     let gap = |model: usize| sheet.figure((model, None), (Some(attribute), &Scope::Difference), measure);
-    let models = || (0..sheet.report.models.len()).filter_map(|model| Some((model, places.get(model)?.clone()?, gap(model)?)));
-    let shown: Vec<_> = models().filter_map(|(model, place, figure)| Some((model, place, figure, pick::value(figure)?))).collect();
+    let models =
+        || (0..sheet.report.models.len()).filter_map(|model| Some((model, places.get(model)?.clone()?, gap(model)?)));
+    let shown: Vec<_> =
+        models().filter_map(|(model, place, figure)| Some((model, place, figure, pick::value(figure)?))).collect();
     let mut steps: Vec<(f64, String)> = shown.iter().map(|(_, place, _, _)| place.clone()).collect();
     steps.sort_by(|a, b| a.0.total_cmp(&b.0));
     steps.dedup();

@@ -33,7 +33,13 @@ pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) 
         drawing.line("grid", (place(index), TOP), (place(index), BOTTOM));
         // Neighbours on two lines, so that long names do not meet.
         let y = if models > 3 && index % 2 == 1 { BOTTOM + 23.0 } else { BOTTOM + 12.0 };
-        drawing.text("tick", (place(index), y), Anchor::Middle, &model.name, if models > 3 { letters * 2 } else { letters });
+        drawing.text(
+            "tick",
+            (place(index), y),
+            Anchor::Middle,
+            &model.name,
+            if models > 3 { letters * 2 } else { letters },
+        );
     }
     let mut names = Vec::new();
     for (group, line) in lines.iter().enumerate() {
