@@ -8,7 +8,7 @@ use super::escape::escape;
 use super::pick::{self, Sheet};
 use super::plots::{self, Titled};
 use super::tables::{self, Table};
-use super::words::{model_words, number, percent};
+use super::words::{amount, model_words, percent};
 
 const STYLE: &str = include_str!("style.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
@@ -67,7 +67,7 @@ fn audited(page: &mut String, report: &Report) {
     let data = &report.data;
     let mut facts = vec![
         ("Data", format!("{} rows of {}; digest {}", data.rows, data.dataset, data.sha256)),
-        ("Weight and clusters", format!("sum of weights {}; {} clusters", number(data.weight), data.clusters)),
+        ("Weight and clusters", format!("sum of weights {}; {} clusters", amount(data.weight), data.clusters)),
         ("Repeated rows", data.duplicates.to_string()),
         ("Rows that lost tokens", data.truncated.to_string()),
     ];
@@ -317,10 +317,12 @@ fn table(page: &mut String, of: &Table) {
         page.push_str("<tr>");
         for (column, cell) in row.iter().enumerate() {
             let cell = escape(cell);
-            page.push_str(&if column == 0 {
-                format!("<th scope=\"row\">{cell}</th>")
-            } else {
-                format!("<td>{cell}</td>")
+            // A short value stays on one line with its interval.
+            let value = cell.len() <= 40 && cell.starts_with(|c: char| c.is_ascii_digit() || c == '+' || c == '-');
+            page.push_str(&match (column, value) {
+                (0, _) => format!("<th scope=\"row\">{cell}</th>"),
+                (_, true) => format!("<td class=\"v\">{cell}</td>"),
+                (_, false) => format!("<td>{cell}</td>"),
             });
         }
         page.push_str("</tr>\n");

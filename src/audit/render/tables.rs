@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use super::super::report::{Figure, Report, Scope, Status};
 use super::pick::{self, Sheet};
 use super::words::{
-    absence, group_name, measure_words, model_name, model_words, number, p_value, percent, scope_words, status_word,
-    subject, value_words, verdict,
+    absence, amount, group_name, measure_words, model_name, model_words, number, p_value, percent, scope_words,
+    status_word, subject, value_words, verdict,
 };
 
 /// A table; the first cell of each row is its head.
@@ -41,7 +41,7 @@ pub(super) fn models(report: &Report) -> Table {
         };
         let seed = training.map_or_else(|| "unknown".to_owned(), |training| training.seed.to_string());
         let job = training
-            .map_or_else(|| "unknown".to_owned(), |training| format!("job {} on {}", training.job, training.dataset));
+            .map_or_else(|| "unknown".to_owned(), |training| format!("{} on {}", training.job, training.dataset));
         let overlap = model.overlap.map_or_else(|| "unknown".to_owned(), |rows| rows.to_string());
         table.rows.push(vec![model.name.clone(), model_words(model), rank, seed, job, overlap]);
     }
@@ -63,7 +63,7 @@ pub(super) fn groups(report: &Report) -> Table {
             group.attribute.clone(),
             group_name(group.value.as_deref()).to_owned(),
             group.rows.to_string(),
-            number(group.weight),
+            amount(group.weight),
             group.clusters.to_string(),
             remark.to_owned(),
         ]);
@@ -205,7 +205,7 @@ pub(super) fn figures(report: &Report) -> Table {
             value_words(figure),
             status_word(figure.status).replace('_', " "),
             figure.n.to_string(),
-            number(figure.weight),
+            amount(figure.weight),
             interval.map_or_else(|| "–".to_owned(), |i| format!("{} {}", percent(i.level), i.method)),
             figure
                 .test

@@ -39,7 +39,7 @@ pub(in super::super) fn impact(sheet: &Sheet, attribute: &str, model: usize) -> 
             }
             None => {
                 let why = figure.and_then(absence).unwrap_or_else(|| "not in the report".to_owned());
-                drawing.text("absent", (LEFT + 8.0, y + 22.0), Anchor::Start, &why, 62);
+                drawing.text("absent", (LEFT + 8.0, y + 22.0), Anchor::Start, &why, 56);
             }
         }
         y += 30.0;

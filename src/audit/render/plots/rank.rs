@@ -4,13 +4,16 @@
 
 use super::super::super::report::{Model, ModelKind, Report, Scope, Status};
 use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{measure_words, model_name, number, value_words};
+use super::super::words::{amount, measure_words, model_name, value_words};
 use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
 
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = WIDTH - 14.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 200.0;
+
+/// A place on the axis across, and its label.
+type Place = (f64, String);
 
 /// Draws the gap of one measure; none where models differ neither in rank nor in scale.
 pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
@@ -20,7 +23,7 @@ pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -
         || (0..sheet.report.models.len()).filter_map(|model| Some((model, places.get(model)?.clone()?, gap(model)?)));
     let shown: Vec<_> =
         models().filter_map(|(model, place, figure)| Some((model, place, figure, pick::value(figure)?))).collect();
-    let mut steps: Vec<(f64, String)> = shown.iter().map(|(_, place, _, _)| place.clone()).collect();
+    let mut steps: Vec<Place> = shown.iter().map(|(_, place, _, _)| place.clone()).collect();
     steps.sort_by(|a, b| a.0.total_cmp(&b.0));
     steps.dedup();
     if steps.len() < 2 {
@@ -55,10 +58,10 @@ pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -
 }
 
 /// What models differ in, and the place of each with its label.
-fn places(report: &Report) -> Option<(&'static str, Vec<Option<(f64, String)>>)> {
+fn places(report: &Report) -> Option<(&'static str, Vec<Option<Place>>)> {
     let ranks: Vec<_> = report.models.iter().map(rank_of).collect();
-    let scales: Vec<_> = report.models.iter().map(|model| Some((model.scale, number(model.scale)))).collect();
-    let differ = |places: &[Option<(f64, String)>]| {
+    let scales: Vec<_> = report.models.iter().map(|model| Some((model.scale, amount(model.scale)))).collect();
+    let differ = |places: &[Option<Place>]| {
         let mut known = places.iter().flatten();
         known.next().is_some_and(|first| known.any(|other| other != first))
     };
@@ -71,7 +74,7 @@ fn places(report: &Report) -> Option<(&'static str, Vec<Option<(f64, String)>>)>
     }
 }
 
-fn rank_of(model: &Model) -> Option<(f64, String)> {
+fn rank_of(model: &Model) -> Option<Place> {
     let training = model.training.as_ref();
     match model.kind {
         ModelKind::Full => training.map(|_| (f64::MAX, "all weights".to_owned())),

@@ -64,5 +64,8 @@ pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) 
     drawing.height = drawing.height.max(free + 4.0);
     let title = measure_words(measure.0, measure.1);
     let label = format!("{title} of each group of {attribute}, from model to model. Numbers: see all figures.");
-    Some(Titled { title: format!("{title}: groups from model to model"), svg: drawing.finish(&label) })
+    Some(Titled {
+        title: format!("{title}: groups from model to model (colours: groups)"),
+        svg: drawing.finish(&label),
+    })
 }
