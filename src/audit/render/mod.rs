@@ -18,6 +18,6 @@ pub use html::html;
 pub use markdown::markdown;
 
 #[cfg(test)]
-mod sample;
+pub(super) mod sample;
 #[cfg(test)]
 mod tests;

@@ -43,9 +43,10 @@ pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -
     }
     drawing.text("tick", ((LEFT + RIGHT) / 2.0, BOTTOM + 25.0), Anchor::Middle, word, 40);
     for (order, (model, place, figure, value)) in shown.iter().enumerate() {
+        let same = |of: &[_]| of.iter().filter(|(_, other, _, _)| other == place).count() as f64;
         let step = steps.iter().position(|step| step == place).unwrap_or(0);
         // Models of the same rank stand side by side.
-        let x = at(step as f64) + (order % 5) as f64 * 5.0 - 10.0;
+        let x = at(step as f64) + 6.0 * (same(&shown[..order]) - (same(&shown) - 1.0) / 2.0);
         if let Some(interval) = &figure.interval {
             drawing.line(&format!("w {}", colour(*model)), (x, y.at(interval.low)), (x, y.at(interval.high)));
         }

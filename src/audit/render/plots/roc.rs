@@ -25,15 +25,16 @@ pub(in super::super) fn roc(report: &Report, curves: &[&Roc]) -> Option<Titled> 
     drawing.upward(&y, SIDE.0, SIDE.1);
     drawing.hatch((SIDE.0, TOP), (x.at(1.0 / least) - SIDE.0, BOTTOM - TOP));
     drawing.line("zero", (SIDE.0, BOTTOM), (SIDE.1, TOP));
+    let middle = (SIDE.0 + SIDE.1) / 2.0;
     for curve in curves {
         let model = curve.model as usize;
         // Points at rate 0 have no place on a logarithmic axis: they stand at its end.
         let path: Vec<_> = curve.points.iter().map(|(fpr, tpr)| (x.at(*fpr), y.at(*tpr))).collect();
         drawing.path(&format!("p {}", colour(model)), &path);
-        if let Some(middle) = path.get(path.len() / 2) {
+        if let Some(at) = path.iter().min_by(|a, b| (a.0 - middle).abs().total_cmp(&(b.0 - middle).abs())) {
             let name =
                 format!("{} (members {}, others {})", model_name(report, curve.model), curve.members, curve.others);
-            drawing.body.push_str(&format!("<g><title>{}</title>{}</g>", escape(&name), shape(model, *middle, false)));
+            drawing.body.push_str(&format!("<g><title>{}</title>{}</g>", escape(&name), shape(model, *at, false)));
         }
     }
     drawing.text(

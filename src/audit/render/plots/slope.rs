@@ -10,7 +10,7 @@ use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 220.0;
 const FIRST: f64 = 46.0;
-const LAST: f64 = WIDTH - 92.0;
+const LAST: f64 = WIDTH - 100.0;
 
 /// Draws one measure of all groups over the models; none for a single model or without two values in a group.
 pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
@@ -59,7 +59,7 @@ pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) 
         let y = wanted.max(free);
         free = y + 11.0;
         drawing.mark(group, (LAST + 8.0, y), false, name);
-        drawing.text("name", (LAST + 15.0, y + 3.5), Anchor::Start, name, 14);
+        drawing.text("name", (LAST + 15.0, y + 3.5), Anchor::Start, name, 12);
     }
     drawing.height = drawing.height.max(free + 4.0);
     let title = measure_words(measure.0, measure.1);
