@@ -167,10 +167,16 @@ fn data(before: &Report, after: &Report, words: &mut Vec<String>) {
     match (&before.base, &after.base) {
         (Some(old), Some(new)) => {
             if old.fingerprint != new.fingerprint {
-                words.push(format!("base model was {} ({}), is {} ({})", old.name, old.fingerprint, new.name, new.fingerprint));
+                words.push(format!(
+                    "base model was {} ({}), is {} ({})",
+                    old.name, old.fingerprint, new.name, new.fingerprint
+                ));
             }
             if (&old.dtype, &old.device) != (&new.dtype, &new.device) {
-                words.push(format!("base model ran as {} on {}, runs as {} on {}", old.dtype, old.device, new.dtype, new.device));
+                words.push(format!(
+                    "base model ran as {} on {}, runs as {} on {}",
+                    old.dtype, old.device, new.dtype, new.device
+                ));
             }
         }
         (Some(old), None) => words.push(format!("base model {} is no longer part of it", old.name)),
@@ -186,7 +192,12 @@ fn models(before: &Report, after: &Report, words: &mut Vec<String>) {
             continue;
         };
         if old.generation != new.generation {
-            words.push(format!("model {} was generation {}, is {}", new.name, named(&old.generation), named(&new.generation)));
+            words.push(format!(
+                "model {} was generation {}, is {}",
+                new.name,
+                named(&old.generation),
+                named(&new.generation)
+            ));
         }
         if old.adapter != new.adapter {
             words.push(format!("model {} was adapter {}, is {}", new.name, named(&old.adapter), named(&new.adapter)));
@@ -205,4 +216,100 @@ fn models(before: &Report, after: &Report, words: &mut Vec<String>) {
 
 fn named(text: &str) -> &str {
     if text.is_empty() { "none" } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::render::sample::report;
+    use super::super::report::Interval;
+    use super::*;
+
+    #[test]
+    fn a_report_compared_with_itself_does_not_change() {
+        let report = report();
+        let same = compare(&report, &report);
+        assert!(same.comparable);
+        assert_eq!(same.differences, Vec::<String>::new());
+        assert_eq!(same.changes.len(), report.figures.len());
+        for (change, figure) in same.changes.iter().zip(&report.figures) {
+            assert_eq!(change.after.as_ref(), Some(figure));
+            assert_eq!(change.before, change.after);
+            assert_eq!(change.change, figure.value.map(|_| 0.0));
+            assert_eq!(change.apart, figure.interval.as_ref().map(|_| false));
+        }
+    }
+
+    #[test]
+    fn figures_are_matched_by_what_they_are_of_and_not_by_place() {
+        let before = report();
+        let mut after = report();
+        // Models in another order, figures too.
+        after.models.reverse();
+        let last = after.models.len() as u32 - 1;
+        for figure in &mut after.figures {
+            figure.model = last - figure.model;
+            figure.versus = figure.versus.map(|versus| last - versus);
+        }
+        after.figures.reverse();
+        let comparison = compare(&before, &after);
+        assert!(comparison.comparable);
+        assert_eq!(comparison.changes.len(), before.figures.len());
+        assert!(comparison.changes.iter().all(|change| change.change.is_none_or(|change| change == 0.0)));
+        let order: Vec<_> = comparison.changes.iter().map(|change| change.after.clone()).collect();
+        assert_eq!(order, after.figures.iter().cloned().map(Some).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn figures_of_one_side_only_are_kept_in_their_order() {
+        let mut before = report();
+        let after = report();
+        let mut old = before.figures[0].clone();
+        old.measure = "zz_old".to_owned();
+        let mut older = old.clone();
+        older.measure = "aa_old".to_owned();
+        before.figures.splice(0..1, [old.clone(), older.clone()]);
+        let changes = compare(&before, &after).changes;
+        assert_eq!((&changes[0].before, changes[0].change, changes[0].apart), (&None, None, None));
+        let ends: Vec<_> =
+            changes[changes.len() - 2..].iter().map(|change| (change.before.clone(), change.after.clone())).collect();
+        assert_eq!(ends, [(Some(old), None), (Some(older), None)]);
+    }
+
+    #[test]
+    fn intervals_that_touch_are_not_apart() {
+        let (mut before, mut after) = (report(), report());
+        let interval = |low, high| Some(Interval { method: "wilson".to_owned(), level: 0.95, low, high });
+        for (old, new, apart) in
+            [((0.1, 0.2), (0.2, 0.3), false), ((0.1, 0.2), (0.21, 0.3), true), ((0.5, 0.6), (0.1, 0.4), true)]
+        {
+            before.figures[0].interval = interval(old.0, old.1);
+            after.figures[0].interval = interval(new.0, new.1);
+            assert_eq!(compare(&before, &after).changes[0].apart, Some(apart));
+        }
+    }
+
+    #[test]
+    fn differences_name_their_fields() {
+        let before = report();
+        let mut after = report();
+        after.settings.statistics.resamples = 10;
+        after.settings.seed = 8;
+        after.models[1].generation = "beef".to_owned();
+        after.data.rows += 1;
+        let comparison = compare(&before, &after);
+        assert!(!comparison.comparable);
+        assert_eq!(
+            comparison.differences,
+            [
+                "settings.seed was 7, is 8",
+                "settings.statistics.resamples was 1000, is 10",
+                "number of rows was 635, is 636",
+                "model lora-r8 was generation 4f1c, is beef",
+            ]
+        );
+        // Another generation of a model is what one compares.
+        let mut only = report();
+        only.models[1].generation = "beef".to_owned();
+        assert!(compare(&before, &only).comparable);
+    }
 }

@@ -3,13 +3,35 @@
 //! Only figures: no settings, diagrams or curves. An absent field is empty. Numbers are written so that they can be read
 //! back exactly.
 
-use super::super::report::{Figure, Report};
+use super::super::report::{Figure, Report, Status};
 use super::words::{scope_word, status_word};
 
 const HEADER: [&str; 25] = [
-    "model", "versus", "attribute", "scope", "group", "control", "control_value", "measure", "class", "value", "status",
-    "reason", "n", "weight", "groups_defined", "groups_total", "interval_method", "level", "low", "high", "test", "p",
-    "p_adjusted", "null", "detectable",
+    "model",
+    "versus",
+    "attribute",
+    "scope",
+    "group",
+    "control",
+    "control_value",
+    "measure",
+    "class",
+    "value",
+    "status",
+    "reason",
+    "n",
+    "weight",
+    "groups_defined",
+    "groups_total",
+    "interval_method",
+    "level",
+    "low",
+    "high",
+    "test",
+    "p",
+    "p_adjusted",
+    "null",
+    "detectable",
 ];
 
 /// Writes all figures in the order of the report, below one header line.
@@ -32,8 +54,10 @@ fn line(report: &Report, figure: &Figure) -> [String; 25] {
     // The group of missing values and a figure of no group differ in their scope.
     let group = figure.scope.group().and_then(Option::as_deref);
     let control = figure.control.as_ref();
-    let interval = figure.interval.as_ref();
-    let test = figure.test.as_ref();
+    // What is not published is not here either, not even as what was found about it.
+    let published = figure.status != Status::Suppressed;
+    let interval = figure.interval.as_ref().filter(|_| published);
+    let test = figure.test.as_ref().filter(|_| published);
     [
         text(model(figure.model)),
         text(figure.versus.and_then(model)),
@@ -44,7 +68,7 @@ fn line(report: &Report, figure: &Figure) -> [String; 25] {
         text(control.and_then(|(_, value)| value.as_deref())),
         text(Some(&figure.measure)),
         text(figure.class.as_deref()),
-        number(figure.value),
+        number(figure.value.filter(|_| published)),
         status_word(figure.status).to_owned(),
         text(figure.reason.as_deref()),
         figure.n.to_string(),

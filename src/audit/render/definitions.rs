@@ -4,8 +4,14 @@
 
 /// The first whose name a measure begins with is its definition.
 const DEFINITIONS: [(&str, &str); 47] = [
-    ("accuracy_common_odds_ratio", "Odds of being right in the group over those in the rest, common to all strata (Mantel and Haenszel); 1: no difference."),
-    ("selection_rate_common_odds_ratio", "Odds of being selected in the group over those in the rest, common to all strata (Mantel and Haenszel); 1: no difference."),
+    (
+        "accuracy_common_odds_ratio",
+        "Odds of being right in the group over those in the rest, common to all strata (Mantel and Haenszel); 1: no difference.",
+    ),
+    (
+        "selection_rate_common_odds_ratio",
+        "Odds of being selected in the group over those in the rest, common to all strata (Mantel and Haenszel); 1: no difference.",
+    ),
     ("selection_rate", "Share of rows predicted positive."),
     ("balanced_accuracy", "Mean over classes of the share of their rows that are predicted right."),
     ("accuracy", "Share of rows predicted right."),
@@ -26,7 +32,10 @@ const DEFINITIONS: [(&str, &str); 47] = [
     ("mean_score", "Mean probability of the positive class."),
     ("demographic_parity_difference", "Largest minus smallest selection rate of a group."),
     ("demographic_parity_ratio", "Smallest over largest selection rate of a group."),
-    ("impact_ratio", "Smallest over largest selection rate of a group; below 0.8 a screening rule asks for a closer look."),
+    (
+        "impact_ratio",
+        "Smallest over largest selection rate of a group; below 0.8 a screening rule asks for a closer look.",
+    ),
     ("equalized_odds_difference_mean", "Mean of the gaps in true- and false-positive rate."),
     ("equalized_odds_difference", "The larger of the gaps in true- and false-positive rate."),
     ("equalized_odds_ratio_mean", "Mean of the ratios of true- and of false-positive rates."),
@@ -36,8 +45,14 @@ const DEFINITIONS: [(&str, &str); 47] = [
     ("predictive_parity_difference", "Largest minus smallest precision of a group."),
     ("auc", "Chance that a positive row has a higher score than a negative one; 0.5: none better than guessing."),
     ("ece_null", "Expected calibration error that a perfectly calibrated model would show on as many rows."),
-    ("ece_width", "Expected calibration error: mean distance of confidence and share of hits, over bins of equal width."),
-    ("ece_mass", "Expected calibration error: mean distance of confidence and share of hits, over bins of as many rows each."),
+    (
+        "ece_width",
+        "Expected calibration error: mean distance of confidence and share of hits, over bins of equal width.",
+    ),
+    (
+        "ece_mass",
+        "Expected calibration error: mean distance of confidence and share of hits, over bins of as many rows each.",
+    ),
     ("ece", "Expected calibration error: mean distance of confidence and share of hits over bins."),
     ("mce", "Largest distance of confidence and share of hits in a bin."),
     ("smooth_ece", "Calibration error without bins, by a kernel of chosen width."),
@@ -47,8 +62,14 @@ const DEFINITIONS: [(&str, &str); 47] = [
     ("perplexity", "Exponential of the mean loss a token."),
     ("bits_per_byte", "Loss in bits a byte of text."),
     ("loss", "Mean loss."),
-    ("mia_control_planted", "Attack on a model trained so that its members must be found: near 1 where the attack works."),
-    ("mia_", "Membership inference: how well members of the training data can be told from other rows; an AUC of 0.5 is guessing."),
+    (
+        "mia_control_planted",
+        "Attack on a model trained so that its members must be found: near 1 where the attack works.",
+    ),
+    (
+        "mia_",
+        "Membership inference: how well members of the training data can be told from other rows; an AUC of 0.5 is guessing.",
+    ),
     ("bbq", "BBQ: how often answers follow the stereotype (Parrish et al. 2022)."),
     ("temperature", "What logits are divided by to be calibrated; above 1: too confident before."),
 ];

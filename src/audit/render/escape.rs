@@ -29,5 +29,9 @@ pub(super) fn escape(text: &str) -> String {
 
 /// At most `most` characters, the last one `…` where some are left out.
 pub(super) fn shorten(text: &str, most: usize) -> String {
-    if text.chars().count() <= most { text.to_owned() } else { text.chars().take(most.saturating_sub(1)).chain(['…']).collect() }
+    if text.chars().count() <= most {
+        text.to_owned()
+    } else {
+        text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+    }
 }

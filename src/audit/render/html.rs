@@ -8,7 +8,7 @@ use super::escape::escape;
 use super::pick::{self, Sheet};
 use super::plots::{self, Titled};
 use super::tables::{self, Table};
-use super::words::{model_words, number, percent};
+use super::words::{amount, model_words, percent};
 
 const STYLE: &str = include_str!("style.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
@@ -52,7 +52,9 @@ fn warnings(page: &mut String, report: &Report) {
     if report.warnings.is_empty() {
         return;
     }
-    page.push_str("<section class=\"warnings\" aria-labelledby=\"warnings\">\n<h2 id=\"warnings\">Read this first</h2>\n<ul>\n");
+    page.push_str(
+        "<section class=\"warnings\" aria-labelledby=\"warnings\">\n<h2 id=\"warnings\">Read this first</h2>\n<ul>\n",
+    );
     for warning in &report.warnings {
         let kind = warning.kind.replace('_', " ");
         page.push_str(&format!("<li><strong>{}</strong>: {}</li>\n", escape(&kind), escape(&warning.message)));
@@ -65,12 +67,15 @@ fn audited(page: &mut String, report: &Report) {
     let data = &report.data;
     let mut facts = vec![
         ("Data", format!("{} rows of {}; digest {}", data.rows, data.dataset, data.sha256)),
-        ("Weight and clusters", format!("sum of weights {}; {} clusters", number(data.weight), data.clusters)),
+        ("Weight and clusters", format!("sum of weights {}; {} clusters", amount(data.weight), data.clusters)),
         ("Repeated rows", data.duplicates.to_string()),
         ("Rows that lost tokens", data.truncated.to_string()),
     ];
     if let Some(base) = &report.base {
-        facts.push(("Base model", format!("{}, {} on {}; fingerprint {}", base.name, base.dtype, base.device, base.fingerprint)));
+        facts.push((
+            "Base model",
+            format!("{}, {} on {}; fingerprint {}", base.name, base.dtype, base.device, base.fingerprint),
+        ));
     }
     if !data.labels.is_empty() {
         facts.push(("Classes", data.labels.join(", ")));
@@ -108,7 +113,12 @@ fn legend(page: &mut String, report: &Report) {
     page.push_str("<section>\n<h2>Drawings</h2>\n<p>Each model has one colour and mark. A hollow mark stands on few rows.</p>\n<ul class=\"legend\">\n");
     for (index, model) in report.models.iter().enumerate() {
         let words = model_words(model);
-        page.push_str(&format!("<li>{} {} <small>{}</small></li>\n", plots::legend(index), escape(&model.name), escape(&words)));
+        page.push_str(&format!(
+            "<li>{} {} <small>{}</small></li>\n",
+            plots::legend(index),
+            escape(&model.name),
+            escape(&words)
+        ));
     }
     page.push_str("</ul>\n</section>\n");
 }
@@ -127,7 +137,8 @@ fn attribute_section(page: &mut String, sheet: &Sheet, attribute: &str) {
             drawings.push((super::words::measure_words(measure.0, measure.1), four));
         }
     }
-    let impacts: Vec<Titled> = (0..sheet.report.models.len()).filter_map(|model| plots::impact(sheet, attribute, model)).collect();
+    let impacts: Vec<Titled> =
+        (0..sheet.report.models.len()).filter_map(|model| plots::impact(sheet, attribute, model)).collect();
     if !impacts.is_empty() {
         drawings.push(("Impact ratios".to_owned(), impacts));
     }
@@ -135,6 +146,7 @@ fn attribute_section(page: &mut String, sheet: &Sheet, attribute: &str) {
         return;
     }
     page.push_str(&format!("<section>\n<h2>By {}</h2>\n", escape(attribute)));
+    folded(page, &tables::by_group(sheet, attribute));
     for (heading, group) in drawings {
         page.push_str(&format!("<h3>{}</h3>\n", escape(&heading)));
         figures(page, &group);
@@ -146,14 +158,23 @@ fn calibration(page: &mut String, report: &Report) {
     if report.reliability.is_empty() {
         return;
     }
-    page.push_str("<section>\n<h2>Calibration</h2>\n<p>On the dashed line confidence is as large as the share of hits.</p>\n");
-    let (overall, grouped): (Vec<_>, Vec<_>) = report.reliability.iter().partition(|diagram| diagram.scope == Scope::Overall);
-    let draw = |diagrams: Vec<_>| diagrams.into_iter().map(|diagram| plots::reliability(report, diagram)).collect::<Vec<_>>();
+    page.push_str(
+        "<section>\n<h2>Calibration</h2>\n<p>On the dashed line confidence is as large as the share of hits.</p>\n",
+    );
+    let (overall, grouped): (Vec<_>, Vec<_>) =
+        report.reliability.iter().partition(|diagram| diagram.scope == Scope::Overall);
+    let draw =
+        |diagrams: Vec<_>| diagrams.into_iter().map(|diagram| plots::reliability(report, diagram)).collect::<Vec<_>>();
     figures(page, &draw(overall));
     for attribute in pick::attributes(report) {
-        let of: Vec<_> = grouped.iter().copied().filter(|diagram| diagram.attribute.as_deref() == Some(attribute)).collect();
+        let of: Vec<_> =
+            grouped.iter().copied().filter(|diagram| diagram.attribute.as_deref() == Some(attribute)).collect();
         if !of.is_empty() {
-            page.push_str(&format!("<details>\n<summary>Calibration by {} ({})</summary>\n", escape(attribute), of.len()));
+            page.push_str(&format!(
+                "<details>\n<summary>Calibration by {} ({})</summary>\n",
+                escape(attribute),
+                of.len()
+            ));
             figures(page, &draw(of));
             page.push_str("</details>\n");
         }
@@ -165,10 +186,13 @@ fn membership(page: &mut String, report: &Report) {
     if report.rocs.is_empty() {
         return;
     }
-    page.push_str("<section>\n<h2>Membership inference</h2>\n<p>On the dashed line an attack is no better than guessing.</p>\n");
+    page.push_str(
+        "<section>\n<h2>Membership inference</h2>\n<p>On the dashed line an attack is no better than guessing.</p>\n",
+    );
     let mut places: Vec<Vec<&Roc>> = Vec::new();
     for roc in &report.rocs {
-        let same = |other: &&Roc| (&other.attribute, &other.scope, other.attack) == (&roc.attribute, &roc.scope, roc.attack);
+        let same =
+            |other: &&Roc| (&other.attribute, &other.scope, other.attack) == (&roc.attribute, &roc.scope, roc.attack);
         match places.iter_mut().find(|curves| curves.first().is_some_and(same)) {
             Some(curves) => curves.push(roc),
             None => places.push(vec![roc]),
@@ -181,14 +205,18 @@ fn membership(page: &mut String, report: &Report) {
 
 fn preferences(page: &mut String, report: &Report) {
     if !report.preferences.is_empty() {
-        page.push_str("<section>\n<h2>Token preferences</h2>\n<p>Answers should follow contents, not tokens or positions.</p>\n");
+        page.push_str(
+            "<section>\n<h2>Token preferences</h2>\n<p>Answers should follow contents, not tokens or positions.</p>\n",
+        );
         table(page, &tables::preferences(report));
         page.push_str("</section>\n");
     }
 }
 
 fn missing(page: &mut String, report: &Report) {
-    for (heading, lines) in [("Not measured", tables::not_measured(report)), ("Not enough data", tables::no_value(report))] {
+    for (heading, lines) in
+        [("Not measured", tables::not_measured(report)), ("Not enough data", tables::no_value(report))]
+    {
         if lines.is_empty() {
             continue;
         }
@@ -229,7 +257,11 @@ fn again(page: &mut String, report: &Report) {
         let generation = if model.generation.is_empty() { "none" } else { &model.generation };
         page.push_str(&format!("<p>{}: generation {}</p>\n", escape(&model.name), escape(generation)));
         if let Some(training) = training {
-            page.push_str(&format!("<details>\n<summary>Training of {}</summary>\n{}</details>\n", escape(&model.name), code(&training)));
+            page.push_str(&format!(
+                "<details>\n<summary>Training of {}</summary>\n{}</details>\n",
+                escape(&model.name),
+                code(&training)
+            ));
         }
     }
     let settings = serde_json::to_string_pretty(&report.settings).unwrap_or_default();
@@ -251,7 +283,11 @@ fn definition_list(page: &mut String, facts: &[(&str, String)]) {
 fn figures(page: &mut String, drawings: &[Titled]) {
     page.push_str("<div class=\"figures\">\n");
     for drawing in drawings {
-        page.push_str(&format!("<figure>\n<figcaption>{}</figcaption>\n{}\n</figure>\n", escape(&drawing.title), drawing.svg));
+        page.push_str(&format!(
+            "<figure>\n<figcaption>{}</figcaption>\n{}\n</figure>\n",
+            escape(&drawing.title),
+            drawing.svg
+        ));
     }
     page.push_str("</div>\n");
 }
@@ -281,7 +317,13 @@ fn table(page: &mut String, of: &Table) {
         page.push_str("<tr>");
         for (column, cell) in row.iter().enumerate() {
             let cell = escape(cell);
-            page.push_str(&if column == 0 { format!("<th scope=\"row\">{cell}</th>") } else { format!("<td>{cell}</td>") });
+            // A short value stays on one line with its interval.
+            let value = cell.len() <= 40 && cell.starts_with(|c: char| c.is_ascii_digit() || c == '+' || c == '-');
+            page.push_str(&match (column, value) {
+                (0, _) => format!("<th scope=\"row\">{cell}</th>"),
+                (_, true) => format!("<td class=\"v\">{cell}</td>"),
+                (_, false) => format!("<td>{cell}</td>"),
+            });
         }
         page.push_str("</tr>\n");
     }

@@ -6,11 +6,18 @@
 mod csv;
 mod definitions;
 mod escape;
-mod pick;
 mod html;
+mod markdown;
+mod pick;
 mod plots;
 mod tables;
 mod words;
 
 pub use csv::csv;
 pub use html::html;
+pub use markdown::markdown;
+
+#[cfg(test)]
+pub(super) mod sample;
+#[cfg(test)]
+mod tests;

@@ -11,8 +11,22 @@ pub(super) type Measure<'a> = (&'a str, Option<&'a str>);
 
 /// Measures that are drawn, by the beginning of their names, the most asked for first.
 const MAIN: [&str; 16] = [
-    "accuracy", "exact_match", "selection_rate", "tpr", "true_positive_rate", "recall_macro", "fpr", "false_positive_rate", "ece_width",
-    "ece", "auc", "mia_", "bias", "stereotype", "perplexity", "bits_per_byte",
+    "accuracy",
+    "exact_match",
+    "selection_rate",
+    "tpr",
+    "true_positive_rate",
+    "recall_macro",
+    "fpr",
+    "false_positive_rate",
+    "ece_width",
+    "ece",
+    "auc",
+    "mia_",
+    "bias",
+    "stereotype",
+    "perplexity",
+    "bits_per_byte",
 ];
 /// Measures of disparity with a name of their own, shown among the first.
 const NAMED: [&str; 3] = ["demographic_parity_difference", "equalized_odds_difference", "equal_opportunity_difference"];
@@ -41,7 +55,8 @@ pub(super) fn is_main(measure: &str) -> bool {
     let prefix = |name: &&str| measure.starts_with(*name) && (name.len() == measure.len() || *name != "auc");
     let mia = !measure.starts_with("mia_") || measure.ends_with("_auc");
     let rate = !measure.starts_with("tpr_at") && !measure.starts_with("fpr_at");
-    NAMED.contains(&measure) || (MAIN.iter().any(prefix) && mia && rate && !other.iter().any(|end| measure.ends_with(end)))
+    NAMED.contains(&measure)
+        || (MAIN.iter().any(prefix) && mia && rate && !other.iter().any(|end| measure.ends_with(end)))
 }
 
 /// Measures of an attribute that are drawn: at most [`MOST`].

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use super::super::report::{Figure, Report, Scope, Status};
-use super::pick;
+use super::pick::{self, Sheet};
 use super::words::{
-    absence, group_name, measure_words, model_name, model_words, number, p_value, percent, scope_words, status_word, subject,
-    value_words, verdict,
+    absence, amount, group_name, measure_words, model_name, model_words, number, p_value, percent, scope_words,
+    status_word, subject, value_words, verdict,
 };
 
 /// A table; the first cell of each row is its head.
@@ -29,7 +29,8 @@ impl Table {
 
 /// What was audited.
 pub(super) fn models(report: &Report) -> Table {
-    let mut table = Table::new("Models", &["Model", "What it is", "Rank", "Seed", "Trained by", "Audited rows it was trained on"]);
+    let mut table =
+        Table::new("Models", &["Model", "What it is", "Rank", "Seed", "Trained by", "Audited rows it was trained on"]);
     for model in &report.models {
         let training = model.training.as_ref();
         let rank = match training.map(|training| training.rank) {
@@ -39,7 +40,8 @@ pub(super) fn models(report: &Report) -> Table {
             None => "unknown".to_owned(),
         };
         let seed = training.map_or_else(|| "unknown".to_owned(), |training| training.seed.to_string());
-        let job = training.map_or_else(|| "unknown".to_owned(), |training| format!("job {} on {}", training.job, training.dataset));
+        let job = training
+            .map_or_else(|| "unknown".to_owned(), |training| format!("{} on {}", training.job, training.dataset));
         let overlap = model.overlap.map_or_else(|| "unknown".to_owned(), |rows| rows.to_string());
         table.rows.push(vec![model.name.clone(), model_words(model), rank, seed, job, overlap]);
     }
@@ -61,7 +63,7 @@ pub(super) fn groups(report: &Report) -> Table {
             group.attribute.clone(),
             group_name(group.value.as_deref()).to_owned(),
             group.rows.to_string(),
-            number(group.weight),
+            amount(group.weight),
             group.clusters.to_string(),
             remark.to_owned(),
         ]);
@@ -69,7 +71,15 @@ pub(super) fn groups(report: &Report) -> Table {
     table
 }
 
-const GAP: [&str; 7] = ["Measure", "Model", "Gap [interval]", "Gap by chance (95 %)", "p, corrected", "Smallest detectable", "What the data say"];
+const GAP: [&str; 7] = [
+    "Measure",
+    "Model",
+    "Gap [interval]",
+    "Gap by chance (95 %)",
+    "p, corrected",
+    "Smallest detectable",
+    "What the data say",
+];
 
 /// Gaps of an attribute: those that are looked at first, or the others.
 pub(super) fn gaps(report: &Report, attribute: &str, first: bool) -> Table {
@@ -120,11 +130,11 @@ pub(super) fn strata(report: &Report) -> Table {
     head.extend(GAP);
     let mut table = Table::new("Gaps within strata of control features", &head);
     for figure in &report.figures {
-        let Some((column, value)) = figure.control.as_ref().filter(|_| figure.scope == Scope::Difference) else { continue };
-        let mut row = vec![
-            figure.attribute.clone().unwrap_or_default(),
-            format!("{column} = {}", group_name(value.as_deref())),
-        ];
+        let Some((column, value)) = figure.control.as_ref().filter(|_| figure.scope == Scope::Difference) else {
+            continue;
+        };
+        let mut row =
+            vec![figure.attribute.clone().unwrap_or_default(), format!("{column} = {}", group_name(value.as_deref()))];
         row.extend(gap(report, figure));
         table.rows.push(row);
     }
@@ -143,6 +153,34 @@ pub(super) fn against_rest(report: &Report) -> Table {
         table.rows.push(row);
     }
     table
+}
+
+/// Values of the measures that are drawn: over all rows and of each group, a column a model.
+pub(super) fn by_group(sheet: &Sheet, attribute: &str) -> Table {
+    let mut table = Table::new(&format!("Values by {attribute}"), &["Measure", "Group"]);
+    let models = &sheet.report.models;
+    table.head.extend(models.iter().map(|model| model.name.clone()));
+    for measure in pick::drawn(sheet.report, attribute) {
+        let groups = pick::groups(sheet.report, attribute);
+        for group in [None].into_iter().chain(groups.into_iter().map(Some)) {
+            let name = group.map_or("all rows", |group| group_name(group.value.as_deref()));
+            let mut row = vec![measure_words(measure.0, measure.1), name.to_owned()];
+            row.extend((0..models.len()).map(|model| {
+                let figure = sheet.own(model, group, measure);
+                figure.map_or_else(
+                    || "not in the report".to_owned(),
+                    |figure| format!("{}{}", value_words(figure), support(figure)),
+                )
+            }));
+            table.rows.push(row);
+        }
+    }
+    table
+}
+
+/// The rows of a value; a reason names them itself.
+fn support(figure: &Figure) -> String {
+    if figure.status == Status::Ok { format!(" (n {})", figure.n) } else { String::new() }
 }
 
 /// All figures.
@@ -167,9 +205,13 @@ pub(super) fn figures(report: &Report) -> Table {
             value_words(figure),
             status_word(figure.status).replace('_', " "),
             figure.n.to_string(),
-            number(figure.weight),
+            amount(figure.weight),
             interval.map_or_else(|| "–".to_owned(), |i| format!("{} {}", percent(i.level), i.method)),
-            figure.test.as_ref().filter(|_| known).map_or_else(|| "–".to_owned(), |test| format!("{} p {}", test.name, p_value(test.p))),
+            figure
+                .test
+                .as_ref()
+                .filter(|_| known)
+                .map_or_else(|| "–".to_owned(), |test| format!("{} p {}", test.name, p_value(test.p))),
         ]);
     }
     table
@@ -178,8 +220,19 @@ pub(super) fn figures(report: &Report) -> Table {
 /// How answers follow tokens and positions.
 pub(super) fn preferences(report: &Report) -> Table {
     let head = [
-        "Model", "Alphabet", "Answers by token", "By position", "By content", "Rows that flip", "Prior of tokens", "Accuracy as given",
-        "Calibrated", "Without the prior", "Averaged over orders", "Reversed question", "Content can be told from token",
+        "Model",
+        "Alphabet",
+        "Answers by token",
+        "By position",
+        "By content",
+        "Rows that flip",
+        "Prior of tokens",
+        "Accuracy as given",
+        "Calibrated",
+        "Without the prior",
+        "Averaged over orders",
+        "Reversed question",
+        "Content can be told from token",
     ];
     let mut table = Table::new("Answers by token and position", &head);
     let shares = |shares: &[f64]| match shares {
@@ -211,7 +264,8 @@ pub(super) fn preferences(report: &Report) -> Table {
 /// Measures of the report and what they are.
 pub(super) fn definitions(report: &Report) -> Table {
     let mut table = Table::new("Measures", &["Measure", "What it is"]);
-    let measures: std::collections::BTreeSet<&str> = report.figures.iter().map(|figure| figure.measure.as_str()).collect();
+    let measures: std::collections::BTreeSet<&str> =
+        report.figures.iter().map(|figure| figure.measure.as_str()).collect();
     for measure in measures {
         let words = super::definitions::definition(measure).unwrap_or_else(|| "No definition here.".to_owned());
         table.rows.push(vec![measure.to_owned(), words]);
@@ -270,8 +324,10 @@ fn grouped(report: &Report, wanted: impl Fn(Status) -> bool) -> Vec<String> {
 
 /// Differences between models over all rows.
 pub(super) fn differences(report: &Report) -> Table {
-    let mut table =
-        Table::new("Differences between models over all rows", &["Measure", "Models", "Difference [interval]", "p, corrected", "What the data say"]);
+    let mut table = Table::new(
+        "Differences between models over all rows",
+        &["Measure", "Models", "Difference [interval]", "p, corrected", "What the data say"],
+    );
     for figure in &report.figures {
         let overall = figure.scope == Scope::Overall && figure.control.is_none() && figure.versus.is_some();
         if !overall || !pick::is_main(&figure.measure) {
@@ -279,7 +335,9 @@ pub(super) fn differences(report: &Report) -> Table {
         }
         let cells = gap(report, figure);
         let kept = [0, 1, 2, 4, 6];
-        table.rows.push(cells.into_iter().enumerate().filter(|(i, _)| kept.contains(i)).map(|(_, cell)| cell).collect());
+        table
+            .rows
+            .push(cells.into_iter().enumerate().filter(|(i, _)| kept.contains(i)).map(|(_, cell)| cell).collect());
     }
     table
 }

@@ -90,9 +90,9 @@ pub(super) fn reason_words(reason: &str) -> String {
 /// Three decimals between 0.001 and 100; shorter above, powers of ten below.
 pub(super) fn number(value: f64) -> String {
     let size = value.abs();
-    let text = if size == 0.0 {
+    if size == 0.0 {
         "0".to_owned()
-    } else if size >= 1e7 || size < 0.0005 {
+    } else if !(0.0005..1e7).contains(&size) {
         format!("{value:.1e}")
     } else if size >= 1000.0 {
         format!("{value:.0}")
@@ -100,11 +100,15 @@ pub(super) fn number(value: f64) -> String {
         format!("{value:.1}")
     } else {
         format!("{value:.3}")
-    };
-    text
+    }
 }
 
-/// The same with its sign, for differences between models.
+/// A sum of weights or a scale: a whole number without decimals.
+pub(super) fn amount(value: f64) -> String {
+    if value.fract() == 0.0 && value.abs() < 1e12 { format!("{value:.0}") } else { number(value) }
+}
+
+/// A number with its sign, for differences between models.
 pub(super) fn signed(value: f64) -> String {
     if value > 0.0 { format!("+{}", number(value)) } else { number(value) }
 }
@@ -170,7 +174,11 @@ pub(super) fn verdict(report: &Report, figure: &Figure) -> String {
         let p = test.adjusted.unwrap_or(test.p);
         if test.name == "tost" {
             let within = format!("within ±{}", number(statistics.margin));
-            return if p <= alpha { format!("evidence of a {what} {within}") } else { format!("inconclusive: not shown to be {within}") };
+            return if p <= alpha {
+                format!("evidence that the {what} is {within}")
+            } else {
+                format!("inconclusive: the {what} is not shown to be {within}")
+            };
         }
         if p <= alpha {
             return if few { format!("evidence of a {what}, on few rows") } else { format!("evidence of a {what}") };
@@ -230,7 +238,7 @@ pub(super) fn model_words(model: &Model) -> String {
         text.push_str(&format!(", generation {}", model.generation));
     }
     if model.scale != 1.0 {
-        text.push_str(&format!(", scale {}", number(model.scale)));
+        text.push_str(&format!(", scale {}", amount(model.scale)));
     }
     text
 }

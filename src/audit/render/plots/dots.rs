@@ -26,7 +26,8 @@ pub(in super::super) fn dots(sheet: &Sheet, attribute: &str, measure: Measure) -
         [figure.value, interval.map(|i| i.low), interval.map(|i| i.high)].into_iter().flatten()
     });
     let axis = Axis::around(ends, LEFT, RIGHT);
-    let height = groups.len() as f64 * (LABEL + models as f64 * ROW + 5.0);
+    let lines = |group: &&Group| if nobody(&figures(Some(group)), models).is_some() { 1 } else { models };
+    let height: f64 = groups.iter().map(|group| LABEL + lines(group) as f64 * ROW + 5.0).sum();
     let mut drawing = Drawing::new(height + 22.0);
     drawing.across(&axis, 2.0, height + 4.0);
     for model in 0..models {
@@ -42,6 +43,11 @@ pub(in super::super) fn dots(sheet: &Sheet, attribute: &str, measure: Measure) -
         drawing.text("name", (LEFT, y + 11.0), Anchor::Start, name, 40);
         drawing.text("count", (RIGHT, y + 11.0), Anchor::End, &format!("n {n}"), 16);
         y += LABEL;
+        if let Some(why) = nobody(&figures(Some(group)), models) {
+            drawing.text("absent", (LEFT + 8.0, y + 8.0), Anchor::Start, &format!("all models: {why}"), 56);
+            y += ROW + 5.0;
+            continue;
+        }
         for model in 0..models {
             row(&mut drawing, sheet, (model, group, measure), &axis, y + ROW / 2.0);
             y += ROW;
@@ -56,16 +62,23 @@ pub(in super::super) fn dots(sheet: &Sheet, attribute: &str, measure: Measure) -
     Some(Titled { title: format!("{title} by group; dashed: all rows"), svg: drawing.finish(&label) })
 }
 
+/// Why no model has a value here, where it is the same for several of them.
+fn nobody(figures: &[&Figure], models: usize) -> Option<String> {
+    let mut reasons = figures.iter().map(|figure| absence(figure));
+    let first = reasons.next()??;
+    (models > 1 && figures.len() == models && reasons.all(|reason| reason.as_ref() == Some(&first))).then_some(first)
+}
+
 fn row(drawing: &mut Drawing, sheet: &Sheet, of: (usize, &Group, Measure), axis: &Axis, y: f64) {
     let (model, group, measure) = of;
     let name = model_name(sheet.report, model as u32);
     let Some(figure) = sheet.own(model, Some(group), measure) else {
-        drawing.text("absent", (LEFT + 8.0, y + 3.0), Anchor::Start, &format!("{name}: not in the report"), 62);
+        drawing.text("absent", (LEFT + 8.0, y + 3.0), Anchor::Start, &format!("{name}: not in the report"), 56);
         return;
     };
     let Some(value) = pick::value(figure) else {
         let why = absence(figure).unwrap_or_else(|| "no value".to_owned());
-        drawing.text("absent", (LEFT + 8.0, y + 3.0), Anchor::Start, &format!("{name}: {why}"), 62);
+        drawing.text("absent", (LEFT + 8.0, y + 3.0), Anchor::Start, &format!("{name}: {why}"), 56);
         return;
     };
     if let Some(interval) = &figure.interval {

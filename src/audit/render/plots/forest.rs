@@ -70,7 +70,7 @@ fn line(drawing: &mut Drawing, report: &Report, figure: &Figure, axis: &Axis, to
     let y = top + 19.0;
     let Some(value) = pick::value(figure) else {
         let why = absence(figure).unwrap_or_else(|| "no value".to_owned());
-        drawing.text("absent", (LEFT + 8.0, y + 3.0), Anchor::Start, &why, 62);
+        drawing.text("absent", (LEFT + 8.0, y + 3.0), Anchor::Start, &why, 56);
         return;
     };
     let model = figure.model as usize;

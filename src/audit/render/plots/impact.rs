@@ -22,28 +22,34 @@ pub(in super::super) fn impact(sheet: &Sheet, attribute: &str, model: usize) -> 
     let height = groups.len() as f64 * 30.0 + 16.0;
     let mut drawing = Drawing::new(height + 16.0);
     drawing.across(&axis, 14.0, height);
-    let mut y = 14.0;
-    for (group, figure) in groups.iter().zip(&figures) {
-        drawing.text("name", (LEFT, y + 11.0), Anchor::Start, group_name(group.value.as_deref()), 36);
-        match figure.and_then(|figure| Some((figure, pick::value(figure)?))) {
-            Some((figure, value)) => {
-                let ratio = value / largest;
-                drawing.text("count", (RIGHT, y + 11.0), Anchor::End, &format!("{} (n {})", number(ratio), figure.n), 24);
-                drawing.rect(&format!("s {}", colour(model)), (LEFT, y + 15.0), (axis.at(ratio) - LEFT, 9.0));
-            }
-            None => {
-                let why = figure.and_then(absence).unwrap_or_else(|| "not in the report".to_owned());
-                drawing.text("absent", (LEFT + 8.0, y + 22.0), Anchor::Start, &why, 62);
-            }
-        }
-        y += 30.0;
+    let top = |row: usize| 14.0 + row as f64 * 30.0;
+    let ratios: Vec<Option<f64>> =
+        figures.iter().map(|figure| figure.and_then(pick::value).map(|value| value / largest)).collect();
+    for (row, ratio) in ratios.iter().enumerate() {
+        let length = ratio.map_or(0.0, |ratio| axis.at(ratio) - LEFT);
+        drawing.rect(&format!("s {}", colour(model)), (LEFT, top(row) + 15.0), (length, 9.0));
     }
     let x = axis.at(RULE);
     drawing.line("rule", (x, 12.0), (x, height));
     drawing.text("tick", (x, 9.0), Anchor::Middle, "0.8: screening rule", 30);
+    for (row, (group, figure)) in groups.iter().zip(&figures).enumerate() {
+        let y = top(row);
+        drawing.text("name", (LEFT, y + 11.0), Anchor::Start, group_name(group.value.as_deref()), 36);
+        match (ratios[row], figure) {
+            (Some(ratio), Some(figure)) => {
+                let text = format!("{} (n {})", number(ratio), figure.n);
+                drawing.text("count", (RIGHT, y + 11.0), Anchor::End, &text, 24);
+            }
+            (_, figure) => {
+                let why = figure.and_then(absence).unwrap_or_else(|| "not in the report".to_owned());
+                drawing.text("absent", (LEFT + 8.0, y + 22.0), Anchor::Start, &why, 56);
+            }
+        }
+    }
     let name = model_name(sheet.report, model as u32);
     let ratio = sheet.figure((model, None), (Some(attribute), &Scope::Ratio), MEASURE);
     let smallest = ratio.map(|figure| format!("; smallest over largest {}", value_words(figure))).unwrap_or_default();
-    let label = format!("Selection rates of the groups of {attribute} by {name}, as shares of the largest one. A line at 0.8.");
+    let label =
+        format!("Selection rates of the groups of {attribute} by {name}, as shares of the largest one. A line at 0.8.");
     Some(Titled { title: format!("{name}: impact ratio of each group{smallest}"), svg: drawing.finish(&label) })
 }

@@ -192,7 +192,11 @@ impl Axis {
         let room = if span > 0.0 { span * 0.06 } else { (high.abs() * 0.1).max(0.05) };
         let (low, high) = (low - room, high + room);
         // Halves of the largest numbers have no finite distance.
-        if (high - low).is_finite() { Self { low, high, from, to, log: false } } else { Self { low: 0.0, high: 1.0, from, to, log: false } }
+        if (high - low).is_finite() {
+            Self { low, high, from, to, log: false }
+        } else {
+            Self { low: 0.0, high: 1.0, from, to, log: false }
+        }
     }
 
     /// From `low` to `high`.
@@ -236,7 +240,11 @@ impl Axis {
 
 fn label(value: f64, decimals: usize) -> String {
     let text = if value.abs() >= 1e6 { format!("{value:.0e}") } else { format!("{value:.decimals$}") };
-    if text.trim_start_matches('-').chars().all(|c| c == '0' || c == '.') { text.trim_start_matches('-').to_owned() } else { text }
+    if text.trim_start_matches('-').chars().all(|c| c == '0' || c == '.') {
+        text.trim_start_matches('-').to_owned()
+    } else {
+        text
+    }
 }
 
 fn tens(power: i32) -> String {

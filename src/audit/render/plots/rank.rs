@@ -4,7 +4,7 @@
 
 use super::super::super::report::{Model, ModelKind, Report, Scope, Status};
 use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{measure_words, model_name, number, value_words};
+use super::super::words::{amount, measure_words, model_name, value_words};
 use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
 
 const LEFT: f64 = 46.0;
@@ -12,13 +12,18 @@ const RIGHT: f64 = WIDTH - 14.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 200.0;
 
+/// A place on the axis across, and its label.
+type Place = (f64, String);
+
 /// Draws the gap of one measure; none where models differ neither in rank nor in scale.
 pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
     let (word, places) = places(sheet.report)?;
     let gap = |model: usize| sheet.figure((model, None), (Some(attribute), &Scope::Difference), measure);
-    let models = || (0..sheet.report.models.len()).filter_map(|model| Some((model, places.get(model)?.clone()?, gap(model)?)));
-    let shown: Vec<_> = models().filter_map(|(model, place, figure)| Some((model, place, figure, pick::value(figure)?))).collect();
-    let mut steps: Vec<(f64, String)> = shown.iter().map(|(_, place, _, _)| place.clone()).collect();
+    let models =
+        || (0..sheet.report.models.len()).filter_map(|model| Some((model, places.get(model)?.clone()?, gap(model)?)));
+    let shown: Vec<_> =
+        models().filter_map(|(model, place, figure)| Some((model, place, figure, pick::value(figure)?))).collect();
+    let mut steps: Vec<Place> = shown.iter().map(|(_, place, _, _)| place.clone()).collect();
     steps.sort_by(|a, b| a.0.total_cmp(&b.0));
     steps.dedup();
     if steps.len() < 2 {
@@ -38,9 +43,10 @@ pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -
     }
     drawing.text("tick", ((LEFT + RIGHT) / 2.0, BOTTOM + 25.0), Anchor::Middle, word, 40);
     for (order, (model, place, figure, value)) in shown.iter().enumerate() {
+        let same = |of: &[_]| of.iter().filter(|(_, other, _, _)| other == place).count() as f64;
         let step = steps.iter().position(|step| step == place).unwrap_or(0);
         // Models of the same rank stand side by side.
-        let x = at(step as f64) + (order % 5) as f64 * 5.0 - 10.0;
+        let x = at(step as f64) + 6.0 * (same(&shown[..order]) - (same(&shown) - 1.0) / 2.0);
         if let Some(interval) = &figure.interval {
             drawing.line(&format!("w {}", colour(*model)), (x, y.at(interval.low)), (x, y.at(interval.high)));
         }
@@ -53,10 +59,10 @@ pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -
 }
 
 /// What models differ in, and the place of each with its label.
-fn places(report: &Report) -> Option<(&'static str, Vec<Option<(f64, String)>>)> {
+fn places(report: &Report) -> Option<(&'static str, Vec<Option<Place>>)> {
     let ranks: Vec<_> = report.models.iter().map(rank_of).collect();
-    let scales: Vec<_> = report.models.iter().map(|model| Some((model.scale, number(model.scale)))).collect();
-    let differ = |places: &[Option<(f64, String)>]| {
+    let scales: Vec<_> = report.models.iter().map(|model| Some((model.scale, amount(model.scale)))).collect();
+    let differ = |places: &[Option<Place>]| {
         let mut known = places.iter().flatten();
         known.next().is_some_and(|first| known.any(|other| other != first))
     };
@@ -69,7 +75,7 @@ fn places(report: &Report) -> Option<(&'static str, Vec<Option<(f64, String)>>)>
     }
 }
 
-fn rank_of(model: &Model) -> Option<(f64, String)> {
+fn rank_of(model: &Model) -> Option<Place> {
     let training = model.training.as_ref();
     match model.kind {
         ModelKind::Full => training.map(|_| (f64::MAX, "all weights".to_owned())),

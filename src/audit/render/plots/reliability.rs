@@ -43,9 +43,18 @@ pub(in super::super) fn reliability(report: &Report, diagram: &Reliability) -> T
     drawing.line("axis", (SIDE.0, COUNTS + 40.0), (SIDE.1, COUNTS + 40.0));
     drawing.text("tick", (SIDE.0 - 4.0, COUNTS + 8.0), Anchor::End, &format!("n {most}"), 10);
     drawing.text("tick", (SIDE.0 - 4.0, COUNTS + 42.0), Anchor::End, "n 0", 4);
-    drawing.text("tick", ((SIDE.0 + SIDE.1) / 2.0, COUNTS + 56.0), Anchor::Middle, "mean confidence above, rows of each bin below", 60);
+    drawing.text(
+        "tick",
+        ((SIDE.0 + SIDE.1) / 2.0, COUNTS + 56.0),
+        Anchor::Middle,
+        "mean confidence above, rows of each bin below",
+        60,
+    );
     let rows: u64 = diagram.bins.iter().map(|bin| bin.n).sum();
     let title = format!("{}, {} (n {rows})", model_name(report, diagram.model), scope_words(&diagram.scope));
-    let label = format!("Reliability diagram of {title}: share of hits against mean confidence in {} bins.", diagram.bins.len());
+    let label = format!(
+        "Reliability diagram of {title}: share of hits against mean confidence in {} bins.",
+        diagram.bins.len()
+    );
     Titled { title, svg: drawing.finish(&label) }
 }

@@ -25,18 +25,32 @@ pub(in super::super) fn roc(report: &Report, curves: &[&Roc]) -> Option<Titled> 
     drawing.upward(&y, SIDE.0, SIDE.1);
     drawing.hatch((SIDE.0, TOP), (x.at(1.0 / least) - SIDE.0, BOTTOM - TOP));
     drawing.line("zero", (SIDE.0, BOTTOM), (SIDE.1, TOP));
+    let middle = (SIDE.0 + SIDE.1) / 2.0;
     for curve in curves {
         let model = curve.model as usize;
         // Points at rate 0 have no place on a logarithmic axis: they stand at its end.
         let path: Vec<_> = curve.points.iter().map(|(fpr, tpr)| (x.at(*fpr), y.at(*tpr))).collect();
         drawing.path(&format!("p {}", colour(model)), &path);
-        if let Some(middle) = path.get(path.len() / 2) {
-            let name = format!("{} (members {}, others {})", model_name(report, curve.model), curve.members, curve.others);
-            drawing.body.push_str(&format!("<g><title>{}</title>{}</g>", escape(&name), shape(model, *middle, false)));
+        if let Some(at) = path.iter().min_by(|a, b| (a.0 - middle).abs().total_cmp(&(b.0 - middle).abs())) {
+            let name =
+                format!("{} (members {}, others {})", model_name(report, curve.model), curve.members, curve.others);
+            drawing.body.push_str(&format!("<g><title>{}</title>{}</g>", escape(&name), shape(model, *at, false)));
         }
     }
-    drawing.text("tick", ((SIDE.0 + SIDE.1) / 2.0, BOTTOM + 25.0), Anchor::Middle, "false-positive rate; up: true-positive rate", 60);
-    let title = format!("{}, {}: members {}, others {}", attack_words(first.attack), scope_words(&first.scope), first.members, first.others);
+    drawing.text(
+        "tick",
+        ((SIDE.0 + SIDE.1) / 2.0, BOTTOM + 25.0),
+        Anchor::Middle,
+        "false-positive rate; up: true-positive rate",
+        60,
+    );
+    let title = format!(
+        "{}, {}: members {}, others {}",
+        attack_words(first.attack),
+        scope_words(&first.scope),
+        first.members,
+        first.others
+    );
     let label = format!(
         "ROC of the membership attack {title}, logarithmic axes, {} models. Hatched: rates below 1/{least}, which cannot be resolved.",
         curves.len()

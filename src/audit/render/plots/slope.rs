@@ -10,7 +10,7 @@ use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 220.0;
 const FIRST: f64 = 46.0;
-const LAST: f64 = WIDTH - 92.0;
+const LAST: f64 = WIDTH - 100.0;
 
 /// Draws one measure of all groups over the models; none for a single model or without two values in a group.
 pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
@@ -33,7 +33,13 @@ pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) 
         drawing.line("grid", (place(index), TOP), (place(index), BOTTOM));
         // Neighbours on two lines, so that long names do not meet.
         let y = if models > 3 && index % 2 == 1 { BOTTOM + 23.0 } else { BOTTOM + 12.0 };
-        drawing.text("tick", (place(index), y), Anchor::Middle, &model.name, if models > 3 { letters * 2 } else { letters });
+        drawing.text(
+            "tick",
+            (place(index), y),
+            Anchor::Middle,
+            &model.name,
+            if models > 3 { letters * 2 } else { letters },
+        );
     }
     let mut names = Vec::new();
     for (group, line) in lines.iter().enumerate() {
@@ -53,10 +59,13 @@ pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) 
         let y = wanted.max(free);
         free = y + 11.0;
         drawing.mark(group, (LAST + 8.0, y), false, name);
-        drawing.text("name", (LAST + 15.0, y + 3.5), Anchor::Start, name, 14);
+        drawing.text("name", (LAST + 15.0, y + 3.5), Anchor::Start, name, 12);
     }
     drawing.height = drawing.height.max(free + 4.0);
     let title = measure_words(measure.0, measure.1);
     let label = format!("{title} of each group of {attribute}, from model to model. Numbers: see all figures.");
-    Some(Titled { title: format!("{title}: groups from model to model"), svg: drawing.finish(&label) })
+    Some(Titled {
+        title: format!("{title}: groups from model to model (colours: groups)"),
+        svg: drawing.finish(&label),
+    })
 }

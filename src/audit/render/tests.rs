@@ -1,0 +1,241 @@
+//! What every form of a report promises, whatever stands in the report.
+
+use super::super::report::{Report, Scope, Status};
+use super::sample::{HOSTILE, report};
+use super::{csv, html, markdown};
+
+/// Walks the tags of a page with a stack; returns what is wrong. Knows the elements that have no end.
+fn faults(page: &str) -> Vec<String> {
+    let empty = ["meta", "!DOCTYPE"];
+    let (mut open, mut faults): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut rest = page;
+    while let Some(start) = rest.find('<') {
+        let Some(length) = rest[start..].find('>') else {
+            faults.push("a tag does not end".to_owned());
+            break;
+        };
+        let tag = &rest[start + 1..start + length];
+        rest = &rest[start + length + 1..];
+        if tag.matches('"').count() % 2 == 1 {
+            faults.push(format!("quotes in <{tag}>"));
+        }
+        let name = tag.trim_start_matches('/').split([' ', '/', '\n']).next().unwrap_or_default().to_owned();
+        if tag.starts_with('/') {
+            match open.pop() {
+                Some(last) if last == name => {}
+                last => faults.push(format!("</{name}> ends {last:?}")),
+            }
+        } else if !tag.ends_with('/') && !empty.contains(&name.as_str()) {
+            open.push(name);
+        }
+    }
+    faults.extend(open.into_iter().map(|name| format!("<{name}> has no end")));
+    faults
+}
+
+/// Reports that lack what others have.
+fn reports() -> Vec<Report> {
+    let full = report();
+    let mut reports = vec![full.clone()];
+    let mut bare = full.clone();
+    (bare.figures, bare.reliability, bare.rocs, bare.preferences) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    (bare.groups, bare.models, bare.warnings, bare.base) = (Vec::new(), Vec::new(), Vec::new(), None);
+    reports.push(bare);
+    for status in [Status::LowSupport, Status::Undefined, Status::NotMeasured, Status::Suppressed] {
+        let mut one = full.clone();
+        one.figures.iter_mut().for_each(|figure| figure.status = status);
+        reports.push(one);
+    }
+    // Figures that point nowhere, and numbers at the ends of their range.
+    let mut odd = full.clone();
+    for (i, figure) in odd.figures.iter_mut().enumerate() {
+        match i % 4 {
+            0 => figure.model = 99,
+            1 => figure.value = Some(f64::MAX),
+            2 => figure.value = Some(f64::MIN),
+            _ => figure.value = Some(5e-324),
+        }
+    }
+    odd.rocs[0].others = 0;
+    odd.rocs[0].points = vec![(0.0, 0.0)];
+    odd.reliability[0].bins.clear();
+    reports.push(odd);
+    let mut one = full;
+    one.models.truncate(1);
+    reports.push(one);
+    reports
+}
+
+#[test]
+fn a_page_is_well_formed_and_stands_alone() {
+    for report in reports() {
+        let page = html(&report);
+        assert!(page.starts_with("<!DOCTYPE html>\n"));
+        assert_eq!(faults(&page), Vec::<String>::new());
+        assert!(page.contains("Content-Security-Policy"));
+        for word in [
+            "://",
+            "<script",
+            "javascript:",
+            " onload",
+            " onerror",
+            " onclick",
+            "@import",
+            "url(",
+            "xmlns",
+            "<link",
+            "<img",
+            "<iframe",
+        ] {
+            assert!(!page.contains(word), "{word}");
+        }
+        assert!(!page.contains("NaN") && !page.contains("inf\"") && !page.contains(">inf<"));
+    }
+}
+
+#[test]
+fn the_checker_finds_what_is_not_well_formed() {
+    for page in ["<p>", "<p></b>", "<p><b></p></b>", "</p>", "<a x=\"></a>", "<p"] {
+        assert_ne!(faults(page), Vec::<String>::new(), "{page}");
+    }
+}
+
+#[test]
+fn the_same_report_gives_the_same_bytes() {
+    for (one, other) in reports().iter().zip(&reports()) {
+        assert_eq!(html(one), html(other));
+        assert_eq!(markdown(one), markdown(other));
+        assert_eq!(csv(one), csv(other));
+    }
+}
+
+#[test]
+fn no_form_judges() {
+    for report in reports() {
+        for text in [html(&report), markdown(&report)] {
+            let text = text.to_lowercase().replace("fairlearn", "");
+            assert!(!text.contains("fair") && !text.contains("compliant") && !text.contains("unbiased"));
+        }
+    }
+}
+
+#[test]
+fn a_suppressed_value_is_in_no_form_for_people() {
+    let report = report();
+    assert!(report.figures.iter().any(|figure| figure.value == Some(0.987_654)));
+    for text in [html(&report), markdown(&report)] {
+        assert!(!text.contains("0.988") && !text.contains("0.9876"));
+        assert!(text.contains("suppressed: group too small to be published"));
+    }
+    assert!(!csv(&report).contains("0.987654"));
+}
+
+#[test]
+fn a_figure_without_a_value_says_why() {
+    let report = report();
+    for text in [html(&report), markdown(&report)] {
+        assert!(text.contains("not enough data: no positives (n 12)"));
+        assert!(text.contains("not measured: not available for this model or task"));
+        assert!(text.contains("few rows: n 12"));
+        assert!(text.contains("(missing)"));
+        assert!(text.contains("Membership inference: not asked for."));
+    }
+}
+
+#[test]
+fn a_page_has_all_its_sections() {
+    let page = html(&report());
+    let sections = [
+        "Read this first",
+        "What was audited",
+        "Group sizes",
+        "Summary",
+        "By region",
+        "Impact ratios",
+        "0.8: screening rule",
+        "Calibration",
+        "Membership inference",
+        "hatched: cannot be resolved",
+        "Token preferences",
+        "Not measured",
+        "Not enough data",
+        "All figures",
+        "What the measures are",
+        "To make it again",
+        "&quot;seed&quot;: 7",
+        "against rank",
+        "groups from model to model",
+        "differences between models",
+        "evidence of a gap",
+        "no evidence of a gap",
+    ];
+    for section in sections {
+        assert!(page.contains(section), "{section}");
+    }
+    let svgs = page.matches("<svg role=\"img\" aria-label=\"").count();
+    assert_eq!(page.matches("<svg").count(), svgs + page.matches("<svg class=\"key\" aria-hidden=\"true\"").count());
+    assert!(svgs > 30);
+    assert_eq!(page.matches("<th>").count(), 0);
+}
+
+#[test]
+fn markdown_tables_keep_their_columns() {
+    for report in reports() {
+        let text = markdown(&report);
+        assert!(text.starts_with("# "));
+        assert!(!text.contains("<script") && !text.contains('\r'));
+        let columns = |line: &str| line.replace("\\|", "").matches('|').count();
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines.windows(2).filter(|pair| pair.iter().all(|line| line.starts_with('|'))) {
+            assert_eq!(columns(pair[0]), columns(pair[1]), "{}", pair[1]);
+        }
+    }
+}
+
+#[test]
+fn csv_has_a_line_a_figure_and_no_formula() {
+    for report in reports() {
+        let text = csv(&report);
+        let mut reader = ::csv::Reader::from_reader(text.as_bytes());
+        let header = reader.headers().unwrap().clone();
+        assert_eq!(
+            header.iter().collect::<Vec<_>>().join(","),
+            "model,versus,attribute,scope,group,control,control_value,measure,class,value,status,reason,n,weight,groups_defined,\
+             groups_total,interval_method,level,low,high,test,p,p_adjusted,null,detectable"
+        );
+        let lines: Vec<::csv::StringRecord> = reader.records().collect::<Result<_, _>>().unwrap();
+        assert_eq!(lines.len(), report.figures.len());
+        for (line, figure) in lines.iter().zip(&report.figures) {
+            let words = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 16, 20];
+            for word in words.map(|column| &line[column]) {
+                assert!(!word.starts_with(['=', '+', '-', '@', '\t', '\r']), "{word}");
+            }
+            let hidden = figure.status == Status::Suppressed;
+            let value = figure.value.filter(|_| !hidden);
+            assert_eq!(line[9].parse::<f64>().ok(), value);
+        }
+    }
+    assert!(csv(&report()).contains(&format!("'{}", HOSTILE[1])));
+}
+
+#[test]
+fn a_group_of_missing_values_is_no_group_named_so() {
+    let mut report = report();
+    report.figures.retain(|figure| matches!(figure.scope, Scope::Group(None)));
+    assert!(csv(&report).lines().skip(1).all(|line| line.contains(",group,,")));
+}
+
+/// For looking at: EVENKEEL_RENDER_SAMPLE names a folder.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test asks where to leave its page")]
+fn a_sample_can_be_looked_at() {
+    let report = report();
+    let page = html(&report);
+    assert!(page.len() < 2_000_000);
+    if let Ok(folder) = std::env::var("EVENKEEL_RENDER_SAMPLE") {
+        let folder = std::path::Path::new(&folder);
+        std::fs::write(folder.join("report.html"), page).unwrap();
+        std::fs::write(folder.join("report.md"), markdown(&report)).unwrap();
+        std::fs::write(folder.join("report.csv"), csv(&report)).unwrap();
+    }
+}
