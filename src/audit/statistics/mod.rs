@@ -4,6 +4,15 @@
 //! often each row was drawn), so that one function serves sample weights and resampling. What cannot be computed is an
 //! [`Undefined`] with its reason, never 0 and never NaN.
 
+pub mod benchmarks;
+pub mod calibration;
+pub mod lira;
+pub mod mink;
+pub mod prompting;
+pub mod rmia;
+pub mod roc;
+pub mod smooth_ece;
+
 /// Why there is no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -24,6 +33,17 @@ pub enum Undefined {
     DivisionByZero,
     /// Not enough rows to tell: the resolution of the figure is coarser than what is asked.
     Unreachable,
+    /// Too few shadow or reference models that had, or had not, this point.
+    TooFewShadows,
+    /// The best value lies at infinity.
+    Unbounded,
+    /// Contents, tokens and places did not meet equally often.
+    Unbalanced,
+}
+
+/// The weight of each row in turn, without end: 1 if no weights are given.
+fn weights_or_ones(weights: Option<&[f64]>) -> impl Iterator<Item = f64> {
+    (0..).map(move |row: usize| weights.map_or(1.0, |weights| weights[row]))
 }
 
 /// A figure, or why there is none.

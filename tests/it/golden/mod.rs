@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 mod adapters;
+mod audit;
 mod language;
 mod sampling;
 mod tokenizers;

@@ -1,0 +1,156 @@
+//! `calibration.json`: netcal, torchmetrics, uncertainty-calibration, scikit-learn and relplot.
+//!
+//! A name says the figure, the binning and the number of bins: `ece_mass_10`. Equal-mass figures by quantiles are left
+//! out where `edges_on_points` lists their number of bins, and where the library refuses.
+
+use evenkeel::audit::statistics::calibration::{Bins, Closure, Edges, brier, top_label};
+use evenkeel::audit::statistics::smooth_ece::{smooth_ece, smooth_ece_at};
+use serde_json::Value;
+
+use super::{Check, indices, names, number, numbers};
+
+struct Rows {
+    confidence: Vec<f64>,
+    hit: Vec<bool>,
+}
+
+impl Rows {
+    fn new(inputs: &Value, wanted: impl Fn(usize) -> bool) -> Self {
+        let keep = |values: Vec<f64>| values.into_iter().enumerate().filter(|(i, _)| wanted(*i)).map(|(_, v)| v);
+        let confidence: Vec<f64> = keep(numbers(&inputs["confidence"])).collect();
+        let hit = keep(numbers(&inputs["hit"])).map(|hit| hit == 1.0).collect();
+        Self { confidence, hit }
+    }
+
+    fn bins<'e>(&self, edges: &'e Edges) -> Bins<'e> {
+        Bins::of(edges, &self.confidence, &self.hit, None)
+    }
+}
+
+pub(super) fn calibration(case: &Value, check: &mut Check) {
+    let (inputs, expected) = (&case["inputs"], &case["expected"]);
+    if inputs["proba"].is_array() {
+        let rows = inputs["proba"].as_array().unwrap();
+        let flat: Vec<f64> = rows.iter().flat_map(numbers).collect();
+        let classes = flat.len() / rows.len();
+        let (confidence, hit) = top_label(&flat, classes, &indices(&inputs["y_true"]));
+        check.numbers("top label", &confidence, &inputs["confidence"]);
+        let hit: Vec<f64> = hit.into_iter().map(|hit| f64::from(u8::from(hit))).collect();
+        check.numbers("top label is right", &hit, &inputs["hit"]);
+    }
+    block("overall", &Rows::new(inputs, |_| true), &expected["overall"], check);
+    for (group, expected) in expected["by_group"].as_object().into_iter().flatten() {
+        let groups = names(&inputs["group"]);
+        block(group, &Rows::new(inputs, |i| groups[i] == *group), expected, check);
+    }
+}
+
+fn block(of: &str, rows: &Rows, expected: &Value, check: &mut Check) {
+    let on_points = indices(&expected["edges_on_points"]);
+    for (name, value) in expected.as_object().unwrap() {
+        let what = format!("{of}, {name}");
+        let one = Edges::width(1, Closure::Left);
+        let table = || rows.bins(&one).table()[0];
+        match name.as_str() {
+            "n" => check.equal(&what, &(rows.hit.len() as f64), &number(value)),
+            "mean_confidence" => check.number(&what, table().confidence, number(value)),
+            "mean_hit" => check.number(&what, table().rate, number(value)),
+            "confidence_minus_hit" => check.measured(&what, rows.bins(&one).over_confidence(), value),
+            "brier" => check.measured(&what, brier(&rows.confidence, &rows.hit, None), value),
+            // The log loss is a figure of rates, not of calibration.
+            "edges_on_points" | "log_loss" => {}
+            "relplot_binned_ece_10" => {
+                check.measured(&what, rows.bins(&Edges::width(10, Closure::LeftOneApart)).ece(), value);
+            }
+            "smooth_ece" => smooth(&what, rows, value, check),
+            "right_closed" => {
+                for (scheme, value) in value.as_object().unwrap() {
+                    right_closed(&format!("{what}, {scheme}"), scheme, rows, value, &on_points, check);
+                }
+            }
+            "left_closed" => {
+                for (library, figures) in value.as_object().unwrap() {
+                    for (figure, value) in figures.as_object().unwrap() {
+                        left_closed(&format!("{what}, {library}"), (library, figure), rows, value, &on_points, check);
+                    }
+                }
+            }
+            other => check.fault(&format!("{other} is not known")),
+        }
+    }
+}
+
+fn smooth(what: &str, rows: &Rows, expected: &Value, check: &mut Check) {
+    check.tolerance(1e-6);
+    let got = smooth_ece(&rows.confidence, &rows.hit, None).unwrap();
+    check.number(what, got.value, number(&expected["value"]));
+    check.number(&format!("{what}, bandwidth"), got.bandwidth, number(&expected["bandwidth"]));
+    for (bandwidth, value) in expected["at_bandwidth"].as_object().unwrap() {
+        let got = smooth_ece_at(&rows.confidence, &rows.hit, None, bandwidth.parse().unwrap());
+        check.measured(&format!("{what} at {bandwidth}"), got, value);
+    }
+    check.tolerance(super::RELATIVE);
+}
+
+fn right_closed(what: &str, scheme: &str, rows: &Rows, expected: &Value, on_points: &[usize], check: &mut Check) {
+    let (kind, count) = scheme.split_once('_').unwrap();
+    let count: usize = count.parse().unwrap();
+    let edges = match kind {
+        "uniform" => Edges::width(count, Closure::Right),
+        "quantile" if on_points.contains(&count) => return,
+        "quantile" => Edges::quantiles(&rows.confidence, count, Closure::Right),
+        other => return check.fault(&format!("{other} is not known")),
+    };
+    let bins = rows.bins(&edges);
+    check.measured(&format!("{what}, ece"), bins.ece(), &expected["ece"]);
+    check.measured(&format!("{what}, mce"), bins.mce(), &expected["mce"]);
+    let Some(expected) = expected.get("table") else { return };
+    let (mut ends, mut counts) = (vec![edges.range(0).0], vec![0.0; edges.bins()]);
+    ends.extend((0..edges.bins()).map(|bin| edges.range(bin).1));
+    let table = bins.table();
+    for row in &table {
+        counts[row.bin] = row.weight;
+    }
+    check.numbers(&format!("{what}, edges"), &ends, &expected["edges"]);
+    check.numbers(&format!("{what}, count"), &counts, &expected["count"]);
+    let column = |of: fn(&evenkeel::audit::statistics::calibration::ReliabilityRow) -> f64| -> Vec<f64> {
+        table.iter().map(of).collect()
+    };
+    check.numbers(&format!("{what}, bin"), &column(|row| row.bin as f64), &expected["bin"]);
+    check.numbers(&format!("{what}, fraction"), &column(|row| row.rate), &expected["fraction"]);
+    check.numbers(&format!("{what}, mean confidence"), &column(|row| row.confidence), &expected["mean_confidence"]);
+}
+
+fn left_closed(
+    what: &str,
+    (library, figure): (&str, &str),
+    rows: &Rows,
+    expected: &Value,
+    on_points: &[usize],
+    check: &mut Check,
+) {
+    let what = format!("{what}, {figure}");
+    let [error, kind, count] = figure.split('_').collect::<Vec<_>>()[..] else { return check.fault(&what) };
+    let count: usize = count.parse().unwrap();
+    if expected.get("raises").is_some() {
+        return;
+    }
+    let edges = match (library, kind) {
+        ("netcal", "width") => Edges::width(count, Closure::Left),
+        ("torchmetrics", "width") => Edges::width(count, Closure::LeftOneApart),
+        ("uncertainty_calibration", "width") => Edges::width(count, Closure::Right),
+        ("uncertainty_calibration", "mass") => Edges::chunks(&rows.confidence, None, count),
+        ("netcal", "mass") if on_points.contains(&count) => return,
+        ("netcal", "mass") => Edges::quantiles(&rows.confidence, count, Closure::Left),
+        _ => return check.fault(&format!("{what} is not known")),
+    };
+    let bins = rows.bins(&edges);
+    let got = match error {
+        "ece" => bins.ece(),
+        "mce" => bins.mce(),
+        "ace" => bins.ace(),
+        "rmsce" => bins.rmsce(),
+        _ => return check.fault(&format!("{what} is not known")),
+    };
+    check.measured(&what, got, expected);
+}
