@@ -260,11 +260,7 @@ fn combination(singles: &[AttributeRows], names: &[String]) -> Result<AttributeR
         value: Some(values.join(JOINT)),
         rows: rows.unwrap_or_default(),
     };
-    Ok(AttributeRows {
-        name: names.join(JOINT),
-        combination: true,
-        groups: combined.into_iter().map(group).collect(),
-    })
+    Ok(AttributeRows { name: names.join(JOINT), combination: true, groups: combined.into_iter().map(group).collect() })
 }
 
 /// Returns what two ascending lists have in common.

@@ -52,7 +52,14 @@ const DOWN: Option<bool> = Some(false);
 
 const BINARY: [MeasureInfo; 44] = [
     info(("accuracy", "Accuracy", "share", "Right predictions among all rows.", SKLEARN, UP)),
-    info(("balanced_accuracy", "Balanced accuracy", "share", "Mean of true-positive and true-negative rate.", SKLEARN, UP)),
+    info((
+        "balanced_accuracy",
+        "Balanced accuracy",
+        "share",
+        "Mean of true-positive and true-negative rate.",
+        SKLEARN,
+        UP,
+    )),
     info(("precision", "Precision", "share", "Positive rows among those predicted positive.", SKLEARN, UP)),
     info(("recall", "Recall", "share", "Another name of the true-positive rate.", SKLEARN, UP)),
     info(("f1", "F1", "share", "Harmonic mean of precision and recall.", SKLEARN, UP)),
@@ -66,8 +73,22 @@ const BINARY: [MeasureInfo; 44] = [
     info(("for", "False-omission rate", "share", "Positive rows among those predicted negative.", AEQUITAS, DOWN)),
     info(("base_rate", "Base rate", "share", "Positive rows among all: the data, not the model.", AEQUITAS, None)),
     info(("mean_score", "Mean score", "share", "Mean probability of the positive class.", FAIRLEARN, None)),
-    info(("auc", "AUC", "share", "Pairs of a positive and a negative row in the right order; a tie counts half.", SKLEARN, UP)),
-    info(("log_loss", "Log loss", "nats", "Mean of −ln of the probability of the true class, clipped to 2⁻⁵².", SKLEARN, DOWN)),
+    info((
+        "auc",
+        "AUC",
+        "share",
+        "Pairs of a positive and a negative row in the right order; a tie counts half.",
+        SKLEARN,
+        UP,
+    )),
+    info((
+        "log_loss",
+        "Log loss",
+        "nats",
+        "Mean of −ln of the probability of the true class, clipped to 2⁻⁵².",
+        SKLEARN,
+        DOWN,
+    )),
     info(("brier", "Brier score", "share", "Mean squared difference of probability and label.", SKLEARN, DOWN)),
     info((
         "ece_width_positive_class",
@@ -86,7 +107,14 @@ const BINARY: [MeasureInfo; 44] = [
         NETCAL,
         DOWN,
     )),
-    info(("mce_positive_class", "Largest calibration error, positive class", "share", "Largest gap of a bin of equal width.", NETCAL, DOWN)),
+    info((
+        "mce_positive_class",
+        "Largest calibration error, positive class",
+        "share",
+        "Largest gap of a bin of equal width.",
+        NETCAL,
+        DOWN,
+    )),
     info((
         "overconfidence_positive_class",
         "Over-confidence, positive class",
@@ -126,7 +154,14 @@ const BINARY: [MeasureInfo; 44] = [
         FAIRLEARN,
         DOWN,
     )),
-    info(("demographic_parity_ratio", "Demographic parity ratio", "ratio", "Smallest over largest selection rate of a group.", FAIRLEARN, UP)),
+    info((
+        "demographic_parity_ratio",
+        "Demographic parity ratio",
+        "ratio",
+        "Smallest over largest selection rate of a group.",
+        FAIRLEARN,
+        UP,
+    )),
     info((
         "equalized_odds_difference",
         "Equalized odds difference",
@@ -167,7 +202,14 @@ const BINARY: [MeasureInfo; 44] = [
         FAIRLEARN,
         DOWN,
     )),
-    info(("equal_opportunity_ratio", "Equal opportunity ratio", "ratio", "Smallest over largest true-positive rate of a group.", FAIRLEARN, UP)),
+    info((
+        "equal_opportunity_ratio",
+        "Equal opportunity ratio",
+        "ratio",
+        "Smallest over largest true-positive rate of a group.",
+        FAIRLEARN,
+        UP,
+    )),
     info((
         "predictive_parity_difference",
         "Predictive parity difference",
@@ -222,8 +264,14 @@ const TOP_ECE_MASS: MeasureInfo = info((
     NETCAL,
     DOWN,
 ));
-const TOP_MCE: MeasureInfo =
-    info(("mce_top_label", "Largest calibration error, top label", "share", "Largest gap of a bin of equal width.", NETCAL, DOWN));
+const TOP_MCE: MeasureInfo = info((
+    "mce_top_label",
+    "Largest calibration error, top label",
+    "share",
+    "Largest gap of a bin of equal width.",
+    NETCAL,
+    DOWN,
+));
 const TOP_OVERCONFIDENCE: MeasureInfo = info((
     "overconfidence_top_label",
     "Over-confidence, top label",
@@ -268,16 +316,65 @@ const MEMBERSHIP_INFO: MeasureInfo = info((
 
 const CLASSES: [MeasureInfo; 19] = [
     BINARY[0],
-    info(("balanced_accuracy", "Balanced accuracy", "share", "Mean recall of the classes that have rows.", SKLEARN, UP)),
-    info(("precision_macro", "Precision, macro", "share", "Mean over all classes; one that is never predicted counts 0.", SKLEARN, UP)),
+    info((
+        "balanced_accuracy",
+        "Balanced accuracy",
+        "share",
+        "Mean recall of the classes that have rows.",
+        SKLEARN,
+        UP,
+    )),
+    info((
+        "precision_macro",
+        "Precision, macro",
+        "share",
+        "Mean over all classes; one that is never predicted counts 0.",
+        SKLEARN,
+        UP,
+    )),
     info(("recall_macro", "Recall, macro", "share", "Mean over all classes; one without rows counts 0.", SKLEARN, UP)),
     info(("f1_macro", "F1, macro", "share", "Mean over all classes; an absent one counts 0.", SKLEARN, UP)),
-    info(("precision_macro_present", "Precision, macro over present classes", "share", "Mean over the classes that rows or predictions show.", SKLEARN, UP)),
-    info(("recall_macro_present", "Recall, macro over present classes", "share", "Mean over the classes that rows or predictions show.", SKLEARN, UP)),
-    info(("f1_macro_present", "F1, macro over present classes", "share", "Mean over the classes that rows or predictions show.", SKLEARN, UP)),
-    info(("auc_macro", "AUC, macro", "share", "Mean of each class against the rest; none where a class has no rows.", SKLEARN, UP)),
+    info((
+        "precision_macro_present",
+        "Precision, macro over present classes",
+        "share",
+        "Mean over the classes that rows or predictions show.",
+        SKLEARN,
+        UP,
+    )),
+    info((
+        "recall_macro_present",
+        "Recall, macro over present classes",
+        "share",
+        "Mean over the classes that rows or predictions show.",
+        SKLEARN,
+        UP,
+    )),
+    info((
+        "f1_macro_present",
+        "F1, macro over present classes",
+        "share",
+        "Mean over the classes that rows or predictions show.",
+        SKLEARN,
+        UP,
+    )),
+    info((
+        "auc_macro",
+        "AUC, macro",
+        "share",
+        "Mean of each class against the rest; none where a class has no rows.",
+        SKLEARN,
+        UP,
+    )),
     BINARY[16],
-    info(("brier_sum", "Brier score, summed over classes", "share", "Mean over rows of the squared differences summed over classes.", SKLEARN, DOWN)),
+    info((
+        "brier_sum",
+        "Brier score, summed over classes",
+        "share",
+        "Mean over rows of the squared differences summed over classes.",
+        SKLEARN,
+        DOWN,
+    )),
     TOP_ECE_WIDTH,
     TOP_ECE_MASS,
     TOP_MCE,
@@ -297,14 +394,49 @@ const RATIOS: [MeasureInfo; 1] = [MEMBERSHIP_INFO];
 
 /// Measures of attacks, after `mia_ATTACK`.
 const ATTACKS: [MeasureInfo; 5] = [
-    info(("auc", "AUC of the attack", "share", "How often a member has the higher score than a non-member; 0.5 is chance. Gaps between groups are \
-        above 0 by chance: read them beside their null (Kulynych et al. 2022).", "Carlini et al. 2022", DOWN)),
-    info(("balanced_accuracy", "Balanced accuracy of the attack", "share", "At its best threshold, which makes it too high on few rows.", "Carlini et al. 2022", DOWN)),
-    info(("tpr_at_fpr", "Members found at a false-positive rate", "share", "At the largest threshold set whose share of false alarms is at most this, of \
-        the group itself or (global) of all rows.", "Carlini et al. 2022", DOWN)),
-    info(("fpr_at_fpr", "False alarms in the group at the threshold of all rows", "share", "Where it is above the rate asked for, the group is accused \
-        more often than others.", "Carlini et al. 2022", None)),
-    info(("control_shuffled_auc", "AUC against shuffled membership", "share", "A control: it must lie in the interval that chance gives.", "paper checklist", None)),
+    info((
+        "auc",
+        "AUC of the attack",
+        "share",
+        "How often a member has the higher score than a non-member; 0.5 is chance. Gaps between groups are \
+        above 0 by chance: read them beside their null (Kulynych et al. 2022).",
+        "Carlini et al. 2022",
+        DOWN,
+    )),
+    info((
+        "balanced_accuracy",
+        "Balanced accuracy of the attack",
+        "share",
+        "At its best threshold, which makes it too high on few rows.",
+        "Carlini et al. 2022",
+        DOWN,
+    )),
+    info((
+        "tpr_at_fpr",
+        "Members found at a false-positive rate",
+        "share",
+        "At the largest threshold set whose share of false alarms is at most this, of \
+        the group itself or (global) of all rows.",
+        "Carlini et al. 2022",
+        DOWN,
+    )),
+    info((
+        "fpr_at_fpr",
+        "False alarms in the group at the threshold of all rows",
+        "share",
+        "Where it is above the rate asked for, the group is accused \
+        more often than others.",
+        "Carlini et al. 2022",
+        None,
+    )),
+    info((
+        "control_shuffled_auc",
+        "AUC against shuffled membership",
+        "share",
+        "A control: it must lie in the interval that chance gives.",
+        "paper checklist",
+        None,
+    )),
 ];
 
 /// Measures of a kind of task. Tables of ratios bring names of their own.

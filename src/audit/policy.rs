@@ -113,7 +113,8 @@ pub struct Verdict {
 pub fn evaluate(policy: &Policy, report: &Report, model: usize) -> Verdict {
     let mut reasons = Vec::new();
     for rule in &policy.rules {
-        let figures: Vec<&Figure> = report.figures.iter().filter(|figure| applies(rule, figure, report, model)).collect();
+        let figures: Vec<&Figure> =
+            report.figures.iter().filter(|figure| applies(rule, figure, report, model)).collect();
         if figures.is_empty() {
             reasons.push(format!("{}: the report has no such figure", subject(rule, None)));
         }

@@ -135,7 +135,8 @@ fn table(report: &AuditReport) -> anyhow::Result<()> {
 fn written(figure: &AuditFigure) -> String {
     let Some(value) = figure.value else { return format!("no value: {}", figure.reason) };
     let interval = figure.interval.as_ref().map(|i| format!(" [{:.2}, {:.2}]", i.low, i.high)).unwrap_or_default();
-    let test = figure.test.as_ref().map(|test| format!(" p {:.2}", test.adjusted.unwrap_or(test.p))).unwrap_or_default();
+    let test =
+        figure.test.as_ref().map(|test| format!(" p {:.2}", test.adjusted.unwrap_or(test.p))).unwrap_or_default();
     let few = if figure.status() == FigureStatus::LowSupport { " few rows" } else { "" };
     format!("{value:.2}{interval}{test}{few}")
 }

@@ -57,7 +57,8 @@ pub fn gate(
     if let Some(most) = stored.max_age
         && age > most
     {
-        let text = format!("report {} is {} seconds old, at most {} are allowed", row.id, age.as_secs(), most.as_secs());
+        let text =
+            format!("report {} is {} seconds old, at most {} are allowed", row.id, age.as_secs(), most.as_secs());
         return failed(Some(&row.id), vec![text]);
     }
     let corrupt = |_| StoreError::Corrupt(format!("report {}", row.id));

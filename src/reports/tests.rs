@@ -220,9 +220,8 @@ fn a_gate_opens_on_evidence_only() {
     // The newest counts: it has lost the figure.
     house.reports.put(&name("a"), None, &report(2, None, Status::Undefined), None).unwrap();
     assert!(reason(checked(&house, policy(0.31, None, None), "g1")).contains("undefined"));
-    let nothing = house.reports.store.read(|catalog| {
-        gate(catalog, house.reports.store.blobs(), "nobody", ("poet", "g1"))
-    });
+    let nothing =
+        house.reports.store.read(|catalog| gate(catalog, house.reports.store.blobs(), "nobody", ("poet", "g1")));
     assert!(matches!(nothing, Err(GateError::PolicyNotFound(_))));
 }
 

@@ -35,13 +35,7 @@ pub(super) fn wanted(v: &mut Violations, wire: pb::CreateAuditRequest, context: 
     v.require("models", sound, "must be 1 to 64 together with those of sweeps");
     let names: BTreeSet<&str> = models.iter().map(|model| model.name.as_str()).collect();
     v.require("models", names.len() == models.len(), "must have different names");
-    Some(AuditWanted {
-        name: own?,
-        dataset: wire.dataset,
-        models,
-        settings: settings?,
-        keep_models: wire.keep_models,
-    })
+    Some(AuditWanted { name: own?, dataset: wire.dataset, models, settings: settings?, keep_models: wire.keep_models })
 }
 
 fn dataset(v: &mut Violations, field: &str, name: &str) {
@@ -111,7 +105,9 @@ fn sweep(v: &mut Violations, field: &str, wire: pb::AuditSweep, context: usize) 
         axis("alpha", &wire.alpha_policies, policy, |policy, settings| {
             lora(settings, |lora| lora.scaling = Some(pb::lora_method::Scaling::AlphaPolicy(*policy)));
         }),
-        axis("layers", &wire.layers, layers, |set, settings| lora(settings, |lora| lora.layers.clone_from(&set.layers))),
+        axis("layers", &wire.layers, layers, |set, settings| {
+            lora(settings, |lora| lora.layers.clone_from(&set.layers))
+        }),
         axis("steps", &wire.steps, u64::to_string, |steps, settings| {
             settings.length = Some(training_settings::Length::Steps(*steps));
         }),
@@ -156,7 +152,10 @@ fn axis<'a, T>(
     change: impl Fn(&T, &mut pb::TrainingSettings) + Copy + 'a,
 ) -> Vec<Step<'a>> {
     let step = |value: &'a T| -> Step<'a> {
-        (format!("{name}={}", text(value)), Box::new(move |settings: &mut pb::TrainingSettings| change(value, settings)))
+        (
+            format!("{name}={}", text(value)),
+            Box::new(move |settings: &mut pb::TrainingSettings| change(value, settings)),
+        )
     };
     values.iter().map(step).collect()
 }
@@ -185,10 +184,7 @@ mod tests {
     use crate::train::{Length, Method, Settings};
 
     fn request() -> pb::CreateAuditRequest {
-        let base = pb::AuditModel {
-            source: Some(audit_model::Source::Base(pb::BaseSource {})),
-            ..Default::default()
-        };
+        let base = pb::AuditModel { source: Some(audit_model::Source::Base(pb::BaseSource {})), ..Default::default() };
         let task = pb::AuditTask { kind: Some(pb::audit_task::Kind::Head(pb::HeadTask {})) };
         pb::CreateAuditRequest {
             name: "a".into(),
@@ -243,7 +239,8 @@ mod tests {
         ];
         let mut v = Violations::default();
         assert!(wanted(&mut v, wire, 64).is_none());
-        let fields = ["name", "models[1].scale", "models[1].source", "sweeps[0]", "sweeps[1].base.settings.learning_rate"];
+        let fields =
+            ["name", "models[1].scale", "models[1].source", "sweeps[0]", "sweeps[1].base.settings.learning_rate"];
         assert_eq!(v.fields(), fields);
     }
 }

@@ -21,8 +21,8 @@ use super::violations::Violations;
 use crate::audit::report::Report;
 use crate::audit::settings::Settings;
 use crate::audit::uploaded::{
-    self, Labels, Scores, Uploaded, UploadedAttribute, UploadedError, UploadedGroups, UploadedMembership, UploadedModel,
-    UploadedSignals,
+    self, Labels, Scores, Uploaded, UploadedAttribute, UploadedError, UploadedGroups, UploadedMembership,
+    UploadedModel, UploadedSignals,
 };
 use crate::store::{Name, RequestKey};
 
@@ -58,14 +58,12 @@ struct Receiver {
 /// # Errors
 /// INVALID_FIELD for the header, SCORES_INVALID for rows that do not fit it, TOO_MANY_ROWS; DEADLINE_EXCEEDED when no
 /// message comes for long.
-pub(super) async fn receive(
-    mut stream: Streaming<pb::AuditScoresRequest>,
-    max_rows: u64,
-) -> Result<Received, Status> {
+pub(super) async fn receive(mut stream: Streaming<pb::AuditScoresRequest>, max_rows: u64) -> Result<Received, Status> {
     let mut hash = Sha256::new();
     let mut begun: Option<(pb::ScoresHeader, Settings, Option<Name>, Receiver)> = None;
     loop {
-        let message = tokio::time::timeout(SILENCE, stream.message()).await.map_err(|_| status::deadline_exceeded())??;
+        let message =
+            tokio::time::timeout(SILENCE, stream.message()).await.map_err(|_| status::deadline_exceeded())??;
         let Some(message) = message else { break };
         match (message.part, &mut begun) {
             (Some(Part::Header(mut header)), None) => {
@@ -243,7 +241,8 @@ impl Receiver {
         if let Labels::One(labels) = &mut self.uploaded.labels {
             *labels = self.label_numbers.iter().map(|label| self.uploaded.classes[*label as usize].clone()).collect();
         }
-        let asked = self.signals.iter().any(|signals| !signals.members.is_empty() || !signals.shadow_signals.is_empty());
+        let asked =
+            self.signals.iter().any(|signals| !signals.members.is_empty() || !signals.shadow_signals.is_empty());
         if asked {
             for (i, signals) in self.signals.iter_mut().enumerate() {
                 if signals.signals.is_empty() {
@@ -333,9 +332,8 @@ impl Audits {
     /// Audits what was received, and keeps the report where it has a name.
     pub(super) async fn assess(&self, context: &Context, received: Received) -> Result<(String, Report), Status> {
         let Received { name, request, settings, uploaded } = received;
-        let audited = blocking(context, move || {
-            uploaded::audit(&settings, &uploaded, env!("CARGO_PKG_VERSION"), &|| false)
-        });
+        let audited =
+            blocking(context, move || uploaded::audit(&settings, &uploaded, env!("CARGO_PKG_VERSION"), &|| false));
         let report = audited.await?.map_err(|error| refused(&error))?;
         let Some(name) = name else {
             let bytes = report.canonical().map_err(|error| status::internal(&error, &context.request_id))?;

@@ -182,13 +182,11 @@ pub(super) fn task_out(task: Task) -> Option<pb::AuditTask> {
             biased_column: biased,
         }),
         Task::Perplexity => audit_task::Kind::Perplexity(pb::PerplexityTask {}),
-        Task::Generation { classifier, max_new_tokens, expected } => {
-            audit_task::Kind::Generation(pb::GenerationTask {
-                classifier: Some(classifier_out(classifier)),
-                max_new_tokens: Some(count(max_new_tokens)),
-                expected_column: expected.unwrap_or_default(),
-            })
-        }
+        Task::Generation { classifier, max_new_tokens, expected } => audit_task::Kind::Generation(pb::GenerationTask {
+            classifier: Some(classifier_out(classifier)),
+            max_new_tokens: Some(count(max_new_tokens)),
+            expected_column: expected.unwrap_or_default(),
+        }),
     };
     Some(pb::AuditTask { kind: Some(kind) })
 }

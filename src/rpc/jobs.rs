@@ -23,7 +23,8 @@ use super::status::{self, Reason};
 use super::training::{progress_out, settings_out};
 use super::violations::Violations;
 use crate::jobs::{
-    AuditModel, AuditProgress, AuditTask, Event, Job, JobId, JobKind, Jobs, JobsError, Made, ModelSource, State, Task, Tuning,
+    AuditModel, AuditProgress, AuditTask, Event, Job, JobId, JobKind, Jobs, JobsError, Made, ModelSource, State, Task,
+    Tuning,
 };
 
 /// Events read from the disk at a time.

@@ -190,7 +190,8 @@ pub(super) fn violations(violations: &Violations) -> Status {
 pub(super) fn faults(reason: Reason, list: Vec<(String, String)>) -> Status {
     let message = list.first().map_or_else(String::new, |(field, fault)| format!("{field}: {fault}"));
     let mut details = info(reason);
-    details.set_bad_request(list.into_iter().map(|(field, fault)| FieldViolation::new(field, fault)).collect::<Vec<_>>());
+    details
+        .set_bad_request(list.into_iter().map(|(field, fault)| FieldViolation::new(field, fault)).collect::<Vec<_>>());
     with(reason, message, details)
 }
 

@@ -4,13 +4,15 @@
 //! `proto/evenkeel/v1/training.proto`. Settings that went out as resolved come in again as the same.
 
 use super::info::count;
-use super::pb::{self, lora_method::Scaling, training_settings as wire};
 use super::names::{all_differ, split_out, splits};
+use super::pb::{self, lora_method::Scaling, training_settings as wire};
 use super::violations::Violations;
 use crate::dataset::Split;
 use crate::jobs::Advance;
 use crate::registry::Lineage;
-use crate::train::{Average, Evaluation, Figure, Length, LoraSettings, Method, Schedule, Settings, Subset, Targets, Task};
+use crate::train::{
+    Average, Evaluation, Figure, Length, LoraSettings, Method, Schedule, Settings, Subset, Targets, Task,
+};
 
 /// Largest number of steps of any kind.
 const MAX_STEPS: u64 = 10_000_000;

@@ -171,7 +171,8 @@ impl<'a> Catalog<'a> {
 
     /// Returns at most `limit` aliases whose name follows `after`, by name.
     pub fn aliases(&self, after: &str, limit: usize) -> Result<Vec<AliasRow>, StoreError> {
-        let sql = "SELECT name, adapter, generation, updated, policy FROM aliases WHERE name > ?1 ORDER BY name LIMIT ?2";
+        let sql =
+            "SELECT name, adapter, generation, updated, policy FROM aliases WHERE name > ?1 ORDER BY name LIMIT ?2";
         let rows =
             self.rows.prepare_cached(sql)?.query_map(params![after, cut(limit)], alias)?.collect::<Result<_, _>>();
         Ok(rows?)

@@ -44,8 +44,7 @@ impl Catalog<'_> {
 
     /// Returns the newest report of this id or name.
     pub fn report(&self, id_or_name: &str) -> Result<Option<ReportRow>, StoreError> {
-        let sql =
-            format!("SELECT {REPORT} FROM audit_reports WHERE id = ?1 OR name = ?1 ORDER BY place DESC LIMIT 1");
+        let sql = format!("SELECT {REPORT} FROM audit_reports WHERE id = ?1 OR name = ?1 ORDER BY place DESC LIMIT 1");
         Ok(self.rows().prepare_cached(&sql)?.query_row([id_or_name], report).optional()?)
     }
 

@@ -125,7 +125,10 @@ fn calibration(audits: u64) {
             }
         }
         let shares = counts.map(|count| 100.0 * count as f64 / audits as f64);
-        println!("{groups} groups, {rows} rows: accuracy {:.1} %, tpr {:.1} %, auc {:.1} %", shares[0], shares[1], shares[2]);
+        println!(
+            "{groups} groups, {rows} rows: accuracy {:.1} %, tpr {:.1} %, auc {:.1} %",
+            shares[0], shares[1], shares[2]
+        );
     }
     println!("intervals of 95 % that hold the difference of a group from the rest, {audits} audits, 999 resamples");
     for (interval, name) in [(BootstrapInterval::Percentile, "percentile"), (BootstrapInterval::Bca, "bca")] {
@@ -135,7 +138,8 @@ fn calibration(audits: u64) {
             for seed in 0..audits {
                 let report = run(&named(999, 0, seed, interval), &upload(rows, 1, &right, 50_000 + seed));
                 let interval = find(&report, "accuracy", &scope).interval.as_ref();
-                held += u64::from(interval.is_some_and(|i| i.low <= right[0] - right[1] && right[0] - right[1] <= i.high));
+                held +=
+                    u64::from(interval.is_some_and(|i| i.low <= right[0] - right[1] && right[0] - right[1] <= i.high));
             }
             println!("{name}, {rows} rows: {:.1} %", 100.0 * held as f64 / audits as f64);
         }

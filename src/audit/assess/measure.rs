@@ -140,7 +140,9 @@ fn measure(name: &str, kind: Kind) -> Measure {
     };
     let ratio = match kind {
         Kind::Overconfidence(_) => false,
-        Kind::Ratio(formula, _) => matches!(formula, Formula::Ratio(_) | Formula::Exponential(_) | Formula::Idealised(..)),
+        Kind::Ratio(formula, _) => {
+            matches!(formula, Formula::Ratio(_) | Formula::Exponential(_) | Formula::Idealised(..))
+        }
         Kind::Rate(_)
         | Kind::MeanScore
         | Kind::LogLoss
@@ -179,7 +181,10 @@ pub(super) fn binary() -> Vec<Measure> {
 
 /// Of one class against the rest, where calibration is that of all classes at once.
 pub(super) fn one_against_rest() -> Vec<Measure> {
-    binary().into_iter().filter(|m| !matches!(m.kind, Kind::Ece(_, Form::Top) | Kind::Mce(_) | Kind::Overconfidence(_))).collect()
+    binary()
+        .into_iter()
+        .filter(|m| !matches!(m.kind, Kind::Ece(_, Form::Top) | Kind::Mce(_) | Kind::Overconfidence(_)))
+        .collect()
 }
 
 /// All of a question with several classes.
@@ -245,7 +250,9 @@ impl Named {
     /// The rates that it compares.
     pub(super) fn rates(self) -> &'static [Rate] {
         match self {
-            Self::DemographicParityDifference | Self::DemographicParityRatio | Self::ImpactRatio => &[Rate::SelectionRate],
+            Self::DemographicParityDifference | Self::DemographicParityRatio | Self::ImpactRatio => {
+                &[Rate::SelectionRate]
+            }
             Self::EqualizedOddsDifference
             | Self::EqualizedOddsRatio
             | Self::EqualizedOddsDifferenceMean

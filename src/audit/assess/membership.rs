@@ -21,7 +21,7 @@ use super::part::Part;
 use super::read::Support;
 use super::view::{BinaryRows, View};
 use super::warnings::warning;
-use super::{Assessment, AssessError, Over, overall};
+use super::{AssessError, Assessment, Over, overall};
 use crate::audit::report::{Interval, Roc as Curve, Scope, Test};
 use crate::audit::settings::{Attack, Membership, Task};
 use crate::audit::statistics::distributions::normal_quantile;
@@ -306,7 +306,8 @@ fn of_scopes(part: &Part<'_>, attacked: &Attacked, name: &str, rates: &[f64]) ->
         let others = members.len() as u64 - count;
         let support = |n: u64| Support { n, weight: n as f64, squares: n as f64 };
         let roc = Roc::new(&scores, &members, None);
-        let mut add = |measure: String, what: What| findings.push(Finding { at, measure: format!("{name}_{measure}"), what });
+        let mut add =
+            |measure: String, what: What| findings.push(Finding { at, measure: format!("{name}_{measure}"), what });
         let figure = |found: Found| What::Figure(Box::new(Found { suppressed, ..found }));
         let balanced = roc.as_ref().map(Roc::balanced_accuracy).map_err(|why| *why);
         add("balanced_accuracy".to_owned(), figure(Found::new(balanced, support(count.min(others)))));
@@ -388,7 +389,11 @@ fn controls(assessment: &mut Assessment<'_>, table: &MembershipTable, attacks: &
             let (low, high) = ((0.5 - reach).max(0.0), (0.5 + reach).min(1.0));
             found.interval = Some(Interval { method: "null".to_owned(), level: CONTROL_LEVEL, low, high });
             if !(low..=high).contains(&roc.auc()) {
-                failed.push(format!("{name} tells shuffled members of model {} (AUC {:.3})", attacked.model, roc.auc()));
+                failed.push(format!(
+                    "{name} tells shuffled members of model {} (AUC {:.3})",
+                    attacked.model,
+                    roc.auc()
+                ));
             }
             let measure = format!("{name}_control_shuffled_auc");
             assessment.figures.add(&overall(attacked.model, &measure), found);

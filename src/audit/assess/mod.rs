@@ -98,7 +98,12 @@ pub enum AssessError {
 ///
 /// # Errors
 /// [`AssessError`].
-pub fn assess(settings: &Settings, table: &Table, provenance: Provenance, stop: Stop<'_>) -> Result<Report, AssessError> {
+pub fn assess(
+    settings: &Settings,
+    table: &Table,
+    provenance: Provenance,
+    stop: Stop<'_>,
+) -> Result<Report, AssessError> {
     if table.rows == 0 || table.rows > MAX_ROWS {
         return Err(AssessError::Rows { rows: table.rows });
     }
@@ -283,7 +288,8 @@ impl Assessment<'_> {
             let weights = self.weights_of(&all);
             let views = questions.views(question, &all, weights.as_deref(), &asked);
             let models = questions.models();
-            let over = Over { rows: &all, control: None, views: &views, models, named, class, strata: strata.as_deref() };
+            let over =
+                Over { rows: &all, control: None, views: &views, models, named, class, strata: strata.as_deref() };
             self.attributes(&over, |figures, reliability, part, stop| {
                 comparison::common_odds(part, figures);
                 if question == Question::Task {
@@ -373,7 +379,8 @@ impl Assessment<'_> {
                     value: group.value.clone(),
                     rows: group.rows.len() as u64,
                     weight: group.rows.iter().map(|row| weight(*row)).sum(),
-                    clusters: clusters.map_or(group.rows.len() as u64, |c| c.iter().max().map_or(0, |c| u64::from(*c) + 1)),
+                    clusters: clusters
+                        .map_or(group.rows.len() as u64, |c| c.iter().max().map_or(0, |c| u64::from(*c) + 1)),
                     suppressed,
                 });
             }

@@ -75,7 +75,9 @@ impl<'a> Part<'a> {
                     add(At::Overall);
                 }
                 for group in groups.clone() {
-                    [At::Group(group), At::Complement(group), At::MemberMinusRest(group)].into_iter().for_each(&mut add);
+                    [At::Group(group), At::Complement(group), At::MemberMinusRest(group)]
+                        .into_iter()
+                        .for_each(&mut add);
                 }
                 if compared {
                     [At::Minimum, At::Maximum, At::Difference, At::DifferenceToOverall].into_iter().for_each(&mut add);
@@ -115,13 +117,7 @@ impl<'a> Part<'a> {
     }
 
     pub(super) fn scene<'s>(&'s self, visible: &'s [bool]) -> Scene<'s> {
-        Scene {
-            views: self.views,
-            layout: self.layout,
-            weights: self.weights,
-            visible,
-            convention: self.convention,
-        }
+        Scene { views: self.views, layout: self.layout, weights: self.weights, visible, convention: self.convention }
     }
 
     fn is_suppressed(&self, at: At) -> bool {
@@ -323,7 +319,8 @@ impl<'a> Part<'a> {
                 What::Named(named) => named.same_as(),
                 What::Measure(_) => None,
             };
-            let shared = gaps.iter().find(|(view, kind, _)| *view == spec.view && same == Some(*kind) && spec.versus.is_none());
+            let shared =
+                gaps.iter().find(|(view, kind, _)| *view == spec.view && same == Some(*kind) && spec.versus.is_none());
             if let Some((_, _, test)) = shared {
                 figures.add_with_test(&place, found, *test);
                 continue;

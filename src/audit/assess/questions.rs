@@ -122,7 +122,8 @@ impl<'a> Questions<'a> {
             .map(|model| self.view((question, model), self.probabilities(model), asked.clone(), rows, weights))
             .collect();
         let after = measure::after_temperature(&asked);
-        let scaled: Vec<&[f64]> = self.temperatures.iter().filter_map(|fit| fit.as_ref().ok()).map(|f| &f.0[..]).collect();
+        let scaled: Vec<&[f64]> =
+            self.temperatures.iter().filter_map(|fit| fit.as_ref().ok()).map(|f| &f.0[..]).collect();
         if question == Question::Task && !after.is_empty() && scaled.len() == self.models() {
             views.extend(models.map(|model| self.view((question, model), scaled[model], after.clone(), rows, weights)));
         }

@@ -213,7 +213,10 @@ impl View {
     ) -> Self {
         let key = |row: &u32| {
             let bits = columns.iter().enumerate().filter(|(_, column)| column.counts[*row as usize] > 0.0);
-            Key { counted: bits.fold(0, |bits, (i, _)| bits | 1_u64.checked_shl(i as u32).unwrap_or(0)), ..Key::default() }
+            Key {
+                counted: bits.fold(0, |bits, (i, _)| bits | 1_u64.checked_shl(i as u32).unwrap_or(0)),
+                ..Key::default()
+            }
         };
         let (keys, cells) = dictionary(rows.iter().map(key).collect());
         let width = 1 + 2 * columns.len();

@@ -59,7 +59,12 @@ pub(super) fn of_data(settings: &Settings, table: &Table, groups: &[Group]) -> V
 }
 
 /// Of what is known beside the table, where nobody said so yet.
-pub(super) fn of_provenance(data: &Data, models: &[Model], preferences: &[Preference], said: &[Warning]) -> Vec<Warning> {
+pub(super) fn of_provenance(
+    data: &Data,
+    models: &[Model],
+    preferences: &[Preference],
+    said: &[Warning],
+) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut add = |kind: &str, message: String| {
         if !said.iter().any(|warning| warning.kind == kind) {

@@ -39,7 +39,11 @@ struct Planned {
 }
 
 impl Bbq {
-    pub(super) fn plan(rows: &Rows<'_>, columns: BbqColumns<'_>, planner: &mut Planner<'_>) -> Result<Self, AuditError> {
+    pub(super) fn plan(
+        rows: &Rows<'_>,
+        columns: BbqColumns<'_>,
+        planner: &mut Planner<'_>,
+    ) -> Result<Self, AuditError> {
         let BbqColumns { answers, condition, unknown, biased } = columns;
         if answers.len() != 3 {
             return Err(setting("task.bbq.answers", format!("names {} columns, three are needed", answers.len())));
@@ -73,7 +77,8 @@ impl Bbq {
                 return Err(rows.columns.fault(i, biased, "the answer of the stereotype is the unknown one"));
             }
             let question = Question::of(&row.content);
-            let texts: Vec<String> = rows.texts(i, &places)?.iter().map(|text| format!("{}{text}", question.gap())).collect();
+            let texts: Vec<String> =
+                rows.texts(i, &places)?.iter().map(|text| format!("{}{text}", question.gap())).collect();
             let unit = planner.answers(i, &question, &texts, answers)?;
             planned.push(Planned { unit, ambiguous, label: *label as usize, unknown, biased: stereotype });
         }
@@ -106,7 +111,8 @@ impl Bbq {
 
 impl Reading for Bbq {
     fn outcomes(&self, models: &[&Results], _: &Settings) -> Result<Predicted, AuditError> {
-        let measure = |name: &str, formula: Formula, is_rate: bool| RatioMeasure { name: name.into(), formula, is_rate };
+        let measure =
+            |name: &str, formula: Formula, is_rate: bool| RatioMeasure { name: name.into(), formula, is_rate };
         let measures = vec![
             measure("accuracy_ambiguous", Formula::Ratio(0), true),
             measure("accuracy_disambiguated", Formula::Ratio(1), true),

@@ -25,7 +25,9 @@ pub(super) fn digest(uploaded: &Uploaded) -> String {
     match &uploaded.labels {
         Labels::None => {}
         Labels::One(labels) => part("labels", &mut labels.iter().map(text)),
-        Labels::Several(labels) => labels.iter().for_each(|labels| part("labels of a row", &mut labels.iter().map(text))),
+        Labels::Several(labels) => {
+            labels.iter().for_each(|labels| part("labels of a row", &mut labels.iter().map(text)))
+        }
     }
     for model in &uploaded.models {
         let values = match &model.scores {

@@ -14,7 +14,12 @@ const JOINT: &str = " × ";
 const MISSING: &str = "(missing)";
 
 /// Groups of each attribute; faults name `field`.
-pub(super) fn groups(faults: &mut Faults, field: &str, uploaded: &[UploadedAttribute], rows: usize) -> Vec<AttributeRows> {
+pub(super) fn groups(
+    faults: &mut Faults,
+    field: &str,
+    uploaded: &[UploadedAttribute],
+    rows: usize,
+) -> Vec<AttributeRows> {
     let mut all = Vec::with_capacity(uploaded.len());
     for (number, attribute) in uploaded.iter().enumerate() {
         let field = format!("{field}[{number}]");
@@ -26,7 +31,8 @@ pub(super) fn groups(faults: &mut Faults, field: &str, uploaded: &[UploadedAttri
                     // Missing last.
                     by_value.entry((value.is_none(), value.as_ref())).or_default().push(row as u32);
                 }
-                let group = |((_, value), rows): ((bool, Option<&String>), Vec<u32>)| GroupRows { value: value.cloned(), rows };
+                let group =
+                    |((_, value), rows): ((bool, Option<&String>), Vec<u32>)| GroupRows { value: value.cloned(), rows };
                 by_value.into_iter().map(group).collect()
             }
             UploadedGroups::Flags(names_of, flags) => {

@@ -184,7 +184,11 @@ impl Faults {
                 Some(p) if p.is_finite() => self.add(field, Some(row), format!("{p} is not a probability from 0 to 1")),
                 Some(p) => self.add(field, Some(row), format!("{p} is not a finite number")),
                 None if sum_to_one && (sum - 1.0).abs() > SUM_TOLERANCE => {
-                    self.add(field, Some(row), format!("the probabilities sum to {sum}, expected 1 within {SUM_TOLERANCE}"));
+                    self.add(
+                        field,
+                        Some(row),
+                        format!("the probabilities sum to {sum}, expected 1 within {SUM_TOLERANCE}"),
+                    );
                 }
                 None => {}
             }
@@ -272,8 +276,16 @@ pub fn check(settings: &Settings, uploaded: &Uploaded, software: &str) -> Result
         groups: Vec::new(),
         warnings: Vec::new(),
     };
-    let table =
-        Table { rows, weights: uploaded.weights.clone(), clusters, attributes, controls, outcomes, membership, preferences: Vec::new() };
+    let table = Table {
+        rows,
+        weights: uploaded.weights.clone(),
+        clusters,
+        attributes,
+        controls,
+        outcomes,
+        membership,
+        preferences: Vec::new(),
+    };
     Ok((table, provenance))
 }
 
@@ -300,7 +312,11 @@ fn outcomes(faults: &mut Faults, settings: &Settings, uploaded: &Uploaded, rows:
     match &uploaded.labels {
         Labels::None => {
             for (i, model) in uploaded.models.iter().enumerate().filter(|(_, model)| model.scores != Scores::None) {
-                faults.add(&format!("models[{i}].scores"), None, format!("`{}` has scores but there are no labels", model.name));
+                faults.add(
+                    &format!("models[{i}].scores"),
+                    None,
+                    format!("`{}` has scores but there are no labels", model.name),
+                );
             }
             Outcomes::Ratios { measures: Vec::new(), models: vec![Vec::new(); uploaded.models.len()] }
         }
@@ -319,7 +335,8 @@ fn outcomes(faults: &mut Faults, settings: &Settings, uploaded: &Uploaded, rows:
             };
             let labels = labels.iter().enumerate().map(|(row, label)| class(faults, row, label)).collect();
             let models = uploaded.models.iter().enumerate();
-            let models = models.map(|(i, model)| scores(faults, (i, model), (rows, names.len()), Some(positive))).collect();
+            let models =
+                models.map(|(i, model)| scores(faults, (i, model), (rows, names.len()), Some(positive))).collect();
             Outcomes::Classes { names, positive, labels, models }
         }
         Labels::Several(several) => {

@@ -46,7 +46,10 @@ fn upload() -> Uploaded {
     Uploaded {
         classes: text(&["0", "1"]),
         labels: Labels::One(text(&["1", "0", "1", "0", "1", "0"])),
-        models: vec![UploadedModel { name: "m".to_owned(), scores: Scores::Positive(vec![0.9, 0.2, 0.4, 0.6, 0.7, 0.1]) }],
+        models: vec![UploadedModel {
+            name: "m".to_owned(),
+            scores: Scores::Positive(vec![0.9, 0.2, 0.4, 0.6, 0.7, 0.1]),
+        }],
         attributes: vec![UploadedAttribute { name: "g".to_owned(), groups: UploadedGroups::Values(values) }],
         ..Uploaded::default()
     }
@@ -90,7 +93,8 @@ fn probabilities_sum_to_one_unless_labels_are_several() {
     let mut uploaded = upload();
     uploaded.models[0].scores = Scores::Classes([[0.4, 0.6]; 5].concat().into_iter().chain([0.4, 0.7]).collect());
     assert!(faults(&uploaded).iter().any(|fault| fault.contains("models[0].scores[5]: the probabilities sum to 1.1")));
-    uploaded.labels = Labels::Several(vec![text(&["0", "1"]), Vec::new(), text(&["1"]), Vec::new(), Vec::new(), Vec::new()]);
+    uploaded.labels =
+        Labels::Several(vec![text(&["0", "1"]), Vec::new(), text(&["1"]), Vec::new(), Vec::new(), Vec::new()]);
     uploaded.multi_label = true;
     assert_eq!(faults(&uploaded), Vec::<String>::new());
     uploaded.models[0].scores = Scores::Positive(vec![0.5; 6]);
@@ -144,7 +148,8 @@ fn the_name_is_the_content() {
 
 impl Uploaded {
     fn with_three(mut self) -> Self {
-        self.models.push(UploadedModel { name: "m".to_owned(), scores: Scores::Classes([[0.2, 0.3, 0.5]; 6].concat()) });
+        self.models
+            .push(UploadedModel { name: "m".to_owned(), scores: Scores::Classes([[0.2, 0.3, 0.5]; 6].concat()) });
         self
     }
 }

@@ -371,7 +371,8 @@ impl<'a> Backward<'a> {
             softmax_backward(shares_of, &copy, heads.scale(), for_shares);
         }
         let keys = self.key_rows[first * padded..].as_ptr();
-        let by_row = |x: *const f32| Floats { x, row: width, input: 1, weights: keys, tile: LANES, step: padded, inputs: seen };
+        let by_row =
+            |x: *const f32| Floats { x, row: width, input: 1, weights: keys, tile: LANES, step: padded, inputs: seen };
         run(by_row(scores.as_ptr()), count, padded, for_q, false);
         let by_key = |x: *const f32, weights: *const f32| Floats {
             x,

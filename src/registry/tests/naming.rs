@@ -117,8 +117,9 @@ fn one_of_many_racing_alias_changes_wins() {
 fn aliases_and_adapters_share_one_name_space() {
     let house = Plan::default().start();
     let record = house.publish("poet", 1, "one");
-    let set =
-        |alias: &str, target: &str| house.registry.set_alias(&name(alias), &reference(target), Expected::Any, Demand::AsItWas, None);
+    let set = |alias: &str, target: &str| {
+        house.registry.set_alias(&name(alias), &reference(target), Expected::Any, Demand::AsItWas, None)
+    };
     assert!(matches!(set("poet", "poet"), Err(RegistryError::NameTaken(_, "an adapter"))));
     assert!(matches!(set("live", "nobody"), Err(RegistryError::AdapterNotFound(_))));
     set("live", "poet").unwrap();
@@ -188,7 +189,10 @@ fn pages_are_in_order_and_complete() {
     let house = Plan::default().start();
     for text in ["c", "a", "b-1", "b", "b.1"] {
         house.publish(text, 1, text);
-        house.registry.set_alias(&name(&format!("x{text}")), &reference(text), Expected::Any, Demand::AsItWas, None).unwrap();
+        house
+            .registry
+            .set_alias(&name(&format!("x{text}")), &reference(text), Expected::Any, Demand::AsItWas, None)
+            .unwrap();
     }
     let mut names = vec![];
     while let Some(next) = house.registry.list(names.last().map(String::as_str), 2).unwrap().first().cloned() {

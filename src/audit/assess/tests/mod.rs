@@ -76,7 +76,9 @@ pub(super) fn attribute(name: &str, values: &[Option<&str>]) -> AttributeRows {
     let mut names: Vec<Option<&str>> = values.to_vec();
     names.sort_by_key(|name| (name.is_none(), *name));
     names.dedup();
-    let rows = |name: &Option<&str>| values.iter().enumerate().filter(|(_, v)| *v == name).map(|(row, _)| row as u32).collect();
+    let rows = |name: &Option<&str>| {
+        values.iter().enumerate().filter(|(_, v)| *v == name).map(|(row, _)| row as u32).collect()
+    };
     let group = |name: &Option<&str>| GroupRows { value: name.map(str::to_owned), rows: rows(name) };
     AttributeRows { name: name.to_owned(), combination: false, groups: names.iter().map(group).collect() }
 }
@@ -137,7 +139,12 @@ pub(super) fn try_report(settings: &Settings, table: &Table) -> Result<Report, A
 
 pub(super) fn find<'r>(report: &'r Report, measure: &str, scope: &Scope) -> &'r Figure {
     let fits = |f: &&Figure| {
-        f.measure == measure && f.scope == *scope && f.model == 0 && f.versus.is_none() && f.control.is_none() && f.class.is_none()
+        f.measure == measure
+            && f.scope == *scope
+            && f.model == 0
+            && f.versus.is_none()
+            && f.control.is_none()
+            && f.class.is_none()
     };
     report.figures.iter().find(fits).unwrap_or_else(|| panic!("no figure {measure} {scope:?}"))
 }

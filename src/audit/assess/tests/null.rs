@@ -33,7 +33,8 @@ fn the_permutation_test_rejects_what_is_not_there_in_5_of_100_audits() {
     settings.statistics.correction = Correction::None;
     let audits = 240;
     let rejects = |seed: &u64| {
-        let report = report(&Settings { seed: *seed, ..settings.clone() }, &simulated(*seed, &[0.8, 0.8, 0.8], 90).table());
+        let report =
+            report(&Settings { seed: *seed, ..settings.clone() }, &simulated(*seed, &[0.8, 0.8, 0.8], 90).table());
         find(&report, "accuracy", &Scope::Difference).test.as_ref().unwrap().p <= 0.05
     };
     assert_share((0..audits).filter(rejects).count(), audits as usize, 0.05, 0.0);
@@ -45,8 +46,10 @@ fn intervals_of_95_percent_hold_the_difference_in_95_of_100_audits() {
     (settings.statistics.resamples, settings.statistics.permutations) = (199, 0);
     let (audits, right) = (200, [0.75, 0.9]);
     let covered = |seed: &u64| {
-        let report = report(&Settings { seed: *seed, ..settings.clone() }, &simulated(1000 + seed, &right, 160).table());
-        let interval = find(&report, "accuracy", &Scope::MemberMinusRest(Some("a".to_owned()))).interval.clone().unwrap();
+        let report =
+            report(&Settings { seed: *seed, ..settings.clone() }, &simulated(1000 + seed, &right, 160).table());
+        let interval =
+            find(&report, "accuracy", &Scope::MemberMinusRest(Some("a".to_owned()))).interval.clone().unwrap();
         (interval.low..=interval.high).contains(&(right[0] - right[1]))
     };
     // Percentile intervals of 199 resamples are a little short: two points.
@@ -56,7 +59,10 @@ fn intervals_of_95_percent_hold_the_difference_in_95_of_100_audits() {
 #[test]
 fn a_gap_that_is_there_is_found_and_reported_as_detectable() {
     let report = report(
-        &Settings { statistics: Statistics { resamples: 99, permutations: 199, ..settings().statistics }, ..of(&["accuracy"]) },
+        &Settings {
+            statistics: Statistics { resamples: 99, permutations: 199, ..settings().statistics },
+            ..of(&["accuracy"])
+        },
         &simulated(5, &[0.6, 0.9], 400).table(),
     );
     let gap = find(&report, "accuracy", &Scope::Difference);

@@ -17,9 +17,11 @@ fn table(rows: usize, lift: f64, seed: u64) -> Table {
     let ease: Vec<f64> = (0..rows).map(|_| 3.0 * noise()).collect();
     let mut signal = |row: usize, inside: bool| ease[row] + noise() * 0.3 + if inside { lift } else { 0.0 };
     let signals: Vec<f64> = (0..rows).map(|row| signal(row, members[row])).collect();
-    let shadow_members: Vec<Vec<bool>> = (0..8).map(|s| (0..rows).map(|row| (row / 2 + s) % 2 == 0).collect()).collect();
+    let shadow_members: Vec<Vec<bool>> =
+        (0..8).map(|s| (0..rows).map(|row| (row / 2 + s) % 2 == 0).collect()).collect();
     let shadows = shadow_members.iter().map(|m| (0..rows).map(|row| signal(row, m[row])).collect()).collect();
-    let loss = AttackScores { attack: Attack::Loss, parameter: None, scores: signals.iter().map(|s| Some(*s)).collect() };
+    let loss =
+        AttackScores { attack: Attack::Loss, parameter: None, scores: signals.iter().map(|s| Some(*s)).collect() };
     let groups: Vec<Option<&str>> = (0..rows).map(|row| Some(if row % 10 < 6 { "a" } else { "b" })).collect();
     Table {
         rows,
@@ -41,7 +43,14 @@ fn table(rows: usize, lift: f64, seed: u64) -> Table {
 
 fn settings() -> Settings {
     let membership = Membership {
-        attacks: vec![Attack::Loss, Attack::MinK, Attack::Rmia, Attack::LiraOnlineFixed, Attack::LiraOffline, Attack::LiraOfflineFixed],
+        attacks: vec![
+            Attack::Loss,
+            Attack::MinK,
+            Attack::Rmia,
+            Attack::LiraOnlineFixed,
+            Attack::LiraOffline,
+            Attack::LiraOfflineFixed,
+        ],
         min_k: vec![0.2],
         false_positive_rates: vec![0.1, 0.001],
         shadows: 8,

@@ -172,11 +172,22 @@ proptest! {
 fn example() -> Rows {
     let n = 60;
     let bit = |row: usize, k: u64| (row as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (20 + k) & 1 == 1;
-    let score = |row: usize, k: u64| ((row as u64 + 3 + k).wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f64 / (1 << 24) as f64;
+    let score =
+        |row: usize, k: u64| ((row as u64 + 3 + k).wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f64 / (1 << 24) as f64;
     Rows {
         labels: (0..n).map(|row| bit(row, 0)).collect(),
         scores: vec![(0..n).map(|row| score(row, 0)).collect(), (0..n).map(|row| score(row, 9)).collect()],
-        groups: (0..n).map(|row| if row % 3 == 0 { Some("a") } else if row % 7 == 1 { None } else { Some("b") }).collect(),
+        groups: (0..n)
+            .map(|row| {
+                if row % 3 == 0 {
+                    Some("a")
+                } else if row % 7 == 1 {
+                    None
+                } else {
+                    Some("b")
+                }
+            })
+            .collect(),
         ..Rows::default()
     }
 }
@@ -187,7 +198,8 @@ fn figures_are_what_their_names_say() {
     let report = report(&settings(), &rows.table());
     assert_sound(&report);
     let share = |value: Option<&str>, of: &dyn Fn(usize) -> bool, among: &dyn Fn(usize) -> bool| {
-        let inside: Vec<usize> = (0..rows.labels.len()).filter(|row| rows.groups[*row] == value && among(*row)).collect();
+        let inside: Vec<usize> =
+            (0..rows.labels.len()).filter(|row| rows.groups[*row] == value && among(*row)).collect();
         inside.iter().filter(|row| of(**row)).count() as f64 / inside.len() as f64
     };
     let selected = |row: usize| rows.scores[0][row] >= 0.5;
@@ -208,7 +220,9 @@ fn figures_are_what_their_names_say() {
     let member = find(&report, "accuracy", &Scope::Group(None)).value.unwrap();
     let minus = find(&report, "accuracy", &Scope::MemberMinusRest(None));
     assert!((minus.value.unwrap() - (member - rest)).abs() < 1e-12);
-    assert!(find(&report, "ece_width_top_label", &Scope::Overall).test.as_ref().is_some_and(|t| t.name == "calibrated"));
+    assert!(
+        find(&report, "ece_width_top_label", &Scope::Overall).test.as_ref().is_some_and(|t| t.name == "calibrated")
+    );
     let counted = report.figures.iter().filter(|f| f.test.is_some()).count() as u64;
     // The named measures that are the gap of one rate share its test.
     assert_eq!(report.tests + 3 * 2, counted);
@@ -249,7 +263,12 @@ fn suppressed_groups_leave_no_trace_in_gaps() {
         rows.scores[0][row] = 1.0 - rows.scores[0][row];
     }
     let after = report(&settings, &rows.table());
-    for (f, g) in before.figures.iter().zip(&after.figures).filter(|(f, _)| f.scope == Scope::Difference || f.scope == Scope::Attribute) {
+    for (f, g) in before
+        .figures
+        .iter()
+        .zip(&after.figures)
+        .filter(|(f, _)| f.scope == Scope::Difference || f.scope == Scope::Attribute)
+    {
         assert_eq!((f.value, f.n), (g.value, g.n), "{f:?}");
     }
     let hidden = find(&after, "accuracy", &Scope::Group(None));
@@ -282,7 +301,8 @@ fn several_classes_and_labels() {
     assert_sound(&several);
     let right = (0..n).filter(|row| super::super::view::largest(&probabilities(*row)) as u32 == labels[*row]).count();
     assert_eq!(find(&several, "accuracy", &Scope::Overall).value, Some(right as f64 / n as f64));
-    let of_class = |f: &&Figure| f.class.as_deref() == Some("y") && f.measure == "base_rate" && f.scope == Scope::Overall;
+    let of_class =
+        |f: &&Figure| f.class.as_deref() == Some("y") && f.measure == "base_rate" && f.scope == Scope::Overall;
     let base = several.figures.iter().find(of_class).unwrap().value.unwrap();
     assert!((base - labels.iter().filter(|l| **l == 1).count() as f64 / n as f64).abs() < 1e-12);
     table.outcomes = Outcomes::MultiLabel {
@@ -293,5 +313,7 @@ fn several_classes_and_labels() {
     let multi = report(&of(&["exact_match", "hamming_loss", "tpr", "equalized_odds_difference"]), &table);
     assert_sound(&multi);
     let wrong = (0..3 * n).filter(|i| (probabilities(i / 3)[i % 3] >= 0.5) != (i % 4 == 1)).count();
-    assert!((find(&multi, "hamming_loss", &Scope::Overall).value.unwrap() - wrong as f64 / (3 * n) as f64).abs() < 1e-12);
+    assert!(
+        (find(&multi, "hamming_loss", &Scope::Overall).value.unwrap() - wrong as f64 / (3 * n) as f64).abs() < 1e-12
+    );
 }

@@ -208,7 +208,8 @@ fn worded(question: &Question, alphabet: Alphabet, order: &[usize], answers: &An
         Question::Text(_) => (" ", "\nAnswer:"),
         Question::Talk(_) => ("", ""),
     };
-    let shown = |(place, content): (usize, &usize)| format!("\n{}. {}", token(alphabet, place), answers.texts[*content]);
+    let shown =
+        |(place, content): (usize, &usize)| format!("\n{}. {}", token(alphabet, place), answers.texts[*content]);
     let list: String = order.iter().enumerate().map(shown).collect();
     let question = question.reworded(|words| format!("{words}{list}{ending}"));
     (question, (0..order.len()).map(|place| format!("{gap}{}", token(alphabet, place))).collect())
