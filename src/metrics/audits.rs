@@ -10,7 +10,7 @@ use prometheus::{GaugeVec, IntCounter};
 use super::Adder;
 
 /// Combinations of label values that are shown of gaps, and of groups.
-pub const SERIES: usize = 2000;
+pub(super) const SERIES: usize = 2000;
 
 /// Gauges of audits.
 #[derive(Debug)]

@@ -303,7 +303,7 @@ fn names<'n>(faults: &mut Faults, field: &str, names: impl Iterator<Item = &'n s
 fn outcomes(faults: &mut Faults, settings: &Settings, uploaded: &Uploaded, rows: usize) -> Outcomes {
     let names = uploaded.classes.clone();
     let class_of: BTreeMap<&str, u32> = names.iter().enumerate().map(|(i, name)| (name.as_str(), i as u32)).collect();
-    let mut class = |faults: &mut Faults, row: usize, label: &str| {
+    let class = |faults: &mut Faults, row: usize, label: &str| {
         class_of.get(label).copied().unwrap_or_else(|| {
             faults.add("labels", Some(row), format!("`{label}` is none of the classes"));
             0
