@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::report::{Figure, Group, Report, Scope};
+use crate::audit::report::{Figure, Group, Report, Scope};
 
 /// A measure, and a class of it.
 pub(super) type Measure<'a> = (&'a str, Option<&'a str>);

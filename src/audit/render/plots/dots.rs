@@ -2,10 +2,10 @@
 //!
 //! A model that has no value for a group is named there with the reason.
 
-use super::super::super::report::{Figure, Group, Status};
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{absence, group_name, measure_words, model_name, value_words};
 use super::{Anchor, Axis, Drawing, LEFT, RIGHT, Titled, colour};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{absence, group_name, measure_words, model_name, value_words};
+use crate::audit::report::{Figure, Group, Status};
 
 const LABEL: f64 = 15.0;
 const ROW: f64 = 11.0;

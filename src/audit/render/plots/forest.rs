@@ -2,10 +2,10 @@
 //!
 //! The differences are paired on the same rows; an interval that does not touch zero is evidence of one.
 
-use super::super::super::report::{Figure, Report, Scope, Status};
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{absence, measure_words, scope_words, subject, value_words};
 use super::{Anchor, Axis, Drawing, LEFT, RIGHT, Titled};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{absence, measure_words, scope_words, subject, value_words};
+use crate::audit::report::{Figure, Report, Scope, Status};
 
 const ROW: f64 = 26.0;
 

@@ -2,10 +2,10 @@
 //!
 //! The line at 0.8 is the four-fifths rule, by which cases are screened; it decides nothing. After: 29 CFR 1607.4 D.
 
-use super::super::super::report::Scope;
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{absence, group_name, model_name, number, value_words};
 use super::{Anchor, Axis, Drawing, LEFT, RIGHT, Titled, colour};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{absence, group_name, model_name, number, value_words};
+use crate::audit::report::Scope;
 
 const MEASURE: Measure = ("selection_rate", None);
 const RULE: f64 = 0.8;

@@ -2,10 +2,10 @@
 //!
 //! Shows which groups gain and lose; whether that is more than chance is said by the comparison beside it.
 
-use super::super::super::report::{Group, Status};
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{group_name, measure_words, value_words};
 use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{group_name, measure_words, value_words};
+use crate::audit::report::{Group, Status};
 
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 220.0;
