@@ -151,6 +151,13 @@ fn attribute_section(page: &mut String, sheet: &Sheet, attribute: &str) {
         return;
     }
     page.push_str(&format!("<section>\n<h2>By {}</h2>\n", escape(attribute)));
+    let groups = pick::groups(sheet.report, attribute).len();
+    if groups > pick::MOST_GROUPS {
+        let most = pick::MOST_GROUPS;
+        page.push_str(&format!(
+            "<p>Drawings show the {most} largest of {groups} groups; the table has all of them.</p>\n"
+        ));
+    }
     folded(page, &tables::by_group(sheet, attribute));
     for (heading, group) in drawings {
         page.push_str(&format!("<h3>{}</h3>\n", escape(&heading)));

@@ -3,7 +3,7 @@
 use super::sample::{HOSTILE, report};
 use super::words::{reason_words, verdict};
 use super::{csv, html, markdown};
-use crate::audit::report::{Figure, Report, Scope, Status, Test};
+use crate::audit::report::{Figure, Group, Report, Scope, Status, Test};
 use crate::audit::statistics::Undefined;
 
 /// Walks the tags of a page with a stack; returns what is wrong. Knows the elements that have no end.
@@ -239,6 +239,32 @@ fn a_long_report_says_what_it_leaves_out() {
 }
 
 #[test]
+fn drawings_show_the_largest_groups_and_say_so() {
+    let mut report = report();
+    let (group, figure) = (report.groups[0].clone(), report.figures[0].clone());
+    for i in 0..60 {
+        let value = Some(format!("group {i}"));
+        report.groups.push(Group {
+            attribute: "many".to_owned(),
+            value: value.clone(),
+            rows: 100 + i,
+            ..group.clone()
+        });
+        report.figures.push(Figure {
+            attribute: Some("many".to_owned()),
+            scope: Scope::Group(value),
+            ..figure.clone()
+        });
+    }
+    let page = html(&report);
+    assert!(page.contains("Drawings show the 40 largest of 60 groups"));
+    assert_eq!(faults(&page), Vec::<String>::new());
+    let drawn = |i: u64| page.contains(&format!(">group {i}</text>"));
+    assert!((20..60).all(drawn) && !(0..20).any(drawn));
+    assert!(!html(&super::sample::report()).contains("Drawings show"));
+}
+
+#[test]
 fn verdicts_speak_of_evidence() {
     let report = report();
     let gap =
@@ -318,5 +344,6 @@ fn a_sample_can_be_looked_at() {
         std::fs::write(folder.join("report.html"), page).unwrap();
         std::fs::write(folder.join("report.md"), markdown(&report)).unwrap();
         std::fs::write(folder.join("report.csv"), csv(&report)).unwrap();
+        std::fs::write(folder.join("report.json"), report.canonical().unwrap()).unwrap();
     }
 }

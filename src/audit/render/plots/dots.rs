@@ -12,7 +12,7 @@ const ROW: f64 = 11.0;
 
 /// Draws one measure of all groups of an attribute for all models.
 pub(in super::super) fn dots(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
-    let groups = pick::groups(sheet.report, attribute);
+    let groups = pick::drawn_groups(sheet.report, attribute);
     let models = sheet.report.models.len();
     let figures = |group: Option<&Group>| -> Vec<&Figure> {
         (0..models).filter_map(|model| sheet.own(model, group, measure)).collect()

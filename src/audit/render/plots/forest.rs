@@ -43,7 +43,7 @@ fn rows<'a>(sheet: &Sheet<'a>, attribute: &str, measure: Measure) -> Vec<&'a Fig
             figures.extend(sheet.figure((model as usize, Some(versus)), place, measure));
         };
         add((None, &Scope::Overall));
-        for group in pick::groups(sheet.report, attribute) {
+        for group in pick::drawn_groups(sheet.report, attribute) {
             add((Some(attribute), &Scope::Group(group.value.clone())));
         }
         add((Some(attribute), &Scope::Difference));

@@ -12,9 +12,12 @@ const RULE: f64 = 0.8;
 
 /// Draws the impact ratios of one model's groups; none without selection rates.
 pub(in super::super) fn impact(sheet: &Sheet, attribute: &str, model: usize) -> Option<Titled> {
-    let groups = pick::groups(sheet.report, attribute);
+    let groups = pick::drawn_groups(sheet.report, attribute);
     let figures: Vec<_> = groups.iter().map(|group| sheet.own(model, Some(group), MEASURE)).collect();
-    let largest = figures.iter().flatten().filter_map(|figure| pick::value(figure)).fold(0.0, f64::max);
+    // The largest may be of a group that is not drawn.
+    let all = pick::groups(sheet.report, attribute);
+    let rates = all.iter().filter_map(|group| sheet.own(model, Some(group), MEASURE)).filter_map(pick::value);
+    let largest = rates.fold(0.0, f64::max);
     if largest <= 0.0 {
         return None;
     }

@@ -15,7 +15,7 @@ const LAST: f64 = WIDTH - 100.0;
 /// Draws one measure of all groups over the models; none for a single model or without two values in a group.
 pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
     let models = sheet.report.models.len();
-    let groups = pick::groups(sheet.report, attribute);
+    let groups = pick::drawn_groups(sheet.report, attribute);
     let points = |group: &&Group| {
         let figures = (0..models).filter_map(|model| Some((model, sheet.own(model, Some(group), measure)?)));
         figures.filter_map(|(model, figure)| Some((model, figure, pick::value(figure)?))).collect::<Vec<_>>()
