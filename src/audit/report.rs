@@ -45,7 +45,7 @@ impl Report {
     /// Returns its JSON; the SHA-256 of these bytes is the report's id.
     ///
     /// # Errors
-    /// When a number is not finite: then it is no report.
+    /// When it cannot be written; a number that is not finite would be written as `null`, and no report has one.
     pub fn canonical(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
     }

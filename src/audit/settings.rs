@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Split;
+use crate::dataset::{Dataset, Split};
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,44 @@ pub struct Settings {
     pub convention: Convention,
     /// Everything that is drawn: resamples, permutations, orders of answers.
     pub seed: u64,
+}
+
+impl Settings {
+    /// Fills in what the data set decides where nothing was said: all splits for membership inference, else the test
+    /// split if it has rows, else all; and as attributes the values of every group column that nothing else names.
+    #[must_use]
+    pub fn resolved(mut self, dataset: &Dataset) -> Self {
+        if self.splits.is_empty() {
+            let tested = dataset.rows.iter().any(|row| row.split == Split::Test);
+            self.splits = match self.membership.is_none() && tested {
+                true => vec![Split::Test],
+                false => vec![Split::Train, Split::Validation, Split::Test],
+            };
+        }
+        if self.attributes.is_empty() {
+            let mut named = self.task.columns();
+            named.extend(self.controls.iter().chain(&self.weight_column).chain(&self.cluster_column));
+            let free = dataset.group_columns.iter().filter(|column| !named.contains(column));
+            let attribute = |name: &String| Attribute { name: name.clone(), source: Source::Values(name.clone()) };
+            self.attributes = free.map(attribute).collect();
+        }
+        self
+    }
+}
+
+impl Task {
+    /// Returns the columns that it reads.
+    fn columns(&self) -> Vec<&String> {
+        match self {
+            Self::Head | Self::LabelWords { .. } | Self::Perplexity | Self::Uploaded => Vec::new(),
+            Self::Choice(choice) => choice.columns.iter().chain(&choice.reversed).collect(),
+            Self::Pairs { more, less, unrelated, .. } => [more, less].into_iter().chain(unrelated).collect(),
+            Self::Bbq { answers, condition, unknown, biased } => {
+                answers.iter().chain([condition, unknown, biased]).collect()
+            }
+            Self::Generation { expected, .. } => expected.iter().collect(),
+        }
+    }
 }
 
 /// How rows become predictions.

@@ -163,6 +163,8 @@ impl Inner {
     /// Resolves an audit into jobs; nothing is written.
     fn plan(&self, wanted: &AuditWanted) -> Result<Plan, JobsError> {
         let dataset = self.parts.rows.find(&wanted.dataset)?;
+        let settings = wanted.settings.clone().resolved(&*self.parts.rows.read(&dataset)?);
+        let wanted = &AuditWanted { settings, ..wanted.clone() };
         let mut fan = Fan { inner: self, wanted, taken: BTreeSet::new(), trained: Vec::new(), helpers: Vec::new() };
         let mut models = Vec::with_capacity(wanted.models.len());
         let mut methods = Vec::with_capacity(wanted.models.len());

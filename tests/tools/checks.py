@@ -31,6 +31,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
+import browser
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEADLINE = 60
 
@@ -602,6 +604,8 @@ def check_client_audits(server):
         assert client.report_file("ships", "markdown").decode().startswith("# ")
         kind, served = page(server, f"/reports/{report.id}")
         assert kind.startswith("text/html") and served.encode() == client.report_file("ships", "html")
+        assert served.startswith("<!DOCTYPE html>") and "://" not in served, "a report is to stand alone"
+        looked = browser.look(f"http://{server.http}/reports/{report.id}")
         again = client.finish_job(client.audit("again", "ships", ["", "audited"], **settings))
         assert again.result.report == report.id, "the same audit made another report"
         try:
@@ -609,7 +613,7 @@ def check_client_audits(server):
             raise AssertionError("an adapter that is not there was audited")
         except EvenkeelError as error:
             assert error.reason == "ADAPTER_NOT_FOUND", error.reason
-        return f"{len(figures)} figures"
+        return f"{len(figures)} figures, {looked}"
 
 
 # --- bundled data ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@
 # Installs what it needs below target/tools and nothing elsewhere; works as root or not. Models and adapters are the
 # golden ones; every port is free when taken. What the server trains is compared with the real peft where
 # EVENKEEL_PEFT_PYTHON names a Python with torch, transformers and peft (2 GB: not installed here), else it is only
-# trained and downloaded; golden values recorded with peft are in tests/golden/adapters/trained_*.
+# trained and downloaded; golden values recorded with peft are in tests/golden/adapters/trained_*. Reports are looked at
+# in a Chromium where there is one (EVENKEEL_CHROMIUM, or on the path), else only read.
 # Ends with `N passed, M failed`.
 set -euo pipefail
 

@@ -3,8 +3,8 @@
 //! Only figures: no settings, diagrams or curves. An absent field is empty. Numbers are written so that they can be read
 //! back exactly.
 
-use super::super::report::{Figure, Report, Status};
 use super::words::{scope_word, status_word};
+use crate::audit::report::{Figure, Report, Status};
 
 const HEADER: [&str; 25] = [
     "model",

@@ -3,17 +3,22 @@
 //! Every text that comes from a report passes `escape`. The policy in the head forbids whatever could be loaded or run
 //! even where that should fail.
 
-use super::super::report::{Report, Roc, Scope};
 use super::escape::escape;
 use super::pick::{self, Sheet};
 use super::plots::{self, Titled};
 use super::tables::{self, Table};
 use super::words::{amount, model_words, percent};
+use crate::audit::report::{Report, Roc, Scope};
 
 const STYLE: &str = include_str!("style.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
+/// Rows of the table of all figures; a browser has trouble with many more.
+const MOST_FIGURES: usize = 10_000;
+
 /// Writes the page.
+///
+/// It lists at most 10 000 figures, and says how many it left out.
 pub fn html(report: &Report) -> String {
     let sheet = Sheet::new(report);
     let title = title(report);
@@ -92,7 +97,7 @@ fn summary(page: &mut String, report: &Report) {
     page.push_str(&format!(
         "<section>\n<h2>Summary</h2>\n<p>A gap is the largest minus the smallest value of a group. Intervals at {}; {} tests in \
          the family that p-values are corrected for. Some gap appears by chance even where nothing differs: compare it with \
-         the column “by chance”, and read “no evidence” beside the smallest gap that would have been found.</p>\n",
+         the column “by chance”, and read “no evidence” beside the smallest gap that would probably have been found (with a power of 80 %).</p>\n",
         percent(statistics.level),
         report.tests
     ));
@@ -146,6 +151,13 @@ fn attribute_section(page: &mut String, sheet: &Sheet, attribute: &str) {
         return;
     }
     page.push_str(&format!("<section>\n<h2>By {}</h2>\n", escape(attribute)));
+    let groups = pick::groups(sheet.report, attribute).len();
+    if groups > pick::MOST_GROUPS {
+        let most = pick::MOST_GROUPS;
+        page.push_str(&format!(
+            "<p>Drawings show the {most} largest of {groups} groups; the table has all of them.</p>\n"
+        ));
+    }
     folded(page, &tables::by_group(sheet, attribute));
     for (heading, group) in drawings {
         page.push_str(&format!("<h3>{}</h3>\n", escape(&heading)));
@@ -235,7 +247,13 @@ fn missing(page: &mut String, report: &Report) {
 
 fn all(page: &mut String, report: &Report) {
     page.push_str("<section>\n<h2>All figures</h2>\n");
-    folded(page, &tables::figures(report));
+    let mut figures = tables::figures(report);
+    let rest = figures.rows.len().saturating_sub(MOST_FIGURES);
+    figures.rows.truncate(MOST_FIGURES);
+    if rest > 0 {
+        page.push_str(&format!("<p>{rest} more figures are left out here; CSV and JSON have all of them.</p>\n"));
+    }
+    folded(page, &figures);
     page.push_str("<h2>What the measures are</h2>\n");
     folded(page, &tables::definitions(report));
     page.push_str("</section>\n");

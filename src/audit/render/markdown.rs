@@ -3,10 +3,10 @@
 //! Leaves out single figures of measures that are not looked at first: they are in the page and in CSV. After: GitHub
 //! Flavored Markdown, tables.
 
-use super::super::report::Report;
 use super::pick::{self, Sheet};
 use super::tables::{self, Table};
 use super::words::percent;
+use crate::audit::report::Report;
 
 /// Writes the report; it begins with `# `.
 pub fn markdown(report: &Report) -> String {

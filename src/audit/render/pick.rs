@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::report::{Figure, Group, Report, Scope};
+use crate::audit::report::{Figure, Group, Report, Scope};
 
 /// A measure, and a class of it.
 pub(super) type Measure<'a> = (&'a str, Option<&'a str>);
@@ -30,7 +30,9 @@ const MAIN: [&str; 16] = [
 ];
 /// Measures of disparity with a name of their own, shown among the first.
 const NAMED: [&str; 3] = ["demographic_parity_difference", "equalized_odds_difference", "equal_opportunity_difference"];
-/// Drawings an attribute.
+/// Groups a drawing.
+pub(super) const MOST_GROUPS: usize = 40;
+/// Measures that are drawn for an attribute.
 const MOST: usize = 8;
 
 /// Attributes in the order of groups.
@@ -47,6 +49,16 @@ pub(super) fn attributes(report: &Report) -> Vec<&str> {
 /// Groups of an attribute.
 pub(super) fn groups<'a>(report: &'a Report, attribute: &str) -> Vec<&'a Group> {
     report.groups.iter().filter(|group| group.attribute == attribute).collect()
+}
+
+/// Groups of an attribute that are drawn: the [`MOST_GROUPS`] of most rows, in the order of the report.
+pub(super) fn drawn_groups<'a>(report: &'a Report, attribute: &str) -> Vec<&'a Group> {
+    let all = groups(report, attribute);
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    order.sort_by_key(|&place| (std::cmp::Reverse(all[place].rows), place));
+    order.truncate(MOST_GROUPS);
+    order.sort_unstable();
+    order.into_iter().map(|place| all[place]).collect()
 }
 
 /// Whether a measure is one of the first to be looked at.

@@ -2,8 +2,8 @@
 //!
 //! Its numbers are drawn by a formula and mean nothing.
 
-use super::super::report::*;
-use super::super::settings::*;
+use crate::audit::report::*;
+use crate::audit::settings::*;
 use crate::dataset::Split;
 
 /// Names that a client may send.

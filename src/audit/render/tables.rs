@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use super::super::report::{Figure, Report, Scope, Status};
 use super::pick::{self, Sheet};
 use super::words::{
     absence, amount, group_name, measure_words, model_name, model_words, number, p_value, percent, scope_words,
     status_word, subject, value_words, verdict,
 };
+use crate::audit::report::{Figure, Report, Scope, Status};
 
 /// A table; the first cell of each row is its head.
 pub(super) struct Table {

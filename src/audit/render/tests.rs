@@ -1,8 +1,10 @@
 //! What every form of a report promises, whatever stands in the report.
 
-use super::super::report::{Report, Scope, Status};
 use super::sample::{HOSTILE, report};
+use super::words::{reason_words, verdict};
 use super::{csv, html, markdown};
+use crate::audit::report::{Figure, Group, Report, Scope, Status, Test};
+use crate::audit::statistics::Undefined;
 
 /// Walks the tags of a page with a stack; returns what is wrong. Knows the elements that have no end.
 fn faults(page: &str) -> Vec<String> {
@@ -225,6 +227,111 @@ fn a_group_of_missing_values_is_no_group_named_so() {
     assert!(csv(&report).lines().skip(1).all(|line| line.contains(",group,,")));
 }
 
+#[test]
+fn a_long_report_says_what_it_leaves_out() {
+    let mut report = report();
+    let one = report.figures[0].clone();
+    report.figures.extend((0..10_000).map(|i| Figure { measure: format!("m{i}"), ..one.clone() }));
+    let left = report.figures.len() - 10_000;
+    assert!(html(&report).contains(&format!("<p>{left} more figures are left out here")));
+    assert!(!html(&super::sample::report()).contains("left out here"));
+    assert_eq!(::csv::Reader::from_reader(csv(&report).as_bytes()).records().count(), report.figures.len());
+}
+
+#[test]
+fn drawings_show_the_largest_groups_and_say_so() {
+    let mut report = report();
+    let (group, figure) = (report.groups[0].clone(), report.figures[0].clone());
+    for i in 0..60 {
+        let value = Some(format!("group {i}"));
+        report.groups.push(Group {
+            attribute: "many".to_owned(),
+            value: value.clone(),
+            rows: 100 + i,
+            ..group.clone()
+        });
+        report.figures.push(Figure {
+            attribute: Some("many".to_owned()),
+            scope: Scope::Group(value),
+            ..figure.clone()
+        });
+    }
+    let page = html(&report);
+    assert!(page.contains("Drawings show the 40 largest of 60 groups"));
+    assert_eq!(faults(&page), Vec::<String>::new());
+    let drawn = |i: u64| page.contains(&format!(">group {i}</text>"));
+    assert!((20..60).all(drawn) && !(0..20).any(drawn));
+    assert!(!html(&super::sample::report()).contains("Drawings show"));
+}
+
+#[test]
+fn verdicts_speak_of_evidence() {
+    let report = report();
+    let gap =
+        report.figures.iter().find(|figure| figure.scope == Scope::Difference && figure.versus.is_none()).unwrap();
+    let case = |change: &dyn Fn(&mut Figure, &mut Report)| {
+        let (mut figure, mut report) = (gap.clone(), report.clone());
+        change(&mut figure, &mut report);
+        verdict(&report, &figure)
+    };
+    let p = |figure: &mut Figure, p: f64| figure.test.as_mut().unwrap().adjusted = Some(p);
+    assert_eq!(case(&|figure, _| p(figure, 0.01)), "evidence of a gap");
+    assert_eq!(case(&|figure, _| p(figure, 0.3)), "no evidence of a gap; one of 0.090 would probably have been found");
+    let margin = case(&|figure, report| {
+        p(figure, 0.3);
+        report.settings.statistics.margin = 0.02;
+    });
+    assert!(margin.starts_with("inconclusive"), "{margin}");
+    let few = |value: f64| {
+        move |figure: &mut Figure, _: &mut Report| (p(figure, value), figure.status = Status::LowSupport).1
+    };
+    assert_eq!(case(&few(0.01)), "evidence of a gap, on few rows");
+    assert_eq!(case(&few(0.3)), "inconclusive: few rows");
+    assert_eq!(case(&|figure, _| figure.test = None), "inconclusive: not tested");
+    // What cannot be shown has no verdict, whatever its test says.
+    for status in [Status::Undefined, Status::NotMeasured, Status::Suppressed] {
+        let words = case(&move |figure, _| (p(figure, 0.01), figure.status = status).1);
+        assert!(!words.contains("evidence"), "{words}");
+    }
+    let versus = |low: f64| {
+        move |figure: &mut Figure, _: &mut Report| {
+            (figure.versus, figure.test) = (Some(0), None);
+            figure.interval.as_mut().unwrap().low = low;
+        }
+    };
+    assert_eq!(case(&versus(0.01)), "evidence of a difference, not corrected");
+    assert_eq!(case(&versus(-0.01)), "no evidence of a difference");
+    let same = |p: f64| {
+        move |figure: &mut Figure, report: &mut Report| {
+            figure.versus = Some(0);
+            figure.test = Some(Test { name: "tost".to_owned(), p, adjusted: None, null: None, detectable: None });
+            report.settings.statistics.margin = 0.02;
+        }
+    };
+    assert_eq!(case(&same(0.01)), "evidence that the difference is within ±0.020");
+    assert!(case(&same(0.2)).starts_with("inconclusive"));
+}
+
+#[test]
+fn every_reason_has_words() {
+    for reason in [
+        Undefined::NoRows,
+        Undefined::NoPositives,
+        Undefined::NoNegatives,
+        Undefined::NothingSelected,
+        Undefined::NothingRejected,
+        Undefined::OneGroup,
+        Undefined::DivisionByZero,
+        Undefined::Unreachable,
+        Undefined::TooFewShadows,
+        Undefined::Unbounded,
+        Undefined::Unbalanced,
+    ] {
+        let word = serde_json::to_value(reason).unwrap();
+        assert_ne!(reason_words(word.as_str().unwrap()), word.as_str().unwrap());
+    }
+}
+
 /// For looking at: EVENKEEL_RENDER_SAMPLE names a folder.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test asks where to leave its page")]
@@ -237,5 +344,6 @@ fn a_sample_can_be_looked_at() {
         std::fs::write(folder.join("report.html"), page).unwrap();
         std::fs::write(folder.join("report.md"), markdown(&report)).unwrap();
         std::fs::write(folder.join("report.csv"), csv(&report)).unwrap();
+        std::fs::write(folder.join("report.json"), report.canonical().unwrap()).unwrap();
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Plain text, not escaped: each format escapes it in its own way. A verdict speaks of evidence, never of right or wrong.
 
-use super::super::report::{Figure, Model, ModelKind, Report, Scope, Status};
-use super::super::settings::Attack;
+use crate::audit::report::{Figure, Model, ModelKind, Report, Scope, Status};
+use crate::audit::settings::Attack;
 
 /// Shown for a value that is missing in the data.
 const MISSING: &str = "(missing)";
@@ -188,9 +188,9 @@ pub(super) fn verdict(report: &Report, figure: &Figure) -> String {
         }
         return match test.detectable {
             Some(gap) if statistics.margin > 0.0 && gap > statistics.margin => {
-                format!("inconclusive: a {what} below {} would have been missed", number(gap))
+                format!("inconclusive: a {what} below {} would probably have been missed", number(gap))
             }
-            Some(gap) => format!("no evidence of a {what}; one of {} would have been found", number(gap)),
+            Some(gap) => format!("no evidence of a {what}; one of {} would probably have been found", number(gap)),
             None => format!("no evidence of a {what}"),
         };
     }

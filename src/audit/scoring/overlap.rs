@@ -13,15 +13,10 @@ use super::Subject;
 use super::plan::Rows;
 use crate::dataset::{Dataset, Split};
 
-/// Chooses the audited rows: those of the splits asked for; without any, all for membership, else those of the test
-/// split if it has some, else all.
+/// Chooses the audited rows: those of the splits asked for, see [`Settings::resolved`].
 pub(super) fn choose<'a>(dataset: &'a Dataset, settings: &Settings) -> Result<Rows<'a>, AuditError> {
-    let tested = dataset.rows.iter().any(|row| row.split == Split::Test);
-    let wanted = |split: &Split| match (settings.splits.is_empty(), settings.membership.is_none() && tested) {
-        (false, _) => settings.splits.contains(split),
-        (true, true) => *split == Split::Test,
-        (true, false) => true,
-    };
+    let settings = settings.clone().resolved(dataset);
+    let wanted = |split: &Split| settings.splits.contains(split);
     let chosen = || dataset.rows.iter().enumerate().filter(|(_, row)| wanted(&row.split));
     let columns = Columns {
         names: &dataset.group_columns,

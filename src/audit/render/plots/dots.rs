@@ -2,17 +2,17 @@
 //!
 //! A model that has no value for a group is named there with the reason.
 
-use super::super::super::report::{Figure, Group, Status};
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{absence, group_name, measure_words, model_name, value_words};
 use super::{Anchor, Axis, Drawing, LEFT, RIGHT, Titled, colour};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{absence, group_name, measure_words, model_name, value_words};
+use crate::audit::report::{Figure, Group, Status};
 
 const LABEL: f64 = 15.0;
 const ROW: f64 = 11.0;
 
 /// Draws one measure of all groups of an attribute for all models.
 pub(in super::super) fn dots(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
-    let groups = pick::groups(sheet.report, attribute);
+    let groups = pick::drawn_groups(sheet.report, attribute);
     let models = sheet.report.models.len();
     let figures = |group: Option<&Group>| -> Vec<&Figure> {
         (0..models).filter_map(|model| sheet.own(model, group, measure)).collect()

@@ -2,10 +2,10 @@
 //!
 //! The differences are paired on the same rows; an interval that does not touch zero is evidence of one.
 
-use super::super::super::report::{Figure, Report, Scope, Status};
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{absence, measure_words, scope_words, subject, value_words};
 use super::{Anchor, Axis, Drawing, LEFT, RIGHT, Titled};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{absence, measure_words, scope_words, subject, value_words};
+use crate::audit::report::{Figure, Report, Scope, Status};
 
 const ROW: f64 = 26.0;
 
@@ -43,7 +43,7 @@ fn rows<'a>(sheet: &Sheet<'a>, attribute: &str, measure: Measure) -> Vec<&'a Fig
             figures.extend(sheet.figure((model as usize, Some(versus)), place, measure));
         };
         add((None, &Scope::Overall));
-        for group in pick::groups(sheet.report, attribute) {
+        for group in pick::drawn_groups(sheet.report, attribute) {
             add((Some(attribute), &Scope::Group(group.value.clone())));
         }
         add((Some(attribute), &Scope::Difference));

@@ -2,19 +2,22 @@
 //!
 //! The line at 0.8 is the four-fifths rule, by which cases are screened; it decides nothing. After: 29 CFR 1607.4 D.
 
-use super::super::super::report::Scope;
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{absence, group_name, model_name, number, value_words};
 use super::{Anchor, Axis, Drawing, LEFT, RIGHT, Titled, colour};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{absence, group_name, model_name, number, value_words};
+use crate::audit::report::Scope;
 
 const MEASURE: Measure = ("selection_rate", None);
 const RULE: f64 = 0.8;
 
 /// Draws the impact ratios of one model's groups; none without selection rates.
 pub(in super::super) fn impact(sheet: &Sheet, attribute: &str, model: usize) -> Option<Titled> {
-    let groups = pick::groups(sheet.report, attribute);
+    let groups = pick::drawn_groups(sheet.report, attribute);
     let figures: Vec<_> = groups.iter().map(|group| sheet.own(model, Some(group), MEASURE)).collect();
-    let largest = figures.iter().flatten().filter_map(|figure| pick::value(figure)).fold(0.0, f64::max);
+    // The largest may be of a group that is not drawn.
+    let all = pick::groups(sheet.report, attribute);
+    let rates = all.iter().filter_map(|group| sheet.own(model, Some(group), MEASURE)).filter_map(pick::value);
+    let largest = rates.fold(0.0, f64::max);
     if largest <= 0.0 {
         return None;
     }

@@ -2,10 +2,10 @@
 //!
 //! Ranks and scales stand at equal distances in their order, not to scale. Models of unknown training are left out.
 
-use super::super::super::report::{Model, ModelKind, Report, Scope, Status};
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{amount, measure_words, model_name, value_words};
 use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{amount, measure_words, model_name, value_words};
+use crate::audit::report::{Model, ModelKind, Report, Scope, Status};
 
 const LEFT: f64 = 46.0;
 const RIGHT: f64 = WIDTH - 14.0;

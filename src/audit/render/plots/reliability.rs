@@ -2,9 +2,9 @@
 //!
 //! A calibrated model lies on the diagonal; intervals say how far a bin can be from it by chance.
 
-use super::super::super::report::{Reliability, Report};
-use super::super::words::{model_name, number, scope_words};
 use super::{Anchor, Axis, Drawing, Titled, colour};
+use crate::audit::render::words::{model_name, number, scope_words};
+use crate::audit::report::{Reliability, Report};
 
 const SIDE: (f64, f64) = (50.0, 290.0);
 const TOP: f64 = 8.0;

@@ -2,10 +2,10 @@
 //!
 //! False-positive rates below one over the number of non-members cannot be told from zero; they are hatched.
 
-use super::super::super::report::{Report, Roc};
-use super::super::words::{attack_words, model_name, scope_words};
 use super::{Anchor, Axis, Drawing, Titled, colour, shape};
 use crate::audit::render::escape::escape;
+use crate::audit::render::words::{attack_words, model_name, scope_words};
+use crate::audit::report::{Report, Roc};
 
 const SIDE: (f64, f64) = (46.0, 306.0);
 const TOP: f64 = 8.0;

@@ -2,10 +2,10 @@
 //!
 //! Shows which groups gain and lose; whether that is more than chance is said by the comparison beside it.
 
-use super::super::super::report::{Group, Status};
-use super::super::pick::{self, Measure, Sheet};
-use super::super::words::{group_name, measure_words, value_words};
 use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
+use crate::audit::render::pick::{self, Measure, Sheet};
+use crate::audit::render::words::{group_name, measure_words, value_words};
+use crate::audit::report::{Group, Status};
 
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 220.0;
@@ -15,7 +15,7 @@ const LAST: f64 = WIDTH - 100.0;
 /// Draws one measure of all groups over the models; none for a single model or without two values in a group.
 pub(in super::super) fn slope(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
     let models = sheet.report.models.len();
-    let groups = pick::groups(sheet.report, attribute);
+    let groups = pick::drawn_groups(sheet.report, attribute);
     let points = |group: &&Group| {
         let figures = (0..models).filter_map(|model| Some((model, sheet.own(model, Some(group), measure)?)));
         figures.filter_map(|(model, figure)| Some((model, figure, pick::value(figure)?))).collect::<Vec<_>>()
