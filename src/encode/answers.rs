@@ -95,7 +95,8 @@ impl Encoder<'_> {
     pub(crate) fn measured(&self, content: &Content) -> Result<(Encoded, usize), RowFault> {
         match content {
             Content::Text(text) => {
-                let Answers { prompt, answers, .. } = Self { max_tokens: usize::MAX, ..self.clone() }.whole(&[text.clone()])?;
+                let Answers { prompt, answers, .. } =
+                    Self { max_tokens: usize::MAX, ..self.clone() }.whole(std::slice::from_ref(text))?;
                 let mut row = Encoded::default();
                 row.push(&prompt, false);
                 row.push(&answers.concat(), true);

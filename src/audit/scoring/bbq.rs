@@ -39,16 +39,20 @@ struct Planned {
 }
 
 impl Bbq {
-    pub(super) fn plan(rows: &Rows<'_>, columns: BbqColumns<'_>, planner: &mut Planner<'_>) -> Result<Self, AuditError> {
+    pub(super) fn plan(
+        rows: &Rows<'_>,
+        columns: BbqColumns<'_>,
+        planner: &mut Planner<'_>,
+    ) -> Result<Self, AuditError> {
         let BbqColumns { answers, condition, unknown, biased } = columns;
         if answers.len() != 3 {
             return Err(setting("task.bbq.answers", format!("names {} columns, three are needed", answers.len())));
         }
-        let (_, numbers) = classes::numbers(rows, answers.len())?;
         let places = rows.places("task.bbq.answers", answers)?;
         let condition = rows.columns.place("task.bbq.condition", condition)?;
         let unknown = rows.columns.place("task.bbq.unknown", unknown)?;
         let biased = rows.columns.place("task.bbq.biased", biased)?;
+        let (_, numbers) = classes::numbers(rows, answers.len())?;
         let option = |row: usize, place: usize, cell: &str| match cell.trim().parse::<usize>() {
             Ok(option) if option < answers.len() => Ok(option),
             _ => Err(rows.columns.fault(row, place, format!("`{cell}` is no index of an answer: 0, 1 and 2 are"))),
@@ -73,7 +77,8 @@ impl Bbq {
                 return Err(rows.columns.fault(i, biased, "the answer of the stereotype is the unknown one"));
             }
             let question = Question::of(&row.content);
-            let texts: Vec<String> = rows.texts(i, &places)?.iter().map(|text| format!("{}{text}", question.gap())).collect();
+            let texts: Vec<String> =
+                rows.texts(i, &places)?.iter().map(|text| format!("{}{text}", question.gap())).collect();
             let unit = planner.answers(i, &question, &texts, answers)?;
             planned.push(Planned { unit, ambiguous, label: *label as usize, unknown, biased: stereotype });
         }
@@ -106,7 +111,8 @@ impl Bbq {
 
 impl Reading for Bbq {
     fn outcomes(&self, models: &[&Results], _: &Settings) -> Result<Predicted, AuditError> {
-        let measure = |name: &str, formula: Formula, is_rate: bool| RatioMeasure { name: name.into(), formula, is_rate };
+        let measure =
+            |name: &str, formula: Formula, is_rate: bool| RatioMeasure { name: name.into(), formula, is_rate };
         let measures = vec![
             measure("accuracy_ambiguous", Formula::Ratio(0), true),
             measure("accuracy_disambiguated", Formula::Ratio(1), true),

@@ -94,7 +94,8 @@ fn true_labels(rows: &Rows<'_>) -> Result<Vec<u32>, AuditError> {
 pub(super) fn numbers(rows: &Rows<'_>, count: usize) -> Result<(Vec<String>, Vec<u32>), AuditError> {
     single_labels(rows)?;
     let labels = &rows.dataset.labels;
-    let number = |label: &String| label.parse::<u32>().ok().filter(|n| (*n as usize) < count && n.to_string() == *label);
+    let number =
+        |label: &String| label.parse::<u32>().ok().filter(|n| (*n as usize) < count && n.to_string() == *label);
     if let Some(places) = labels.iter().map(number).collect::<Option<Vec<u32>>>() {
         return Ok(((0..count).map(|i| i.to_string()).collect(), places));
     }

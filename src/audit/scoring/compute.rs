@@ -79,7 +79,8 @@ impl Runner {
     fn classes(&self, tokens: &[u32], slices: &dyn Slices) -> Result<Vec<f64>, AuditError> {
         slices.run(|| {
             let segments = [Segment { len: tokens.len(), logits: Rows::None }];
-            let logits = pass::classify(&*self.model, &Batch { tokens, segments: &segments, lora: &self.lora(tokens) })?;
+            let logits =
+                pass::classify(&*self.model, &Batch { tokens, segments: &segments, lora: &self.lora(tokens) })?;
             let row = pass::rows(&logits, 1, |row, _| row.to_vec())?;
             let logit = |index: &usize| row.get(*index).copied().filter(|logit| logit.is_finite()).map(f64::from);
             let ordered: Option<Vec<f64>> = self.order.iter().map(logit).collect();

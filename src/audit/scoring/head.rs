@@ -31,7 +31,8 @@ enum Truth {
 
 impl Head {
     pub(super) fn plan(rows: &Rows<'_>, settings: &Settings, planner: &mut Planner<'_>) -> Result<Self, AuditError> {
-        let truth = if rows.dataset.multi_label { many(rows, settings)? } else { Truth::One(Classes::of(rows, settings)?) };
+        let truth =
+            if rows.dataset.multi_label { many(rows, settings)? } else { Truth::One(Classes::of(rows, settings)?) };
         let units = (0..rows.rows.len()).map(|row| planner.classes(row)).collect::<Result<_, _>>()?;
         Ok(Self { truth, units })
     }
@@ -39,7 +40,8 @@ impl Head {
 
 impl Reading for Head {
     fn outcomes(&self, models: &[&Results], _: &Settings) -> Result<Predicted, AuditError> {
-        let logits = |results: &&Results| -> Vec<Vec<f64>> { self.units.iter().map(|unit| results[*unit].clone()).collect() };
+        let logits =
+            |results: &&Results| -> Vec<Vec<f64>> { self.units.iter().map(|unit| results[*unit].clone()).collect() };
         let scores = models.iter().map(logits);
         Ok(match &self.truth {
             Truth::One(classes) => classes.outcomes(scores),
@@ -57,7 +59,8 @@ impl Reading for Head {
             Truth::One(classes) => classes.evidence(row, logits),
             Truth::Many { names, labels } => {
                 // Each class is a question of its own: means over them, so that their number does not matter.
-                let right = labels.iter().skip(row * names.len()).zip(logits).map(|(yes, z)| if *yes { *z } else { -z });
+                let right =
+                    labels.iter().skip(row * names.len()).zip(logits).map(|(yes, z)| if *yes { *z } else { -z });
                 let count = names.len() as f64;
                 let log_probability = right.clone().map(|z| -softplus(-z)).sum::<f64>() / count;
                 Evidence { log_probability, signal: right.sum::<f64>() / count, text: None }

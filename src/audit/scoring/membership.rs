@@ -59,7 +59,9 @@ pub(super) fn table(
     results: &[Vec<Vec<f64>>],
 ) -> Option<MembershipTable> {
     let asked = settings.membership.as_ref()?;
-    let inside = |trained_on: &BTreeSet<[u8; 32]>| -> Vec<bool> { hashes.iter().map(|hash| trained_on.contains(hash)).collect() };
+    let inside = |trained_on: &BTreeSet<[u8; 32]>| -> Vec<bool> {
+        hashes.iter().map(|hash| trained_on.contains(hash)).collect()
+    };
     let evidence = |pass: usize| -> Option<Vec<Evidence>> {
         (0..hashes.len()).map(|row| reading.evidence(row, &results[pass])).collect()
     };

@@ -54,7 +54,8 @@ pub(super) fn overlaps(
     let mut models = Vec::with_capacity(subjects.len());
     let mut counted: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
     for Subject { model, trained_on, adapter, .. } in subjects {
-        let shared = |hashes: &BTreeSet<[u8; 32]>| rows.rows.iter().filter(|row| hashes.contains(&row.hash)).count() as u64;
+        let shared =
+            |hashes: &BTreeSet<[u8; 32]>| rows.rows.iter().filter(|row| hashes.contains(&row.hash)).count() as u64;
         let overlap = trained_on.as_deref().map(shared);
         if let Some(rows) = overlap.filter(|rows| *rows > 0 && settings.membership.is_none()) {
             match settings.overlap {
@@ -63,7 +64,8 @@ pub(super) fn overlaps(
             }
         }
         if overlap.is_none() && adapter.is_some() {
-            let message = format!("the rows that `{}` was trained on are not known: it may have seen these", model.name);
+            let message =
+                format!("the rows that `{}` was trained on are not known: it may have seen these", model.name);
             warnings.push(Warning { kind: "training_rows_unknown".to_owned(), message });
         }
         models.push(Model { overlap, ..model.clone() });

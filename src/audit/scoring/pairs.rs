@@ -86,7 +86,8 @@ impl Pairs {
 
 impl Reading for Pairs {
     fn outcomes(&self, models: &[&Results], _: &Settings) -> Result<Predicted, AuditError> {
-        let measure = |name: &str, formula: Formula, is_rate: bool| RatioMeasure { name: name.into(), formula, is_rate };
+        let measure =
+            |name: &str, formula: Formula, is_rate: bool| RatioMeasure { name: name.into(), formula, is_rate };
         let mut measures = vec![
             measure("stereotype_share", Formula::Ratio(0), true),
             measure("log_likelihood_difference", Formula::Ratio(1), false),

@@ -73,7 +73,10 @@ impl Rules {
                     }
                     let of_category: Vec<_> = listed.iter().map(|text| words(text)).collect();
                     if of_category.is_empty() || of_category.iter().any(Vec::is_empty) {
-                        return Err(setting(field, format!("the category `{name}` has no words, or one without letters")));
+                        return Err(setting(
+                            field,
+                            format!("the category `{name}` has no words, or one without letters"),
+                        ));
                     }
                     if let Some(twice) = of_category.iter().find(|phrase| !seen.insert((*phrase).clone())) {
                         return Err(setting(field, format!("`{}` is listed twice", twice.join(" "))));

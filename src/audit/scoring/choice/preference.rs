@@ -94,7 +94,8 @@ impl Choices {
 
     /// Returns whether the content's effect can be told from that of tokens; none where too little was asked to say so.
     fn separable(&self, results: &Results, level: f64) -> Option<bool> {
-        let polarities: &[bool] = if self.rows.iter().any(|row| !row.0[0].reversed.is_empty()) { &[false, true] } else { &[false] };
+        let polarities: &[bool] =
+            if self.rows.iter().any(|row| !row.0[0].reversed.is_empty()) { &[false, true] } else { &[false] };
         let shown = (0..self.alphabets.len()).filter(|at| self.alphabets[*at].alphabet != Alphabet::Words);
         let wordings: Vec<(usize, bool)> = shown.flat_map(|at| polarities.iter().map(move |p| (at, *p))).collect();
         let mut effects = Vec::with_capacity(self.rows.len() * wordings.len());
