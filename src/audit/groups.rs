@@ -164,11 +164,11 @@ fn of_attribute(columns: &Columns<'_>, attribute: &Attribute) -> Result<Attribut
             })
         }
         Source::Flags(flags) => {
+            if let Some(twice) = flags.iter().enumerate().find(|(i, column)| flags[..*i].contains(column)) {
+                return Err(setting(field, format!("`{}` is named twice", twice.1)));
+            }
             let mut groups = Vec::with_capacity(flags.len());
-            for (i, column) in flags.iter().enumerate() {
-                if flags[..i].contains(column) {
-                    return Err(setting(field, format!("`{column}` is named twice")));
-                }
+            for column in flags {
                 let place = columns.place(field, column)?;
                 let mut rows = Vec::new();
                 for row in 0..columns.cells.len() {

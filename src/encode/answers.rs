@@ -96,7 +96,7 @@ impl Encoder<'_> {
         match content {
             Content::Text(text) => {
                 let Answers { prompt, answers, .. } =
-                    Self { max_tokens: usize::MAX, ..self.clone() }.whole(&[text.clone()])?;
+                    Self { max_tokens: usize::MAX, ..self.clone() }.whole(std::slice::from_ref(text))?;
                 let mut row = Encoded::default();
                 row.push(&prompt, false);
                 row.push(&answers.concat(), true);

@@ -26,7 +26,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("registry", &["lora", "model", "reports", "store"]),
     ("jobs", &["audit", "dataset", "lora", "model", "registry", "reports", "store", "train", "turns"]),
     ("rpc", &["audit", "dataset", "engine", "jobs", "lora", "model", "registry", "reports", "store", "train"]),
-    ("http", &["audit", "reports"]),
+    ("http", &["audit", "reports", "store"]),
     ("startup", &["hub", "model", "server"]),
     (
         "server",

@@ -48,11 +48,11 @@ impl Bbq {
         if answers.len() != 3 {
             return Err(setting("task.bbq.answers", format!("names {} columns, three are needed", answers.len())));
         }
-        let (_, numbers) = classes::numbers(rows, answers.len())?;
         let places = rows.places("task.bbq.answers", answers)?;
         let condition = rows.columns.place("task.bbq.condition", condition)?;
         let unknown = rows.columns.place("task.bbq.unknown", unknown)?;
         let biased = rows.columns.place("task.bbq.biased", biased)?;
+        let (_, numbers) = classes::numbers(rows, answers.len())?;
         let option = |row: usize, place: usize, cell: &str| match cell.trim().parse::<usize>() {
             Ok(option) if option < answers.len() => Ok(option),
             _ => Err(rows.columns.fault(row, place, format!("`{cell}` is no index of an answer: 0, 1 and 2 are"))),

@@ -22,7 +22,7 @@ mod plan;
 mod rules;
 mod scorer;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -133,13 +133,13 @@ async fn a_child_that_fails_ends_the_audit_with_its_name() {
 async fn membership_of_what_was_learnt_by_heart_is_found_with_shadows() {
     let server = client::start().await;
     let client = &server.client;
-    upload(client, "rows", &texts(80), of_texts()).await;
+    upload(client, "rows", &texts(48), of_texts()).await;
     let mut settings = by_head();
-    settings.membership = Some(pb::AuditMembership { shadows: Some(4), ..Default::default() });
-    let model = trained("target", training(None, 60));
+    settings.membership = Some(pb::AuditMembership { shadows: Some(3), ..Default::default() });
+    let model = trained("target", training(None, 30));
     let job = create(client, request("members", vec![model], settings)).await.unwrap();
-    // One target, four shadows, one planted control.
-    assert_eq!(job.audit.as_ref().unwrap().children.len(), 6);
+    // One target, three shadows, one planted control.
+    assert_eq!(job.audit.as_ref().unwrap().children.len(), 5);
     let report = reported(client, &job.id).await;
     sound(&report);
     let attacks: std::collections::BTreeSet<i32> = report.rocs.iter().map(|roc| roc.attack).collect();
@@ -152,7 +152,7 @@ async fn membership_of_what_was_learnt_by_heart_is_found_with_shadows() {
             pair[0].false_positive_rate <= pair[1].false_positive_rate
                 && pair[0].true_positive_rate <= pair[1].true_positive_rate
         });
-        assert!(rising && roc.members + roc.others <= 80, "{roc:?}");
+        assert!(rising && roc.members + roc.others <= 48, "{roc:?}");
     }
     // Shadows and control are gone when the audit has ended; the target stays.
     let list = pb::ListAdaptersRequest::default();

@@ -97,13 +97,8 @@ impl Choices {
             let texts = if fixed { choice.answers.clone() } else { rows.texts(i, &places)? };
             let answers = Answers { texts: &texts, columns: &choice.columns };
             let question = Question::of(&row.content);
-            let other = match reversed {
-                None => None,
-                Some(place) => Some(question.reworded(|_| rows.columns.cell(i, place).unwrap_or_default().to_owned())),
-            };
-            if let Some(place) = reversed {
-                rows.columns.needed(i, place)?;
-            }
+            let other = reversed.map(|place| rows.columns.needed(i, place)).transpose()?;
+            let other = other.map(|words| question.reworded(|_| words.to_owned()));
             let mut units = Vec::with_capacity(alphabets.len());
             for Wordings { alphabet, orders } in &alphabets {
                 let mut ask = |question: &Question, order: &Vec<usize>| {
