@@ -1,8 +1,9 @@
 //! Log-probabilities of candidates after one prompt, the same bits on every repeat.
 //!
-//! A product's last bits depend on the number of rows that it is computed with. So nothing here is packed with other
-//! requests: the prompt is computed alone in chunks of a fixed size, and each candidate on a fork of the prompt's
-//! cache, alone, in chunks of a fixed size. A score depends on prompt, candidate and adapter only.
+//! On a GPU a product's last bits depend on the number of rows that it is computed with. So nothing here is packed with
+//! other requests: the prompt is computed alone in chunks of a fixed size, and each candidate on a fork of the prompt's
+//! cache, in chunks of a fixed size. On the CPU no row depends on those beside it (`ops::cpu`), so several short
+//! candidates share a pass there. A score depends on prompt, candidate and adapter only.
 //! Does not decide when it runs: one call of [`ScoreTask::advance`] is one slice.
 //! Units: tokens; natural logarithms in f64.
 
@@ -105,7 +106,12 @@ impl ScoreTask {
         let mut slice = Slice::default();
         // Candidates of one token need no pass: the row after the prompt has them all.
         while slice.computed == 0 && !self.is_done() {
-            self.advance_candidate(model, &mut slice)?;
+            let together = self.together(model);
+            if together > 1 {
+                self.advance_together(model, together, &mut slice)?;
+            } else {
+                self.advance_candidate(model, &mut slice)?;
+            }
         }
         Ok(slice)
     }
@@ -137,6 +143,72 @@ impl ScoreTask {
             self.first_sum = log_sum_exp(&self.first_row)?;
         }
         Ok(Slice { prompt: chunk.len(), computed: chunk.len(), scored: 0 })
+    }
+
+    /// Returns how many of the next candidates share a pass: as many as fit into a chunk, and into the memory of one
+    /// fork that shares nothing with the prompt, which is what was reserved.
+    fn together(&self, model: &dyn CausalLm) -> usize {
+        if model.info().device != "cpu" || !self.current.logprobs.is_empty() {
+            return 1;
+        }
+        let prompt = self.cache.len();
+        let longest = self.request.candidates.iter().map(Vec::len).max().unwrap_or(0);
+        let (mut tokens, mut memory) = (CANDIDATE_CHUNK.min(self.step_tokens), KvCache::capacity(prompt + longest));
+        let mut count = 0;
+        for candidate in &self.request.candidates[self.scored.len()..] {
+            let more = candidate.len() - 1;
+            let fork = if more > 0 { KvCache::fork_capacity(prompt, more) } else { 0 };
+            if more > tokens || fork > memory {
+                break;
+            }
+            (tokens, memory, count) = (tokens - more, memory - fork, count + 1);
+        }
+        count
+    }
+
+    /// Scores whole candidates in one pass.
+    fn advance_together(
+        &mut self,
+        model: &dyn CausalLm,
+        count: usize,
+        slice: &mut Slice,
+    ) -> Result<(), EngineError> {
+        let first = self.scored.len();
+        let candidates = &self.request.candidates[first..first + count];
+        let (mut tokens, mut segments, mut caches) = (Vec::new(), Vec::new(), Vec::new());
+        for candidate in candidates {
+            let known = &candidate[..candidate.len() - 1];
+            if !known.is_empty() {
+                tokens.extend_from_slice(known);
+                segments.push(Segment { len: known.len(), logits: Rows::Last(known.len()) });
+                caches.push(fork(&self.cache)?);
+            }
+        }
+        let best = first_maximum(&self.first_row)?;
+        let begun = candidates.iter().map(|candidate| {
+            let logprob = f64::from(self.first_row[candidate[0] as usize]) - self.first_sum;
+            Scored { logprobs: vec![logprob], is_greedy: candidate[0] == best }
+        });
+        let mut scored: Vec<Scored> = begun.collect();
+        if !tokens.is_empty() {
+            let lora = lora(&self.request, tokens.len());
+            let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
+            let logits = forward(model, &batch, &mut caches.iter_mut().collect::<Vec<_>>())?;
+            rows(&logits, tokens.len(), |all, vocab| -> Result<(), EngineError> {
+                let mut row = all.chunks_exact(vocab);
+                for (candidate, scored) in candidates.iter().zip(&mut scored) {
+                    for (target, row) in candidate[1..].iter().zip(&mut row) {
+                        scored.logprobs.push(f64::from(row[*target as usize]) - log_sum_exp(row)?);
+                        scored.is_greedy &= first_maximum(row)? == *target;
+                    }
+                }
+                Ok(())
+            })??;
+        }
+        slice.computed += tokens.len();
+        slice.scored += tokens.len() + count;
+        self.scored.append(&mut scored);
+        Ok(())
     }
 
     fn advance_candidate(&mut self, model: &dyn CausalLm, slice: &mut Slice) -> Result<(), EngineError> {
