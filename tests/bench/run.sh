@@ -2,6 +2,8 @@
 # Measures evenkeel against llama.cpp and transformers + PEFT in one interleaved run and prints ratios.
 # Everything it needs goes below target/bench. Nothing else should run on the machine meanwhile.
 # usage: tests/bench/run.sh [--rounds N] [--only TEXT]
+#        tests/bench/run.sh --formats [--rounds N] [--only TEXT] [--text FILE] [--llama-server BINARY] [--adapters N]
+#                                                                                   the same GGUF formats as llama.cpp
 #        tests/bench/run.sh --training [--rounds N] [--only TEXT] [--sst2 FOLDER]    fine-tuning against PEFT
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -23,5 +25,10 @@ if [ "${1:-}" = --training ]; then
     exec "$here/venv/bin/python" tests/bench/training.py \
         --binary target/release/evenkeel --folder "$here/smollm2-f32" --work "$here" "$@"
 fi
-exec "$here/venv/bin/python" tests/bench/bench.py \
+script=bench
+if [ "${1:-}" = --formats ]; then
+    shift
+    script=formats
+fi
+exec "$here/venv/bin/python" "tests/bench/$script.py" \
     --binary target/release/evenkeel --gguf "$(cat "$here/model-path")" --work "$here" "$@"
