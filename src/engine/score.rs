@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -195,12 +196,10 @@ impl ScoreTask {
             let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
             let logits = forward(model, &batch, &mut caches.iter_mut().collect::<Vec<_>>())?;
             rows(&logits, tokens.len(), |all, vocab| -> Result<(), EngineError> {
-                let mut row = all.chunks_exact(vocab);
+                let targets: Vec<u32> = candidates.iter().flat_map(|candidate| &candidate[1..]).copied().collect();
+                let mut judged = judge(all, vocab, &targets)?.into_iter();
                 for (candidate, scored) in candidates.iter().zip(&mut scored) {
-                    for (target, row) in candidate[1..].iter().zip(&mut row) {
-                        scored.logprobs.push(f64::from(row[*target as usize]) - log_sum_exp(row)?);
-                        scored.is_greedy &= first_maximum(row)? == *target;
-                    }
+                    scored.extend(judged.by_ref().take(candidate.len() - 1));
                 }
                 Ok(())
             })??;
@@ -234,10 +233,7 @@ impl ScoreTask {
             let targets = &candidate[done..done + chunk.len()];
             let current = &mut self.current;
             rows(&logits, chunk.len(), |all, vocab| -> Result<(), EngineError> {
-                for (row, &target) in all.chunks_exact(vocab).zip(targets) {
-                    current.logprobs.push(f64::from(row[target as usize]) - log_sum_exp(row)?);
-                    current.is_greedy &= first_maximum(row)? == target;
-                }
+                current.extend(judge(all, vocab, targets)?.into_iter());
                 Ok(())
             })??;
             slice.computed += chunk.len();
@@ -251,6 +247,24 @@ impl ScoreTask {
         }
         Ok(())
     }
+}
+
+impl Scored {
+    /// Adds tokens: the log-probability of each, and whether it is the likeliest.
+    fn extend(&mut self, tokens: impl Iterator<Item = (f64, bool)>) {
+        for (logprob, is_best) in tokens {
+            self.logprobs.push(logprob);
+            self.is_greedy &= is_best;
+        }
+    }
+}
+
+/// Returns the log-probability of the target of each row, and whether it is the likeliest.
+fn judge(all: &[f32], vocab: usize, targets: &[u32]) -> Result<Vec<(f64, bool)>, EngineError> {
+    let one = |(row, target): (&[f32], &u32)| {
+        Ok((f64::from(row[*target as usize]) - log_sum_exp(row)?, first_maximum(row)? == *target))
+    };
+    all.par_chunks_exact(vocab).zip(targets).map(one).collect()
 }
 
 /// Returns the request's adapter over all rows.
