@@ -253,6 +253,7 @@ fn pick(kept: &[(u32, f32)], draw: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     use proptest::prelude::*;
 
     fn plain() -> Sampling {

@@ -1,13 +1,15 @@
 //! Log-probabilities of candidates after one prompt, the same bits on every repeat.
 //!
-//! A product's last bits depend on the number of rows that it is computed with. So nothing here is packed with other
-//! requests: the prompt is computed alone in chunks of a fixed size, and each candidate on a fork of the prompt's
-//! cache, alone, in chunks of a fixed size. A score depends on prompt, candidate and adapter only.
+//! On a GPU a product's last bits depend on the number of rows that it is computed with. So nothing here is packed with
+//! other requests: the prompt is computed alone in chunks of a fixed size, and each candidate on a fork of the prompt's
+//! cache, in chunks of a fixed size. On the CPU no row depends on those beside it (`ops::cpu`), so several short
+//! candidates share a pass there. A score depends on prompt, candidate and adapter only.
 //! Does not decide when it runs: one call of [`ScoreTask::advance`] is one slice.
 //! Units: tokens; natural logarithms in f64.
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -105,7 +107,12 @@ impl ScoreTask {
         let mut slice = Slice::default();
         // Candidates of one token need no pass: the row after the prompt has them all.
         while slice.computed == 0 && !self.is_done() {
-            self.advance_candidate(model, &mut slice)?;
+            let together = self.together(model);
+            if together > 1 {
+                self.advance_together(model, together, &mut slice)?;
+            } else {
+                self.advance_candidate(model, &mut slice)?;
+            }
         }
         Ok(slice)
     }
@@ -139,6 +146,65 @@ impl ScoreTask {
         Ok(Slice { prompt: chunk.len(), computed: chunk.len(), scored: 0 })
     }
 
+    /// Returns how many of the next candidates share a pass: as many as fit into a chunk, and into the memory of one
+    /// fork that shares nothing with the prompt, which is what was reserved.
+    fn together(&self, model: &dyn CausalLm) -> usize {
+        if model.info().device != "cpu" || !self.current.logprobs.is_empty() {
+            return 1;
+        }
+        let prompt = self.cache.len();
+        let longest = self.request.candidates.iter().map(Vec::len).max().unwrap_or(0);
+        let (mut tokens, mut memory) = (CANDIDATE_CHUNK.min(self.step_tokens), KvCache::capacity(prompt + longest));
+        let mut count = 0;
+        for candidate in &self.request.candidates[self.scored.len()..] {
+            let more = candidate.len() - 1;
+            let fork = if more > 0 { KvCache::fork_capacity(prompt, more) } else { 0 };
+            if more > tokens || fork > memory {
+                break;
+            }
+            (tokens, memory, count) = (tokens - more, memory - fork, count + 1);
+        }
+        count
+    }
+
+    /// Scores whole candidates in one pass.
+    fn advance_together(&mut self, model: &dyn CausalLm, count: usize, slice: &mut Slice) -> Result<(), EngineError> {
+        let first = self.scored.len();
+        let candidates = &self.request.candidates[first..first + count];
+        let (mut tokens, mut segments, mut caches) = (Vec::new(), Vec::new(), Vec::new());
+        for candidate in candidates {
+            let known = &candidate[..candidate.len() - 1];
+            if !known.is_empty() {
+                tokens.extend_from_slice(known);
+                segments.push(Segment { len: known.len(), logits: Rows::Last(known.len()) });
+                caches.push(fork(&self.cache)?);
+            }
+        }
+        let best = first_maximum(&self.first_row)?;
+        let begun = candidates.iter().map(|candidate| {
+            let logprob = f64::from(self.first_row[candidate[0] as usize]) - self.first_sum;
+            Scored { logprobs: vec![logprob], is_greedy: candidate[0] == best }
+        });
+        let mut scored: Vec<Scored> = begun.collect();
+        if !tokens.is_empty() {
+            let lora = lora(&self.request, tokens.len());
+            let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
+            let logits = forward(model, &batch, &mut caches.iter_mut().collect::<Vec<_>>())?;
+            rows(&logits, tokens.len(), |all, vocab| -> Result<(), EngineError> {
+                let targets: Vec<u32> = candidates.iter().flat_map(|candidate| &candidate[1..]).copied().collect();
+                let mut judged = judge(all, vocab, &targets)?.into_iter();
+                for (candidate, scored) in candidates.iter().zip(&mut scored) {
+                    scored.extend(judged.by_ref().take(candidate.len() - 1));
+                }
+                Ok(())
+            })??;
+        }
+        slice.computed += tokens.len();
+        slice.scored += tokens.len() + count;
+        self.scored.append(&mut scored);
+        Ok(())
+    }
+
     fn advance_candidate(&mut self, model: &dyn CausalLm, slice: &mut Slice) -> Result<(), EngineError> {
         let candidate = &self.request.candidates[self.scored.len()];
         if self.current.logprobs.is_empty() {
@@ -162,10 +228,7 @@ impl ScoreTask {
             let targets = &candidate[done..done + chunk.len()];
             let current = &mut self.current;
             rows(&logits, chunk.len(), |all, vocab| -> Result<(), EngineError> {
-                for (row, &target) in all.chunks_exact(vocab).zip(targets) {
-                    current.logprobs.push(f64::from(row[target as usize]) - log_sum_exp(row)?);
-                    current.is_greedy &= first_maximum(row)? == target;
-                }
+                current.extend(judge(all, vocab, targets)?.into_iter());
                 Ok(())
             })??;
             slice.computed += chunk.len();
@@ -179,6 +242,24 @@ impl ScoreTask {
         }
         Ok(())
     }
+}
+
+impl Scored {
+    /// Adds tokens: the log-probability of each, and whether it is the likeliest.
+    fn extend(&mut self, tokens: impl Iterator<Item = (f64, bool)>) {
+        for (logprob, is_best) in tokens {
+            self.logprobs.push(logprob);
+            self.is_greedy &= is_best;
+        }
+    }
+}
+
+/// Returns the log-probability of the target of each row, and whether it is the likeliest.
+fn judge(all: &[f32], vocab: usize, targets: &[u32]) -> Result<Vec<(f64, bool)>, EngineError> {
+    let one = |(row, target): (&[f32], &u32)| {
+        Ok((f64::from(row[*target as usize]) - log_sum_exp(row)?, first_maximum(row)? == *target))
+    };
+    all.par_chunks_exact(vocab).zip(targets).map(one).collect()
 }
 
 /// Returns the request's adapter over all rows.

@@ -5,6 +5,8 @@
 //! Shapes: `[kv_heads, capacity, head_dim]` a layer, of which the first `len` tokens count; on the CPU as the kernels of
 //! attention like them.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor, bail};
 
 use super::ModelError;
@@ -22,8 +24,12 @@ pub struct KvCache {
 
 #[derive(Debug)]
 enum Entry {
-    Tensors { keys: Tensor, values: Tensor },
-    Slices(KeysValues),
+    Tensors {
+        keys: Tensor,
+        values: Tensor,
+    },
+    /// Shared with the caches that were forked from this one, or that this one was forked from.
+    Slices(Arc<KeysValues>),
 }
 
 impl KvCache {
@@ -47,19 +53,25 @@ impl KvCache {
         tokens.saturating_add(tokens / 4).checked_next_multiple_of(BLOCK).unwrap_or(usize::MAX)
     }
 
+    /// Returns for how many tokens a fork of a cache of `len` takes memory at most when it gets `more`, where forks share
+    /// what they begin with: on the CPU.
+    pub fn fork_capacity(len: usize, more: usize) -> usize {
+        KeysValues::own_capacity(len, more)
+    }
+
     /// Counts `tokens` as held: the last act of a `forward`, when all layers have them.
     pub fn advance(&mut self, tokens: usize) {
         self.len += tokens;
     }
 
-    /// Returns a cache with the same content that goes its own way from here.
+    /// Returns a cache with the same content that goes its own way from here; on the CPU both share what is there.
     ///
     /// # Errors
     /// When memory for the copy cannot be had.
     pub fn fork(&self) -> std::result::Result<Self, ModelError> {
         let copy = |entry: &Option<Entry>| match entry {
             None => Ok(None),
-            Some(Entry::Slices(held)) => Ok(Some(Entry::Slices(held.clone()))),
+            Some(Entry::Slices(held)) => Ok(Some(Entry::Slices(Arc::clone(held)))),
             Some(Entry::Tensors { keys, values }) => {
                 Ok(Some(Entry::Tensors { keys: keys.copy()?, values: values.copy()? }))
             }
@@ -95,10 +107,14 @@ impl KvCache {
     /// written counts only after [`Self::advance`].
     pub(super) fn write_slices(&mut self, layer: usize, heads: Heads, keys: &[f32], values: &[f32]) -> Result<()> {
         let Some(slot) = self.layers.get_mut(layer) else { bail!("the cache has no layer {layer}") };
-        let tokens = keys.len() / (heads.kv_heads * heads.head_dim).max(1);
-        match slot.get_or_insert_with(|| Entry::Slices(KeysValues::new(heads))) {
-            Entry::Slices(held) => held.write(self.len, keys, values, Self::capacity(self.len + tokens)),
-            Entry::Tensors { .. } => bail!("the cache was filled with tensors"),
+        let Entry::Slices(held) = slot.get_or_insert_with(|| Entry::Slices(Arc::new(KeysValues::new(heads)))) else {
+            bail!("the cache was filled with tensors");
+        };
+        if Arc::get_mut(held).is_none() {
+            *held = Arc::new(KeysValues::after(held, self.len));
+        }
+        if let Some(own) = Arc::get_mut(held) {
+            own.write(self.len, keys, values);
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub fn attend_all(
             first += len;
             let mut own = KeysValues::new(heads);
             let part = |x: &'_ [f32]| x[rows.start * kv_heads * head_dim..rows.end * kv_heads * head_dim].to_vec();
-            own.write(0, &part(k), &part(v), *len);
+            own.write(0, &part(k), &part(v));
             (rows, own)
         };
         let seen: Vec<_> = lengths.iter().map(own).collect();

@@ -42,6 +42,7 @@ class Transformers:
         self.base = base.eval()
         self.adapter_dir = adapter_dir
         self.peft = None
+        self.tokenizer = None
 
     def generate(self, streams, prompt, new, seed, adapters=0):
         if adapters and self.peft is None:
@@ -67,6 +68,34 @@ class Transformers:
 
     def memory(self):
         return {"peak": peer.peak_bytes()}
+
+    def score(self, rows):
+        """Seconds for two-choice items in batches of 32, shortest first, the head on the continuations only; and the
+        likelier choice of each."""
+        self.tokenizer = self.tokenizer or AutoTokenizer.from_pretrained(self.base.config._name_or_path)
+        ids = lambda text: self.tokenizer(text)["input_ids"]
+        begin = time.perf_counter()
+        sequences = []
+        for item, (context, *choices) in enumerate(rows):
+            start = ids(context)
+            sequences += [(item, choice, start + ids(text), len(start)) for choice, text in enumerate(choices)]
+        sequences.sort(key=lambda sequence: len(sequence[2]))
+        sums = [[0.0, 0.0] for _ in rows]
+        with torch.inference_mode():
+            for first in range(0, len(sequences), 32):
+                batch = sequences[first:first + 32]
+                width = max(len(sequence[2]) for sequence in batch)
+                # Padded on the right: the causal mask alone is exact.
+                padded = torch.tensor([s[2] + [0] * (width - len(s[2])) for s in batch])
+                hidden = self.base.model(input_ids=padded, use_cache=False).last_hidden_state
+                places = [(r, p) for r, s in enumerate(batch) for p in range(s[3], len(s[2]))]
+                picked = hidden[[r for r, _ in places], [p - 1 for _, p in places]]
+                logprobs = self.base.lm_head(picked).float().log_softmax(-1)
+                targets = torch.tensor([batch[r][2][p] for r, p in places])
+                for (r, _), value in zip(places, logprobs.gather(1, targets[:, None])[:, 0].tolist()):
+                    sums[batch[r][0]][batch[r][1]] += value
+        seconds = time.perf_counter() - begin
+        return {"seconds": seconds, "choices": [own.index(max(own)) for own in sums]}
 
     def load(self, directory):
         """Seconds to load another adapter, then to make it the active one."""

@@ -5,6 +5,10 @@
 # usage: tests/bench/run.sh [OPTION]...                            serving
 #        tests/bench/run.sh --training [--sst2 FOLDER] [OPTION]... fine-tuning
 #        tests/bench/run.sh --all [--sst2 FOLDER] [OPTION]...      both
+#        tests/bench/run.sh --formats [--text FILE] [--llama-server BINARY] [--adapters N] [OPTION]...
+#                                                                  the same GGUF formats as llama.cpp
+#        tests/bench/run.sh --audit [--hatecheck FOLDER] [--shadows N] [OPTION]...
+#                                                                  audits of real data, scoring against transformers
 # options: --rounds N, --only TEXT (figures whose title holds it), --program FILE (measures that one, builds nothing),
 #          --smoke (a few tokens each: shows that everything works; the figures mean nothing)
 set -euo pipefail
@@ -17,9 +21,11 @@ while [ $# -gt 0 ]; do
     case $1 in
         --training) parts=training ;;
         --all) parts="serving training" ;;
+        --formats) parts=formats ;;
+        --audit) parts=audit ;;
         --program) program=$2; shift ;;
         --sst2) sst2=(--sst2 "$2"); shift ;;
-        --rounds | --only) options+=("$1" "$2"); shift ;;
+        --rounds | --only | --text | --llama-server | --adapters | --hatecheck | --shadows) options+=("$1" "$2"); shift ;;
         --smoke) options+=("$1") ;;
         *) echo "unknown option $1; see the head of $0" >&2; exit 2 ;;
     esac
@@ -44,6 +50,9 @@ python=$here/venv/bin/python
 for part in $parts; do
     case $part in
         serving) "$python" tests/bench/bench.py --binary "$program" --gguf "$gguf" --work "$here" "${options[@]}" ;;
+        formats) "$python" tests/bench/formats.py --binary "$program" --gguf "$gguf" --work "$here" "${options[@]}" ;;
+        audit) "$python" tests/bench/audit.py --binary "$program" --folder "$here/smollm2-f32" --work "$here" \
+            "${options[@]}" ;;
         training) "$python" tests/bench/training.py --binary "$program" --folder "$here/smollm2-f32" --work "$here" \
             "${options[@]}" "${sst2[@]}" ;;
     esac

@@ -35,7 +35,7 @@ fn packed_equals_one_by_one() {
                 single.extend(forward(&model, &[&[*token]], &mut [&mut cache]));
             }
         }
-        assert!(largest_difference(&packed, &single) < ROUNDING);
+        assert_eq!(packed, single, "bit for bit");
         assert!(caches.iter().zip(&sequences).all(|(c, s)| c.len() == s.len()));
     }
 }
@@ -62,9 +62,16 @@ fn a_fork_answers_as_its_own_sequence() {
     forward(&model, &[&ids(70, 1)], &mut [&mut cache]);
     let mut fork = cache.fork().unwrap();
     forward(&model, &[&[1, 2, 3]], &mut [&mut fork]);
-    let after = forward(&model, &[&[9]], &mut [&mut cache]);
-    let whole = forward(&model, &[&[ids(70, 1), vec![9]].concat()], &mut [&mut model.new_cache()]);
-    assert!(largest_difference(&after, &whole[70..]) < ROUNDING);
+    let whole = |tokens: &[&[u32]]| forward(&model, &[&tokens.concat()], &mut [&mut model.new_cache()]);
+    // A fork of a fork, and what it was forked from, each go on; bit for bit.
+    let mut second = fork.fork().unwrap();
+    let ends = [(&mut cache, 9, vec![]), (&mut second, 8, vec![1, 2, 3]), (&mut fork, 7, vec![1, 2, 3])];
+    for (cache, token, between) in ends {
+        let after = forward(&model, &[&[token, 4]], &mut [cache]);
+        assert_eq!(after, whole(&[&ids(70, 1), &between, &[token, 4]])[70 + between.len()..]);
+    }
+    let after = forward(&model, &[&ids(40, 5)], &mut [&mut second]);
+    assert_eq!(after, whole(&[&ids(70, 1), &[1, 2, 3, 8, 4], &ids(40, 5)])[75..]);
 }
 
 #[test]

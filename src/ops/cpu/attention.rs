@@ -10,12 +10,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::keys_values::{KeysValues, Part};
 use super::simd::{LANES, Level};
 use super::steps::{powers, scale as multiply_by, softmax_backward};
 use super::tile::{Floats, Out, Sweep};
 
-/// Positions by which memory grows at least.
-const GROWTH: usize = 64;
 /// Positions of a sequence that are computed together.
 const QUERIES: usize = 16;
 
@@ -33,7 +32,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    fn padded(self) -> usize {
+    pub(super) fn padded(self) -> usize {
         self.head_dim.next_multiple_of(LANES)
     }
 
@@ -47,72 +46,6 @@ impl Heads {
 
     fn group(self) -> usize {
         self.heads / self.kv_heads.max(1)
-    }
-}
-
-/// Keys and values of one sequence at one layer.
-#[derive(Debug, Clone)]
-pub struct KeysValues {
-    heads: Heads,
-    /// Positions that there is room for, a multiple of 16.
-    capacity: usize,
-    /// `[kv_heads, capacity/16, head_dim, 16]`.
-    keys: Vec<f32>,
-    /// `[kv_heads, capacity, head_dim padded to 16]`.
-    values: Vec<f32>,
-}
-
-impl KeysValues {
-    /// Returns an empty one; memory is taken when tokens arrive.
-    pub fn new(heads: Heads) -> Self {
-        Self { heads, capacity: 0, keys: Vec::new(), values: Vec::new() }
-    }
-
-    /// Makes room for `capacity` positions and keeps the first `len`.
-    fn grow(&mut self, len: usize, capacity: usize) {
-        let capacity = capacity.next_multiple_of(GROWTH);
-        let (dim, padded) = (self.heads.head_dim, self.heads.padded());
-        let moved = |old: &[f32], width: usize, kept: usize| {
-            let mut new = vec![0.0; self.heads.kv_heads * capacity * width];
-            if len > 0 {
-                for (new, old) in new.chunks_exact_mut(capacity * width).zip(old.chunks_exact(self.capacity * width)) {
-                    new[..kept * width].copy_from_slice(&old[..kept * width]);
-                }
-            }
-            new
-        };
-        self.keys = moved(&self.keys, dim, len.next_multiple_of(LANES).min(self.capacity));
-        self.values = moved(&self.values, padded, len);
-        self.capacity = capacity;
-    }
-
-    /// Writes keys and values of tokens from position `len` on; with too little room, for `capacity` of them.
-    pub fn write(&mut self, len: usize, keys: &[f32], values: &[f32], capacity: usize) {
-        let Heads { kv_heads, head_dim: dim, .. } = self.heads;
-        let (width, padded) = (kv_heads * dim, self.heads.padded());
-        let tokens = keys.len() / width.max(1);
-        if len + tokens > self.capacity {
-            self.grow(len, capacity.max(len + tokens));
-        }
-        for (token, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
-            let at = len + token;
-            for (head, (key, value)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
-                let tile = &mut self.keys[head * self.capacity * dim + at / LANES * LANES * dim..][..LANES * dim];
-                for (i, x) in key.iter().enumerate() {
-                    tile[i * LANES + at % LANES] = *x;
-                }
-                self.values[(head * self.capacity + at) * padded..][..dim].copy_from_slice(value);
-            }
-        }
-    }
-
-    fn keys_of(&self, head: usize) -> &[f32] {
-        &self.keys[head * self.capacity * self.heads.head_dim..][..self.capacity * self.heads.head_dim]
-    }
-
-    fn values_of(&self, head: usize) -> &[f32] {
-        let padded = self.heads.padded();
-        &self.values[head * self.capacity * padded..][..self.capacity * padded]
     }
 }
 
@@ -130,6 +63,7 @@ pub struct Sequence<'a> {
 /// A block of queries of one sequence, for the heads that share keys and values.
 struct Piece<'a> {
     sequence: &'a Sequence<'a>,
+    parts: &'a [Part<'a>],
     head: usize,
     /// Positions within the rows of the sequence.
     queries: Range<usize>,
@@ -140,17 +74,19 @@ pub fn attend(heads: Heads, q: &[f32], sequences: &[Sequence<'_>], out: &mut [f3
     let width = heads.heads * heads.head_dim;
     let fits = |sequence: &Sequence<'_>| {
         sequence.rows.end * width <= q.len().min(out.len())
-            && sequence.past + sequence.rows.len() <= sequence.seen.capacity
-            && sequence.seen.heads == heads
+            && sequence.past + sequence.rows.len() <= sequence.seen.room()
+            && sequence.seen.heads() == heads
     };
     let mut pieces = Vec::with_capacity(sequences.len() * heads.kv_heads);
     let mut work = 0;
-    for sequence in sequences.iter().filter(|sequence| fits(sequence)) {
+    let sequences: Vec<_> = sequences.iter().filter(|sequence| fits(sequence)).collect();
+    let parts: Vec<_> = sequences.iter().map(|sequence| sequence.seen.parts()).collect();
+    for (sequence, parts) in sequences.into_iter().zip(&parts) {
         let len = sequence.rows.len();
         work += len * (sequence.past + len) * width;
         for first in (0..len).step_by(QUERIES) {
             for head in 0..heads.kv_heads {
-                pieces.push(Piece { sequence, head, queries: first..len.min(first + QUERIES) });
+                pieces.push(Piece { sequence, parts, head, queries: first..len.min(first + QUERIES) });
             }
         }
     }
@@ -192,29 +128,49 @@ impl Piece<'_> {
     /// Writes the results of rows to the beginning of `scratch`, `[rows, head_dim padded]`.
     fn rows(&self, heads: Heads, q: &[f32], rows: &Rows, positions: Range<usize>, scratch: &mut Vec<f32>) {
         let padded = heads.padded();
-        let (keys, values) = (self.sequence.seen.keys_of(self.head), self.sequence.seen.values_of(self.head));
         let first = heads.first_seen(positions.start) / LANES * LANES;
         let seen = positions.end - first;
         let width = seen.next_multiple_of(LANES);
         scratch.resize((rows.count * (padded + width)).max(scratch.len()), 0.0);
         let (mixed, scores) = scratch.split_at_mut(rows.count * padded);
         let scores = &mut scores[..rows.count * width];
-        score(heads, (&q[rows.first..], rows.stride, rows.count), keys, first, (scores, width));
+        let inside = |part: &Part<'_>| part.positions.start.max(first)..part.positions.end.min(positions.end);
+        for part in self.parts {
+            let (keys, range) = (part.keys(self.head), inside(part));
+            if !range.is_empty() {
+                let from = range.start - part.positions.start;
+                let (columns, count) = (range.start - first, range.len().next_multiple_of(LANES));
+                score(
+                    heads,
+                    (&q[rows.first..], rows.stride, rows.count),
+                    (keys, from, count),
+                    (&mut scores[columns..], width),
+                );
+            }
+        }
         for (i, scores) in scores.chunks_exact_mut(width).enumerate() {
             let position = positions.start + if positions.len() == 1 { 0 } else { i };
             let sum = shares(scores, heads.first_seen(position) - first..position + 1 - first, heads.scale());
             multiply_by(scores, 1.0 / sum);
         }
-        let kernel = Floats {
-            x: scores.as_ptr(),
-            row: width,
-            input: 1,
-            weights: values[first * padded..].as_ptr(),
-            tile: LANES,
-            step: padded,
-            inputs: seen,
-        };
-        run(kernel, rows.count, padded, mixed, false);
+        let mut add = false;
+        for part in self.parts {
+            let (values, range) = (part.values(self.head), inside(part));
+            if range.is_empty() {
+                continue;
+            }
+            let kernel = Floats {
+                x: scores[range.start - first..].as_ptr(),
+                row: width,
+                input: 1,
+                weights: values[(range.start - part.positions.start) * padded..].as_ptr(),
+                tile: LANES,
+                step: padded,
+                inputs: range.len(),
+            };
+            run(kernel, rows.count, padded, (mixed, padded), add);
+            add = true;
+        }
     }
 }
 
@@ -233,25 +189,24 @@ fn copy_rows(from: &[f32], of: (usize, usize), out: Out, to: (usize, usize)) {
     }
 }
 
-/// Multiplies rows with whole tiles into `out`, `[rows, outputs]`; on this thread.
-fn run(kernel: Floats, rows: usize, outputs: usize, out: &mut [f32], add: bool) {
-    debug_assert!(out.len() >= rows * outputs && outputs.is_multiple_of(LANES));
+/// Multiplies rows with whole tiles into `out`, whose rows are `width` apart; on this thread.
+fn run(kernel: Floats, rows: usize, outputs: usize, (out, width): (&mut [f32], usize), add: bool) {
+    debug_assert!(out.len() >= (rows - 1) * width + outputs && outputs.is_multiple_of(LANES));
     let (tiles, out) = (0..outputs / LANES, Out(out.as_mut_ptr()));
-    Level::best().run(Sweep { kernel, rows: 0..rows, tiles, outputs, out, width: outputs, add });
+    Level::best().run(Sweep { kernel, rows: 0..rows, tiles, outputs, out, width, add });
 }
 
-/// Writes the products of rows of queries with the keys from position `first` (a multiple of 16) on.
+/// Writes the products of rows of queries with `count` keys from `from` on, both multiples of 16, to rows `width` apart.
 fn score(
     heads: Heads,
     (q, stride, rows): (&[f32], usize, usize),
-    keys: &[f32],
-    first: usize,
-    (out, width): (&mut [f32], usize),
+    (keys, from, count): (&[f32], usize, usize),
+    out: (&mut [f32], usize),
 ) {
     let dim = heads.head_dim;
-    let weights = keys[first * dim..(first + width) * dim].as_ptr();
+    let weights = keys[from * dim..(from + count) * dim].as_ptr();
     let kernel = Floats { x: q.as_ptr(), row: stride, input: 1, weights, tile: LANES * dim, step: LANES, inputs: dim };
-    run(kernel, rows, width, out, false);
+    run(kernel, rows, count, out, false);
 }
 
 /// Turns scores into powers, those outside of `seen` into 0; returns their sum.
@@ -317,10 +272,10 @@ impl<'a> Backward<'a> {
         let one = Heads { heads: 1, kv_heads: 1, ..heads };
         let (keys, values) = (gather(heads, k, (first, len), head), gather(heads, v, (first, len), head));
         let mut by_keys = KeysValues::new(one);
-        by_keys.write(0, &keys, &keys, len);
+        by_keys.write(0, &keys, &keys);
         let mut by_values = KeysValues::new(one);
-        by_values.write(0, &values, &values, len);
-        let (key_tiles, key_rows, value_tiles) = (by_keys.keys, by_keys.values, by_values.keys);
+        by_values.write(0, &values, &values);
+        let ((key_tiles, key_rows), (value_tiles, _)) = (by_keys.into_parts(), by_values.into_parts());
         Self { heads, q, gradient, first, len, head, key_tiles, value_tiles, key_rows }
     }
 
@@ -361,8 +316,8 @@ impl<'a> Backward<'a> {
         shares_of.resize(count * width, 0.0);
         scores.resize(count * width, 0.0);
         for_q.resize(count * padded, 0.0);
-        score(heads, (q, padded, count), &self.key_tiles, first, (shares_of, width));
-        score(heads, (gradient, padded, count), &self.value_tiles, first, (scores, width));
+        score(heads, (q, padded, count), (&self.key_tiles, first, width), (shares_of, width));
+        score(heads, (gradient, padded, count), (&self.value_tiles, first, width), (scores, width));
         let each = shares_of.chunks_exact_mut(width).zip(scores.chunks_exact_mut(width)).zip(rows);
         for ((shares_of, for_shares), position) in each {
             let sum = shares(shares_of, heads.first_seen(position) - first..position + 1 - first, heads.scale());
@@ -373,7 +328,7 @@ impl<'a> Backward<'a> {
         let keys = self.key_rows[first * padded..].as_ptr();
         let by_row =
             |x: *const f32| Floats { x, row: width, input: 1, weights: keys, tile: LANES, step: padded, inputs: seen };
-        run(by_row(scores.as_ptr()), count, padded, for_q, false);
+        run(by_row(scores.as_ptr()), count, padded, (for_q, padded), false);
         let by_key = |x: *const f32, weights: *const f32| Floats {
             x,
             row: 1,
@@ -383,8 +338,8 @@ impl<'a> Backward<'a> {
             step: padded,
             inputs: count,
         };
-        run(by_key(scores.as_ptr(), q.as_ptr()), seen, padded, &mut sums.0[first * padded..], true);
-        run(by_key(shares_of.as_ptr(), gradient.as_ptr()), seen, padded, &mut sums.1[first * padded..], true);
+        run(by_key(scores.as_ptr(), q.as_ptr()), seen, padded, (&mut sums.0[first * padded..], padded), true);
+        run(by_key(shares_of.as_ptr(), gradient.as_ptr()), seen, padded, (&mut sums.1[first * padded..], padded), true);
     }
 }
 

@@ -93,8 +93,9 @@ impl Simd for Avx2 {
         unsafe {
             let bias = _mm256_set1_epi32(127);
             let whole: I = both!(_mm256_cvtps_epi32, x);
-            let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, bias)));
-            [power(whole[0]), power(whole[1])]
+            let biased = [_mm256_add_epi32(whole[0], bias), _mm256_add_epi32(whole[1], bias)];
+            let bits = [_mm256_slli_epi32::<23>(biased[0]), _mm256_slli_epi32::<23>(biased[1])];
+            both!(_mm256_castsi256_ps, bits)
         }
     }
 
@@ -142,9 +143,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn dot_small(self, sum: I, weights: I, x: I) -> I {
         unsafe {
-            let ones = _mm256_set1_epi16(1);
-            let dot = |sum, w, x| _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
-            [dot(sum[0], weights[0], x[0]), dot(sum[1], weights[1], x[1])]
+            let ones = [_mm256_set1_epi16(1); 2];
+            let pairs = both!(_mm256_maddubs_epi16, weights, x);
+            let fours = both!(_mm256_madd_epi16, pairs, ones);
+            both!(_mm256_add_epi32, sum, fours)
         }
     }
 
@@ -161,10 +163,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn pairs(self, x: I) -> (F, F) {
         unsafe {
-            let mask = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-            let first = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
-            let second = |x| _mm256_castsi256_ps(_mm256_and_si256(x, mask));
-            ([first(x[0]), first(x[1])], [second(x[0]), second(x[1])])
+            let mask = [_mm256_set1_epi32(0xffff_0000_u32.cast_signed()); 2];
+            let first = [_mm256_slli_epi32::<16>(x[0]), _mm256_slli_epi32::<16>(x[1])];
+            let second = both!(_mm256_and_si256, x, mask);
+            (both!(_mm256_castsi256_ps, first), both!(_mm256_castsi256_ps, second))
         }
     }
 

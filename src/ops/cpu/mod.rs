@@ -21,6 +21,7 @@ mod avx512;
 mod blocks;
 #[expect(unsafe_code, reason = "inner loops without checks of bounds")]
 mod dense;
+mod keys_values;
 #[expect(unsafe_code, reason = "memory that holds bytes and numbers of several formats")]
 mod packed;
 #[expect(unsafe_code, reason = "the form without vector instructions has the interface of those with them")]
@@ -39,10 +40,11 @@ mod tests;
 mod tile;
 
 pub(super) use attention::attend_backward;
-pub use attention::{Heads, KeysValues, Sequence, attend};
+pub use attention::{Heads, Sequence, attend};
 pub(super) use blocks::Format;
 pub use dense::multiply_rows;
 pub(super) use dense::{View, multiply};
+pub use keys_values::KeysValues;
 pub(super) use packed::Packed;
 pub use prepared::Prepared;
 pub use product::Misfit;

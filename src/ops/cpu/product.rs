@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocks::Format;
+use super::blocks::{BLOCK, Format};
 use super::packed::Packed;
 use super::prepared::Prepared;
 use super::simd::{LANES, Level};
@@ -151,7 +151,8 @@ fn sweep(
                 steps: prepared.steps.as_ptr(),
                 sums: prepared.sums.as_ptr(),
                 weights: bytes,
-                blocks: inputs / super::blocks::BLOCK,
+                blocks: inputs / BLOCK,
+                groups: inputs / 4 / (inputs / BLOCK).max(1),
             })
         };
     }

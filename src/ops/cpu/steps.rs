@@ -39,39 +39,38 @@ unsafe fn store_some<S: Simd>(s: S, to: *mut f32, count: usize, x: S::F) {
     }
 }
 
-/// Maps `N` slices of one length, 16 numbers at a time, into `M` slices of the same length.
-#[inline(always)]
-fn map<S: Simd, const N: usize, const M: usize>(
-    s: S,
-    from: [&[f32]; N],
-    to: [&mut [f32]; M],
-    f: impl Fn([S::F; N]) -> [S::F; M],
-) {
-    let shortest = from.iter().map(|x| x.len()).chain(to.iter().map(|x| x.len())).min().unwrap_or(0);
-    let to = to.map(<[f32]>::as_mut_ptr);
-    for at in (0..shortest).step_by(LANES) {
-        let count = shortest - at;
-        // SAFETY: every slice has at least `shortest` numbers.
-        unsafe {
-            let results = f(from.map(|from| load_some(s, from.as_ptr().add(at), count, 0.0)));
-            for (to, x) in to.iter().zip(results) {
-                store_some(s, to.add(at), count, x);
+/// Computes 16 numbers at a time from slices of one length into others. A macro: what a closure computes may end up in a
+/// function of its own, without the form's instructions.
+macro_rules! map {
+    ($s:ident, ($($x:ident in $from:ident),+), ($($result:ident for $to:ident),+) = $body:expr) => {{
+        let count = usize::MAX$(.min($from.len()))+$(.min($to.len()))+;
+        for at in (0..count).step_by(LANES) {
+            let left = count - at;
+            // SAFETY: every slice has at least `count` numbers.
+            unsafe {
+                $(let $x = load_some($s, $from.as_ptr().add(at), left, 0.0);)+
+                let [$($result),+] = $body;
+                $(store_some($s, $to.as_mut_ptr().add(at), left, $result);)+
             }
         }
-    }
+    }};
 }
 
-/// Adds up what `f` makes of `N` slices of one length.
-#[inline(always)]
-fn fold<S: Simd, const N: usize>(s: S, from: [&[f32]; N], f: impl Fn(S::F, [S::F; N]) -> S::F) -> f32 {
-    let shortest = from.iter().map(|x| x.len()).min().unwrap_or(0);
-    let mut sum = s.zero();
-    for at in (0..shortest).step_by(LANES) {
-        // SAFETY: every slice has at least `shortest` numbers.
-        let x = from.map(|from| unsafe { load_some(s, from.as_ptr().add(at), shortest - at, 0.0) });
-        sum = f(sum, x);
-    }
-    s.sum(sum)
+/// Adds up what is computed from 16 numbers at a time of slices of one length.
+macro_rules! fold {
+    ($s:ident, ($($x:ident in $from:ident),+), $sum:ident => $body:expr) => {{
+        let count = usize::MAX$(.min($from.len()))+;
+        let mut $sum = $s.zero();
+        for at in (0..count).step_by(LANES) {
+            let left = count - at;
+            // SAFETY: every slice has at least `count` numbers.
+            unsafe {
+                $(let $x = load_some($s, $from.as_ptr().add(at), left, 0.0);)+
+                $sum = $body;
+            }
+        }
+        $s.sum($sum)
+    }};
 }
 
 /// Declares a step: a [`Work`] with its fields, and the function that runs it at the best level.
@@ -103,9 +102,9 @@ step! {
     rms_norm as RmsNorm(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) -> (), |s| {
         let width = weight.len().max(1);
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            let squares = fold(s, [x], |sum, [x]| s.fma(x, x, sum));
+            let squares = fold!(s, (a in x), sum => s.fma(a, a, sum));
             let inverse = s.splat(1.0 / (squares / width as f32 + eps).sqrt());
-            map(s, [x, weight], [out], |[x, weight]| [s.mul(s.mul(x, inverse), weight)]);
+            map!(s, (a in x, w in weight), (y for out) = [s.mul(s.mul(a, inverse), w)]);
         }
     }
 }
@@ -115,12 +114,12 @@ step! {
     rms_norm_backward as RmsNormBackward(
         x: &'a [f32], weight: &'a [f32], eps: f32, gradient: &'a [f32], out: &'a mut [f32]
     ) -> (), |s| {
-        let squares = fold(s, [x], |sum, [x]| s.fma(x, x, sum));
-        let along = fold(s, [x, weight, gradient], |sum, [x, w, g]| s.fma(s.mul(w, g), x, sum));
+        let squares = fold!(s, (a in x), sum => s.fma(a, a, sum));
+        let along = fold!(s, (a in x, w in weight, g in gradient), sum => s.fma(s.mul(w, g), a, sum));
         let size = x.len().max(1) as f32;
         let inverse = 1.0 / (squares / size + eps).sqrt();
         let (back, inverse) = (s.splat(-along * inverse * inverse / size), s.splat(inverse));
-        map(s, [x, weight, gradient], [out], |[x, w, g]| [s.mul(inverse, s.fma(x, back, s.mul(w, g)))]);
+        map!(s, (a in x, w in weight, g in gradient), (y for out) = [s.mul(inverse, s.fma(a, back, s.mul(w, g)))]);
     }
 }
 
@@ -158,7 +157,7 @@ fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
 step! {
     /// Writes gate·σ(gate)·up.
     silu_mul as SiluMul(gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) -> (), |s| {
-        map(s, [gate, up], [out], |[g, u]| [s.mul(s.mul(g, sigmoid(s, g)), u)]);
+        map!(s, (g in gate, u in up), (y for out) = [s.mul(s.mul(g, sigmoid(s, g)), u)]);
     }
 }
 
@@ -167,11 +166,11 @@ step! {
     silu_mul_backward as SiluMulBackward(
         gate: &'a [f32], up: &'a [f32], gradient: &'a [f32], for_gate: &'a mut [f32], for_up: &'a mut [f32]
     ) -> (), |s| {
-        map(s, [gate, up, gradient], [for_gate, for_up], |[g, u, gradient]| {
+        map!(s, (g in gate, u in up, d in gradient), (a for for_gate, b for for_up) = {
             let sigma = sigmoid(s, g);
             let silu = s.mul(g, sigma);
             let slope = s.fma(sigma, s.sub(s.splat(1.0), silu), silu);
-            [s.mul(s.mul(gradient, u), slope), s.mul(gradient, silu)]
+            [s.mul(s.mul(d, u), slope), s.mul(d, silu)]
         });
     }
 }
@@ -206,9 +205,9 @@ step! {
 step! {
     /// Writes p·(g - Σ p·g)·scale over the gradients `g`: what a softmax hands back.
     softmax_backward as SoftmaxBackward(shares: &'a [f32], gradient: &'a [f32], scale: f32, out: &'a mut [f32]) -> (), |s| {
-        let along = s.splat(fold(s, [shares, gradient], |sum, [p, g]| s.fma(p, g, sum)));
+        let along = s.splat(fold!(s, (p in shares, g in gradient), sum => s.fma(p, g, sum)));
         let scale = s.splat(scale);
-        map(s, [shares, gradient], [out], |[p, g]| [s.mul(s.mul(p, s.sub(g, along)), scale)]);
+        map!(s, (p in shares, g in gradient), (y for out) = [s.mul(s.mul(p, s.sub(g, along)), scale)]);
     }
 }
 
@@ -241,5 +240,5 @@ step! {
 
 step! {
     /// Returns the sum.
-    sum as Sum(x: &'a [f32]) -> f32, |s| fold(s, [x], |sum, [x]| s.add(sum, x))
+    sum as Sum(x: &'a [f32]) -> f32, |s| fold!(s, (a in x), sum => s.add(sum, a))
 }

@@ -322,6 +322,8 @@ pub(super) struct Quants<const HEADER: u8, const NIBBLES: bool> {
     pub(super) sums: *const [i32; 2],
     pub(super) weights: *const u8,
     pub(super) blocks: usize,
+    /// Groups of 4 inputs of a block: 8.
+    pub(super) groups: usize,
 }
 
 impl<const HEADER: u8, const NIBBLES: bool> Quants<HEADER, NIBBLES> {
@@ -342,7 +344,6 @@ impl<const HEADER: u8, const NIBBLES: bool> Quants<HEADER, NIBBLES> {
         },
     };
     const HALVES: usize = if HEADER == 3 { 2 } else { 1 };
-    const GROUPS: usize = BLOCK / 4 / Self::HALVES;
 
     /// Scales of the halves, and the minimum.
     ///
@@ -363,8 +364,9 @@ impl<const HEADER: u8, const NIBBLES: bool> Quants<HEADER, NIBBLES> {
                 }
                 Header::Halves => {
                     let (factor, middle) = (s.halves(header), s.splat(128.0));
-                    let scale = |at| s.mul(factor, s.sub(s.bytes(header.add(at)), middle));
-                    ([scale(small), scale(small + LANES)], s.zero())
+                    let first = s.mul(factor, s.sub(s.bytes(header.add(small)), middle));
+                    let second = s.mul(factor, s.sub(s.bytes(header.add(small + LANES)), middle));
+                    ([first, second], s.zero())
                 }
             }
         }
@@ -384,44 +386,52 @@ impl<const HEADER: u8, const NIBBLES: bool> Quants<HEADER, NIBBLES> {
         let shape = Self::SHAPE;
         let bytes = HEADER == 0 && !NIBBLES;
         let offset = if bytes { S::BYTE_OFFSET } else { shape.offset as i32 };
+        // Loops over numbers, and over one that is not known when this is compiled: unrolled iterators spill registers.
         // SAFETY: the caller's promise.
         unsafe {
             let mut sums = [[s.splat_i32(0); T]; R];
             if offset != 0 {
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for r in 0..R {
                     let of_x = *self.sums.add((row + r) * self.blocks + block);
                     let of_x = if Self::HALVES == 2 { of_x[half] } else { of_x[0] + of_x[1] };
-                    *sums = [s.splat_i32(-offset * of_x); T];
+                    for t in 0..T {
+                        sums[r][t] = s.splat_i32(-offset * of_x);
+                    }
                 }
             }
-            let x = self.quants.cast::<i32>().add((row * self.blocks + block) * (BLOCK / 4) + half * Self::GROUPS);
+            let groups = self.groups / Self::HALVES;
+            let x = self.quants.cast::<i32>().add((row * self.blocks + block) * (BLOCK / 4) + half * groups);
             let next = self.blocks * (BLOCK / 4);
             if NIBBLES {
-                for group in 0..Self::GROUPS / 2 {
+                for group in 0..groups / 2 {
                     let mut w = [(s.splat_i32(0), s.splat_i32(0)); T];
-                    for (w, weights) in w.iter_mut().zip(weights) {
-                        *w = s.nibbles(s.load_bytes(weights.add(group * 64)));
+                    for t in 0..T {
+                        w[t] = s.nibbles(s.load_bytes(weights[t].add(group * 64)));
                     }
-                    for (r, sums) in sums.iter_mut().enumerate() {
+                    for r in 0..R {
                         let x = x.add(r * next + 2 * group);
-                        let (lower, upper) = (x.read_unaligned(), x.add(1).read_unaligned());
-                        let (lower, upper) = (s.splat_i32(lower), s.splat_i32(upper));
-                        for (sum, w) in sums.iter_mut().zip(w) {
-                            *sum = s.dot_small(s.dot_small(*sum, w.0, lower), w.1, upper);
+                        let lower = s.splat_i32(x.read_unaligned());
+                        for t in 0..T {
+                            sums[r][t] = s.dot_small(sums[r][t], w[t].0, lower);
+                        }
+                        let upper = s.splat_i32(x.add(1).read_unaligned());
+                        for t in 0..T {
+                            sums[r][t] = s.dot_small(sums[r][t], w[t].1, upper);
                         }
                     }
                 }
                 return sums;
             }
-            for group in 0..Self::GROUPS {
+            for group in 0..groups {
                 let mut w = [s.splat_i32(0); T];
-                for (w, weights) in w.iter_mut().zip(weights) {
-                    *w = s.load_bytes(weights.add((half * Self::GROUPS + group) * 64));
+                for t in 0..T {
+                    w[t] = s.load_bytes(weights[t].add((half * groups + group) * 64));
                 }
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for r in 0..R {
                     let x = s.splat_i32(x.add(r * next + group).read_unaligned());
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = if bytes { s.dot_bytes(*sum, w, x) } else { s.dot_small(*sum, w, x) };
+                    for t in 0..T {
+                        sums[r][t] =
+                            if bytes { s.dot_bytes(sums[r][t], w[t], x) } else { s.dot_small(sums[r][t], w[t], x) };
                     }
                 }
             }
@@ -446,30 +456,28 @@ impl<const HEADER: u8, const NIBBLES: bool> Kernel for Quants<HEADER, NIBBLES> {
         // SAFETY: the caller's promise.
         unsafe {
             let mut sums = begin::<S, R, T>(s, out, add);
+            let tiles = self.weights.add(tile * tile_bytes);
             for block in 0..self.blocks {
-                let mut tiles = [self.weights.add(tile * tile_bytes); T];
-                for (t, tile) in tiles.iter_mut().enumerate() {
-                    *tile = tile.add(t * tile_bytes);
-                }
-                let quants = tiles.map(|tile| tile.add(shape.quants_at(block)));
                 let header = block / shape.group() * shape.group_bytes();
-                let scales = tiles.map(|tile| Self::scales(s, tile.add(header), block % shape.group()));
+                let mut quants = [tiles; T];
+                for t in 0..T {
+                    quants[t] = tiles.add(t * tile_bytes + shape.quants_at(block));
+                }
                 for half in 0..Self::HALVES {
                     let integers = self.integers::<S, R, T>(s, (row, block, half), quants);
-                    for (r, (sums, integers)) in sums.iter_mut().zip(integers).enumerate() {
-                        let step = s.splat(*self.steps.add((row + r) * self.blocks + block));
-                        for ((sum, integer), scale) in sums.iter_mut().zip(integers).zip(&scales) {
-                            *sum = s.fma(s.to_float(integer), s.mul(scale.0[half], step), *sum);
-                        }
-                    }
-                }
-                if matches!(shape.header, Header::Minimum | Header::Pairs) {
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let at = (row + r) * self.blocks + block;
-                        let of_x = *self.sums.add(at);
-                        let of_x = s.splat(*self.steps.add(at) * (of_x[0] + of_x[1]) as f32);
-                        for (sum, scale) in sums.iter_mut().zip(&scales) {
-                            *sum = s.fma(scale.1, of_x, *sum);
+                    for t in 0..T {
+                        let header = tiles.add(t * tile_bytes + header);
+                        let (scales, minimum) = Self::scales(s, header, block % shape.group());
+                        for r in 0..R {
+                            let at = (row + r) * self.blocks + block;
+                            let step = *self.steps.add(at);
+                            let scale = s.mul(scales[half], s.splat(step));
+                            sums[r][t] = s.fma(s.to_float(integers[r][t]), scale, sums[r][t]);
+                            if const { matches!(Self::SHAPE.header, Header::Minimum | Header::Pairs) } {
+                                let of_x = *self.sums.add(at);
+                                let of_x = s.splat(step * (of_x[0] + of_x[1]) as f32);
+                                sums[r][t] = s.fma(minimum, of_x, sums[r][t]);
+                            }
                         }
                     }
                 }

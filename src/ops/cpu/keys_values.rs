@@ -1,0 +1,146 @@
+//! Keys and values of one sequence at one layer, which sequences with the same beginning share.
+//!
+//! Keys stand in tiles of 16 positions, values in rows: as `attention.rs` multiplies with them. What is shared is never
+//! written: whoever goes on from there holds its own positions from the last whole tile on. Multiplies nothing.
+//! Shapes: keys and values come as `[tokens, kv_heads, head_dim]`.
+//! After: vLLM's blocks (Kwon et al. 2023), with one block for all that is shared.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::attention::Heads;
+use super::simd::LANES;
+
+/// Keys and values of one sequence at one layer.
+#[derive(Debug, Clone)]
+pub struct KeysValues {
+    heads: Heads,
+    /// Holds the positions before `start`, a multiple of 16.
+    before: Option<Arc<KeysValues>>,
+    start: usize,
+    /// Positions from `start` on that there is room for, a multiple of 16.
+    capacity: usize,
+    /// `[kv_heads, capacity/16, head_dim, 16]`.
+    keys: Vec<f32>,
+    /// `[kv_heads, capacity, head_dim padded to 16]`.
+    values: Vec<f32>,
+}
+
+/// Positions that lie together.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    pub(super) positions: Range<usize>,
+    of: &'a KeysValues,
+}
+
+impl Part<'_> {
+    /// Tiles of keys of a head, the first of which begins at the first position.
+    pub(super) fn keys(&self, head: usize) -> &[f32] {
+        let size = self.of.capacity * self.of.heads.head_dim;
+        &self.of.keys[head * size..][..size]
+    }
+
+    /// Rows of values of a head.
+    pub(super) fn values(&self, head: usize) -> &[f32] {
+        let size = self.of.capacity * self.of.heads.padded();
+        &self.of.values[head * size..][..size]
+    }
+}
+
+impl KeysValues {
+    /// Returns an empty one; memory is taken when tokens arrive.
+    pub fn new(heads: Heads) -> Self {
+        Self { heads, before: None, start: 0, capacity: 0, keys: Vec::new(), values: Vec::new() }
+    }
+
+    /// Returns one that goes on after the first `len` positions of `shared`.
+    pub fn after(shared: &Arc<Self>, len: usize) -> Self {
+        // Where the other begins, so that whole tiles of it can be seen alone.
+        let start = (len / LANES * LANES).max(shared.start);
+        let mut own = Self { before: Some(Arc::clone(shared)), start, ..Self::new(shared.heads) };
+        if len > start {
+            own.grow(0, LANES);
+            let (from, dim, padded) = (start - shared.start, shared.heads.head_dim, shared.heads.padded());
+            for head in 0..shared.heads.kv_heads {
+                let (to, of) = (head * own.capacity, head * shared.capacity + from);
+                own.keys[to * dim..][..LANES * dim].copy_from_slice(&shared.keys[of * dim..][..LANES * dim]);
+                let size = (len - start) * padded;
+                own.values[to * padded..][..size].copy_from_slice(&shared.values[of * padded..][..size]);
+            }
+        }
+        own
+    }
+
+    /// Makes room for `capacity` positions from `start` on and keeps the first `len` of them.
+    fn grow(&mut self, len: usize, capacity: usize) {
+        let capacity = capacity.next_multiple_of(LANES);
+        let moved = |old: &[f32], width: usize, kept: usize| {
+            let mut new = vec![0.0; self.heads.kv_heads * capacity * width];
+            if kept > 0 {
+                for (new, old) in new.chunks_exact_mut(capacity * width).zip(old.chunks_exact(self.capacity * width)) {
+                    new[..kept * width].copy_from_slice(&old[..kept * width]);
+                }
+            }
+            new
+        };
+        self.keys = moved(&self.keys, self.heads.head_dim, len.next_multiple_of(LANES).min(self.capacity));
+        self.values = moved(&self.values, self.heads.padded(), len);
+        self.capacity = capacity;
+    }
+
+    /// Returns for how many positions one that goes on after `len` others takes memory at most when it gets `more`.
+    pub fn own_capacity(len: usize, more: usize) -> usize {
+        grown(len % LANES + more)
+    }
+
+    /// Writes keys and values of tokens from position `len` on; too little room grows by a quarter more than is needed.
+    /// Positions that are shared stay as they are.
+    pub fn write(&mut self, len: usize, keys: &[f32], values: &[f32]) {
+        let Heads { kv_heads, head_dim: dim, .. } = self.heads;
+        let (width, padded) = (kv_heads * dim, self.heads.padded());
+        let (tokens, held) = (keys.len() / width.max(1), len.saturating_sub(self.start));
+        if held + tokens > self.capacity {
+            self.grow(held, grown(held + tokens));
+        }
+        for (token, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
+            let at = held + token;
+            for (head, (key, value)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+                let tile = &mut self.keys[(head * self.capacity + at / LANES * LANES) * dim..][..LANES * dim];
+                for (i, x) in key.iter().enumerate() {
+                    tile[i * LANES + at % LANES] = *x;
+                }
+                self.values[(head * self.capacity + at) * padded..][..dim].copy_from_slice(value);
+            }
+        }
+    }
+
+    pub(super) fn heads(&self) -> Heads {
+        self.heads
+    }
+
+    /// Returns the number of positions that there is room for.
+    pub(super) fn room(&self) -> usize {
+        self.start + self.capacity
+    }
+
+    /// Returns what is held, in the order of positions.
+    pub(super) fn parts(&self) -> Vec<Part<'_>> {
+        let mut parts = vec![Part { positions: self.start..self.room(), of: self }];
+        let mut of = self;
+        while let Some(before) = &of.before {
+            parts.push(Part { positions: before.start..of.start.min(before.room()), of: before });
+            of = before;
+        }
+        parts.reverse();
+        parts
+    }
+
+    /// Returns tiles of keys and rows of values of all heads.
+    pub(super) fn into_parts(self) -> (Vec<f32>, Vec<f32>) {
+        (self.keys, self.values)
+    }
+}
+
+fn grown(positions: usize) -> usize {
+    (positions + positions / 4).next_multiple_of(LANES)
+}

@@ -1,0 +1,241 @@
+"""Figures by weight format: evenkeel and llama.cpp on the same GGUF, in turn inside each round; scoring against
+transformers; perplexity; what grows with streams and registered adapters.
+
+A ratio is evenkeel's figure over the peer's in the same round. usage: run.sh --formats [--rounds N] [--only TEXT]
+[--text FILE] [--llama-server BINARY] [--adapters N]. --text is what perplexity is measured on (wikitext-2's valid.txt);
+--llama-server is llama.cpp's server, built with the same version as llama-cpp-python; without it the streams are
+compared with llama.cpp's batch API, which has no HTTP in between.
+"""
+
+import argparse
+import asyncio
+import concurrent.futures
+import ctypes
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+
+from evenkeel.v1 import adapter_pb2, inference_pb2, inference_pb2_grpc
+
+import bench
+import peer
+
+# llama.cpp's LLAMA_FTYPE_MOSTLY_*.
+FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+CASES = [case for case in bench.CASES if "first token" not in case[0]]
+WORDS = ("the nurse doctor said that patient engineer was late because traffic weather meeting manager teacher student "
+         "bought brought apples river bank money quickly slowly happy sad old young man woman city village").split()
+WINDOW = 512
+
+
+def quantise(source, target, kind):
+    """Writes a GGUF in another format, every matrix in it, by llama.cpp itself."""
+    import llama_cpp as lib
+
+    params = lib.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.pure, params.nthread = kind, True, True, 2
+    if lib.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)) != 0:
+        raise RuntimeError(f"llama.cpp does not write {target}")
+
+
+def items(count):
+    """Two-choice items: a context and two continuations."""
+    draw = random.Random(0)
+    text = lambda low, high: " ".join(draw.choice(WORDS) for _ in range(draw.randint(low, high)))
+    return [(text(12, 28), " " + text(2, 6), " " + text(2, 6)) for _ in range(count)]
+
+
+def score(server, rows):
+    """Seconds for all items, eight requests at a time, and which continuation is likelier."""
+    stub = inference_pb2_grpc.InferenceServiceStub(server.channel)
+
+    def one(row):
+        candidates = [inference_pb2.Candidate(text=text) for text in row[1:]]
+        answer = stub.Score(inference_pb2.ScoreRequest(prompt=row[0], candidates=candidates))
+        sums = [candidate.sum_logprob for candidate in answer.candidates]
+        return sums.index(max(sums))
+
+    begin = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        choices = list(pool.map(one, rows))
+    return time.perf_counter() - begin, choices
+
+
+def perplexity(server, text, windows):
+    """Perplexity of windows of tokens; the first half of each is context only, as llama.cpp counts."""
+    stub = inference_pb2_grpc.InferenceServiceStub(server.channel)
+    content = open(text).read()[:windows * WINDOW * 8]
+    ids = list(stub.Tokenize(inference_pb2.TokenizeRequest(text=content)).ids)
+    total, count = 0.0, 0
+    for first in range(0, min(len(ids) - WINDOW, windows * WINDOW), WINDOW):
+        window = ids[first:first + WINDOW]
+        prompt, rest = window[:WINDOW // 2], window[WINDOW // 2:]
+        candidate = inference_pb2.Candidate(token_ids=inference_pb2.TokenIds(ids=rest))
+        request = inference_pb2.ScoreRequest(prompt_token_ids=inference_pb2.TokenIds(ids=prompt),
+                                             candidates=[candidate])
+        scored = stub.Score(request).candidates[0]
+        total, count = total - scored.sum_logprob, count + len(rest)
+    return math.exp(total / count)
+
+
+class LlamaServer:
+    """llama.cpp's own server: a process, HTTP on loopback."""
+
+    def __init__(self, binary, model, port=18080):
+        command = [binary, "-m", model, "-t", "2", "-tb", "2", "-c", str(64 * 128), "-np", "32", "--host", "127.0.0.1",
+                   "--port", str(port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.port = port
+        for _ in range(600):
+            try:
+                if b"ok" in asyncio.run(self._ask("GET", "/health", b"")):
+                    return
+            except OSError:
+                pass
+            time.sleep(0.1)
+        raise RuntimeError("llama-server does not start")
+
+    async def _ask(self, method, path, body):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    def generate(self, streams, prompt, new, seed):
+        async def all():
+            bodies = [json.dumps({"prompt": ids, "n_predict": new, "ignore_eos": True, "temperature": 0.0,
+                                  "stream": True, "cache_prompt": False}).encode()
+                      for ids in peer.prompts(streams, prompt, 49152, seed)]
+            begin = time.perf_counter()
+            answers = await asyncio.gather(*[self._ask("POST", "/completion", body) for body in bodies])
+            if any(b'"stop":true' not in answer for answer in answers):
+                raise RuntimeError("llama-server did not finish")
+            return time.perf_counter() - begin
+
+        return {"first": math.nan, "total": asyncio.run(all()), "peak": peer.peak_bytes(self.process.pid)}
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def compare(options, work, name, source, table):
+    """One format: both systems on one file."""
+    path = f"{work}/smollm2-{name.lower()}.gguf"
+    if not os.path.exists(path):
+        quantise(source, path, FORMATS[name])
+    adapters = [f"{work}/adapters/random-{i}" for i in range(8)]
+    begin = time.perf_counter()
+    ours = bench.Evenkeel(options.binary, path, [], work)
+    ready = time.perf_counter() - begin
+    for directory in adapters:
+        short = os.path.basename(directory)
+        ours.adapters.LoadAdapter(adapter_pb2.LoadAdapterRequest(name=short, directory=short))
+        ours.names.append(short)
+    systems = {"evenkeel": ours, "llama.cpp": bench.Child("peer_llama_cpp.py", path, adapters[0], work)}
+    if options.llama_server:
+        systems["llama-server"] = LlamaServer(options.llama_server, path)
+    for system in systems.values():
+        system.generate(streams=2, prompt=16, new=4, seed=0)
+    for round_number in range(1, options.rounds + 1):
+        for title, figure, case in CASES + bench.OURS_ONLY:
+            if options.only not in title:
+                continue
+            for system_name, system in systems.items():
+                through_http = case["streams"] > 1 and not case.get("adapters")
+                if system_name == "llama-server" and not through_http:
+                    continue
+                if system_name == "llama.cpp" and (title, figure, case) in bench.OURS_ONLY:
+                    continue
+                value = figure(system.generate(seed=round_number, **case), case)
+                table.setdefault((name, title), {}).setdefault(system_name, []).append(value)
+                print(round_number, name, title, system_name, f"{value:.1f}", file=sys.stderr, flush=True)
+    if options.text:
+        table.setdefault((name, f"perplexity, {options.windows} windows"), {})["evenkeel"] = [
+            perplexity(ours, options.text, options.windows)]
+    table.setdefault((name, "start to ready, s"), {})["evenkeel"] = [ready]
+    for system in systems.values():
+        system.close()
+
+
+def scoring(options, work, folder, table):
+    """256 two-choice items against transformers in f32 and bf16, batches of 32."""
+    rows = items(256)
+    ours = bench.Evenkeel(options.binary, folder, [], work)
+    peers = {dtype: bench.Child("peer_transformers.py", folder, dtype, f"{work}/adapters/random-0")
+             for dtype in ("f32", "bf16")}
+    for round_number in range(options.rounds):
+        seconds, choices = score(ours, rows)
+        table.setdefault(("f32", "256 items, items/s"), {}).setdefault("evenkeel", []).append(256 / seconds)
+        for dtype, system in peers.items():
+            answer = system.score(rows=rows)
+            label = f"transformers {dtype}"
+            table[("f32", "256 items, items/s")].setdefault(label, []).append(256 / answer["seconds"])
+            same = sum(a == b for a, b in zip(choices, answer["choices"]))
+            print(round_number, "items", label, f"same choices {same}", file=sys.stderr, flush=True)
+    for system in [ours, *peers.values()]:
+        system.close()
+
+
+def growth(options, work, source, table):
+    """Cost of a token as streams and registered adapters grow."""
+    ours = bench.Evenkeel(options.binary, source, [f"{work}/adapters/random-0"], work)
+    for streams in (1, 2, 4, 8, 16, 32, 64):
+        case = dict(streams=streams, prompt=16, new=32)
+        values = [bench.decode(ours.generate(seed=r, **case), case) for r in range(options.rounds)]
+        table[("Q4_1", f"decode, {streams} streams, tokens/s")] = {"evenkeel": values}
+    loaded, case = 1, dict(streams=1, prompt=8, new=64, adapters=1)
+    for count in [n for n in (1, 10, 100, 1000, 10000) if n <= options.adapters]:
+        for i in range(loaded, count):
+            ours.adapters.LoadAdapter(adapter_pb2.LoadAdapterRequest(name=f"copy-{i}", directory="random-0"))
+        loaded = count
+        values = [bench.decode(ours.generate(seed=r, **case), case) for r in range(options.rounds)]
+        table[("Q4_1", f"decode, {count} adapters registered, tokens/s")] = {"evenkeel": values}
+    ours.close()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("binary", "gguf", "work"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="cases whose title holds this text")
+    parser.add_argument("--text", help="file to measure perplexity on")
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--llama-server", help="llama.cpp's server")
+    parser.add_argument("--adapters", type=int, default=100, help="most adapters to register")
+    options = parser.parse_args()
+    work = os.path.abspath(options.work)
+    folder = f"{work}/smollm2-f32"
+    adapters = [f"{work}/adapters/random-{i}" for i in range(8)]
+    prepare = [sys.executable, os.path.join(bench.HERE, "peer_transformers.py"), "--prepare", options.gguf, folder]
+    subprocess.run([*prepare, *adapters], check=True)
+
+    table = {}
+    for name in FORMATS:
+        compare(options, work, name, options.gguf, table)
+    if options.only in "256 items":
+        scoring(options, work, folder, table)
+    if options.only in "growth":
+        growth(options, work, options.gguf, table)
+
+    print("| format | figure | evenkeel | peer | figure of the peer | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    for (name, title), values in table.items():
+        own = values.pop("evenkeel")
+        start = f"| {name} | {title} | {statistics.median(own):.4g} |"
+        if not values:
+            print(f"{start} | | |")
+        for other, figures in values.items():
+            ratio = statistics.median(a / b for a, b in zip(own, figures))
+            print(f"{start} {other} | {statistics.median(figures):.4g} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
