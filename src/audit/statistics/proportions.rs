@@ -317,4 +317,16 @@ mod tests {
         let gap = smallest_gap(1000.0, 1000.0, 0.5, 0.8, 0.05).unwrap().smallest_gap;
         assert!((0.05..0.08).contains(&gap), "{gap}");
     }
+
+    #[test]
+    fn the_smallest_gap_is_seen_with_the_power_that_was_asked() {
+        for (rows_1, rows_2) in [(100.0, 100.0), (600.0, 40.0), (25.0, 3000.0)] {
+            let h = smallest_gap(rows_1, rows_2, 0.95, 0.8, 0.05).unwrap().effect_size_h;
+            let shift = h / f64::sqrt(1.0 / rows_1 + 1.0 / rows_2);
+            // Beyond either critical value of a standard normal shifted by the effect.
+            let z = 1.959_963_984_540_054;
+            let seen = 1.0 - normal_cdf(z - shift) + normal_cdf(-z - shift);
+            assert!((seen - 0.8).abs() < 1e-12, "{seen}");
+        }
+    }
 }

@@ -1,7 +1,10 @@
 //! `tests.json`: permutation tests of scipy; proportions, tables and power of statsmodels and scipy.
 //!
-//! The level and the power of the smallest gap are in the words of the file only: 0.05 and 0.8.
+//! The level and the power of the smallest gap are in the words of the file only: 0.05 and 0.8. Two places are looser,
+//! because the library is: the root of the power (its own power misses 0.8 by up to 4e-7), and the lower end of the
+//! score interval of a ratio where all first rows are hits (not a root of the score; see [`ratio`]).
 
+use evenkeel::audit::statistics::distributions::normal_quantile;
 use evenkeel::audit::statistics::hypothesis::{
     ChiSquared, PairedTable, Stratum, cochran_mantel_haenszel, homogeneity, pooled_odds_ratio, pooled_risk_ratio,
 };
@@ -44,13 +47,16 @@ pub(super) fn tests(case: &Value, check: &mut Check) {
         let [rows_1, rows_2, p_1] = ["n_1", "n_2", "p_1"].map(|key| number(&inputs[key]));
         let got = smallest_gap(rows_1, rows_2, p_1, 0.8, 0.05).unwrap();
         check.keys("expected", expected, &["effect_size_h", "lower_p_2", "smallest_gap"]);
-        check.number("h", got.effect_size_h, number(&expected["effect_size_h"]));
-        check.number("second proportion", got.lower_p_2, number(&expected["lower_p_2"]));
-        check.number("smallest gap", got.smallest_gap, number(&expected["smallest_gap"]));
+        check.within("h", got.effect_size_h, number(&expected["effect_size_h"]), ROOT);
+        check.within("second proportion", got.lower_p_2, number(&expected["lower_p_2"]), ROOT);
+        check.within("smallest gap", got.smallest_gap, number(&expected["smallest_gap"]), ROOT);
     } else {
         check.fault("no test of these inputs is known");
     }
 }
+
+/// How far the library's root of the power may be from the root.
+const ROOT: f64 = 1e-6;
 
 const EXACT: Plan = Plan { max_exact: u64::MAX, resamples: 0, seed: 0 };
 
@@ -207,7 +213,7 @@ fn two_proportions(inputs: &Value, expected: &Value, check: &mut Check) {
                             continue;
                         }
                     };
-                    interval(&format!("ratio, {name}"), two.ratio(level, method), value, check);
+                    ratio(&format!("ratio, {name}"), (&two, method), level, value, check);
                 }
             }
             "tost" => check.measured(part, two.equivalence(number(&expected["tost_margin"])), &plain(value)),
@@ -215,6 +221,25 @@ fn two_proportions(inputs: &Value, expected: &Value, check: &mut Check) {
             other => check.fault(&format!("{other} is not known")),
         }
     }
+}
+
+/// Compares an interval of a ratio.
+///
+/// Where all first rows are hits, the likeliest proportions of a ratio phi below 1 / pooled are (phi · pooled, pooled);
+/// the library goes on with (1, 1 / phi), so that its lower end is no root of the score. There ours has to be one.
+fn ratio(what: &str, (two, method): (&TwoProportions, Ratio), level: f64, expected: &Value, check: &mut Check) {
+    let got = two.ratio(level, method);
+    if method == Ratio::Score && two.hits_1 == two.rows_1 {
+        let (got, z) = (got.unwrap(), -normal_quantile((1.0 - level) / 2.0));
+        let pooled = (two.hits_1 + two.hits_2) as f64 / (two.rows_1 + two.rows_2) as f64;
+        let (first, variance) = (got.low * pooled, |p: f64, rows: u64| p * (1.0 - p) / rows as f64);
+        let n = (two.rows_1 + two.rows_2) as f64;
+        let error = variance(first, two.rows_1) + got.low * got.low * variance(pooled, two.rows_2);
+        let score = (1.0 - got.low * two.hits_2 as f64 / two.rows_2 as f64) / (error * n / (n - 1.0)).sqrt();
+        check.number(&format!("{what}, score of the lower end"), score, z);
+        return check.number(&format!("{what}, upper end"), got.high, numbers(&plain(expected))[1]);
+    }
+    interval(what, got, expected, check);
 }
 
 /// Compares both ends. Where the library's root finder gives up there is nothing to compare with.
