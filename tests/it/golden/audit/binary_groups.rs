@@ -18,12 +18,8 @@ pub(super) fn binary_groups(case: &Value, check: &mut Check) {
     let rows = Rows::read(inputs);
     let selected: Vec<bool> = rows.score.iter().map(|score| *score >= number(&inputs["threshold"])).collect();
     check.equal("predictions", &selected, &rows.predicted);
-    let attributes: BTreeMap<&str, Partition> = inputs["groups"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .map(|(name, values)| (name.as_str(), partition(values)))
-        .collect();
+    let attributes: BTreeMap<&str, Partition> =
+        inputs["groups"].as_object().unwrap().iter().map(|(name, values)| (name.as_str(), partition(values))).collect();
     let grouping = |name: &str| {
         let parts = name.split('×').map(|part| attributes[part].clone());
         parts.reduce(|a, b| a.product(&b)).unwrap()

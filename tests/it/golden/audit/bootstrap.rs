@@ -26,8 +26,7 @@ impl Case {
     /// A figure of some draw of the rows: of all of them, or fairlearn's measure between groups.
     fn figure(&self, name: &str, rows: &Rows) -> Option<Measured> {
         let by_group: Vec<Confusion> = self.by_group(rows).iter().map(Rows::confusion).collect();
-        let groups =
-            Groups { by_group: &by_group, overall: &rows.confusion(), convention: Convention::Fairlearn };
+        let groups = Groups { by_group: &by_group, overall: &rows.confusion(), convention: Convention::Fairlearn };
         rows.figure(name, Convention::Fairlearn).or_else(|| named(&groups, name))
     }
 }

@@ -56,7 +56,8 @@ pub(super) fn edge_cases(case: &Value, check: &mut Check) {
     by_rule(&rows, &groups, expected, check);
     if let Some(expected) = expected.get("aif360") {
         check.keys("aif360", expected, &["unprivileged", "privileged", "values"]);
-        let privileged: Vec<bool> = inputs["group"].as_array().unwrap().iter().map(|g| *g == expected["privileged"]).collect();
+        let privileged: Vec<bool> =
+            inputs["group"].as_array().unwrap().iter().map(|g| *g == expected["privileged"]).collect();
         let values = expected["values"].get("value").unwrap_or(&expected["values"]);
         compare_aif360("aif360", &rows, &privileged, values, check);
     }

@@ -191,7 +191,8 @@ pub(super) fn compare_aggregates(
 
 /// Compares AIF360's figures; `privileged` `[rows]`.
 pub(super) fn compare_aif360(what: &str, rows: &Rows, privileged: &[bool], expected: &Value, check: &mut Check) {
-    let side = |wanted: bool| rows.only((0..privileged.len()).filter(move |row| privileged[*row] == wanted)).confusion();
+    let side =
+        |wanted: bool| rows.only((0..privileged.len()).filter(move |row| privileged[*row] == wanted)).confusion();
     let pair = Privilege { unprivileged: side(false), privileged: side(true) };
     let benefits = others::benefits(&rows.truth, &rows.predicted);
     let group: Vec<u32> = privileged.iter().map(|privileged| u32::from(*privileged)).collect();
@@ -255,7 +256,8 @@ pub(super) fn compare_aequitas(what: &str, rows: &Rows, values: &Value, expected
             let group = row["attribute_value"].as_str().unwrap();
             for (name, value) in row.as_object().unwrap().iter().filter(|(name, _)| *name != "attribute_value") {
                 let what = format!("{what}, {part} of {group}, {name}");
-                let known = name.strip_suffix(suffix).and_then(|name| Some((figure(group, name)?, figure(reference, name)?)));
+                let known =
+                    name.strip_suffix(suffix).and_then(|name| Some((figure(group, name)?, figure(reference, name)?)));
                 match known {
                     None => check.fault(&format!("{what} is not known")),
                     Some((own, _)) if suffix.is_empty() => check.measured(&what, own, &plain(value)),

@@ -41,8 +41,12 @@ impl Classes {
 
     /// A figure by its name: `accuracy`, or `f1_macro_labels_all`.
     fn figure(&self, name: &str) -> Option<Measured> {
-        let scores =
-            ClassScores { truth: &self.truth, probabilities: &self.probabilities, classes: self.classes, weights: None };
+        let scores = ClassScores {
+            truth: &self.truth,
+            probabilities: &self.probabilities,
+            classes: self.classes,
+            weights: None,
+        };
         let table = self.table();
         Some(match name {
             "accuracy" => table.accuracy(),
@@ -128,7 +132,8 @@ fn figures(group: &str, own: &Classes, expected: &Value, check: &mut Check) {
                 check.numbers(&what, &every().map(|class| table.predicted(class)).collect::<Vec<_>>(), value);
             }
             "confusion" => {
-                let cells: Vec<f64> = every().flat_map(|t| every().map(move |p| (t, p))).map(|(t, p)| table.cell(t, p)).collect();
+                let cells: Vec<f64> =
+                    every().flat_map(|t| every().map(move |p| (t, p))).map(|(t, p)| table.cell(t, p)).collect();
                 check.numbers(&what, &cells, &flat(value).into());
             }
             "per_class" => {

@@ -23,7 +23,9 @@ pub(super) fn tests(case: &Value, check: &mut Check) {
     let has = |key: &str| inputs.get(key).is_some();
     if has("groups") {
         let groups: Vec<Vec<f64>> = inputs["groups"].as_array().unwrap().iter().map(numbers).collect();
-        let gap = |means: &[f64]| means.iter().copied().fold(f64::MIN, f64::max) - means.iter().copied().fold(f64::MAX, f64::min);
+        let gap = |means: &[f64]| {
+            means.iter().copied().fold(f64::MIN, f64::max) - means.iter().copied().fold(f64::MAX, f64::min)
+        };
         permutation(&by_labels(&groups, gap), expected, check);
     } else if has("a") && case["kind"].as_str().unwrap().contains("paired") {
         permutation(&by_swaps(&numbers(&inputs["a"]), &numbers(&inputs["b"])), expected, check);
@@ -193,7 +195,7 @@ fn two_proportions(inputs: &Value, expected: &Value, check: &mut Check) {
                     let method = match name.as_str() {
                         "newcomb" => Difference::Newcombe,
                         "wald" => Difference::Wald,
-                        "score" => Difference::Score,
+                        "score" => Difference::ScoreOfStatsmodels,
                         "agresti-caffo" => Difference::AgrestiCaffo,
                         _ => {
                             check.fault(&format!("{name} is not known"));
