@@ -55,6 +55,15 @@ impl Partition {
     }
 }
 
+/// Rows that are in none of the groups, and rows that are in several; each mask `[rows]`, of the same rows.
+#[must_use]
+pub fn none_and_several(masks: &[Vec<bool>]) -> (usize, usize) {
+    let rows = masks.first().map_or(0, Vec::len);
+    let groups: Vec<usize> = (0..rows).map(|row| masks.iter().filter(|mask| mask[row]).count()).collect();
+    let rows = |wanted: fn(&usize) -> bool| groups.iter().copied().filter(wanted).count();
+    (rows(|groups| *groups == 0), rows(|groups| *groups > 1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

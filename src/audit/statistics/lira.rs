@@ -4,8 +4,7 @@
 //! Shapes: φ of shadows [shadows, points]. After: Carlini et al. 2022 (arXiv 2112.03570); the variants are those of
 //! tensorflow-privacy's library, its `research/mi_lira_2021` script and sacroml, which mean different things by one name.
 
-use statrs::function::erf::erfc;
-
+use super::distributions::normal_cdf;
 use super::{Measured, Undefined};
 
 /// Added to probabilities by the reference code.
@@ -293,10 +292,6 @@ fn log_normal(value: f64, centre: f64, deviation: f64) -> f64 {
     let deviation = deviation + TINY_DEVIATION;
     let z = (value - centre) / deviation;
     -z * z / 2.0 - deviation.ln() - (2.0 * std::f64::consts::PI).ln() / 2.0
-}
-
-fn normal_cdf(z: f64) -> f64 {
-    erfc(-z / std::f64::consts::SQRT_2) / 2.0
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ pub enum Difference {
     Newcombe,
     /// Miettinen and Nurminen's score interval.
     Score,
+    /// What statsmodels 0.15 calls so: its cubic has the hits of the second rows where their number belongs, so that
+    /// the ends are off in the third digit and depend on which rows come first. Only to check a result against it.
+    ScoreOfStatsmodels,
     /// Agresti and Caffo: normal after one more hit and miss each.
     AgrestiCaffo,
     /// Normal; of length 0 where both proportions are 0 or 1.
@@ -101,6 +104,10 @@ impl TwoProportions {
                 low: invert(|delta| z - self.difference_score(delta), -1.0, p1 - p2),
                 high: invert(|delta| -z - self.difference_score(delta), p1 - p2, 1.0),
             },
+            Difference::ScoreOfStatsmodels => Interval {
+                low: invert(|delta| z - self.score_by_cubic(delta, x2), -1.0, p1 - p2),
+                high: invert(|delta| -z - self.score_by_cubic(delta, x2), p1 - p2, 1.0),
+            },
         })
     }
 
@@ -140,10 +147,16 @@ impl TwoProportions {
     /// differ by `delta` (the closed form of Miettinen and Nurminen's cubic).
     #[must_use]
     pub fn difference_score(&self, delta: f64) -> f64 {
+        self.score_by_cubic(delta, self.rows_2 as f64)
+    }
+
+    /// The likeliest second proportion where the first is larger by `delta`; `square` stands before delta² in the cubic
+    /// and is the number of the second rows.
+    fn likeliest_second(&self, delta: f64, square: f64) -> f64 {
         let (x1, n1, x2, n2) = self.parts();
         let (n, x) = (n1 + n2, x1 + x2);
         let l2 = (n1 + 2.0 * n2) * delta - n - x;
-        let l1 = (x2 * delta - n - 2.0 * x2) * delta + x;
+        let l1 = (square * delta - n - 2.0 * x2) * delta + x;
         let l0 = x2 * delta * (1.0 - delta);
         let third = l2 / (3.0 * n);
         let q = third.powi(3) - l1 * l2 / (6.0 * n * n) + l0 / (2.0 * n);
@@ -151,7 +164,13 @@ impl TwoProportions {
         let p = if q < 0.0 { -size } else { size };
         let cosine = if p == 0.0 { 0.0 } else { (q / p.powi(3)).clamp(-1.0, 1.0) };
         let second = 2.0 * p * ((std::f64::consts::PI + cosine.acos()) / 3.0).cos() - third;
-        let second = second.clamp((-delta).max(0.0), (1.0 - delta).min(1.0));
+        second.clamp((-delta).max(0.0), (1.0 - delta).min(1.0))
+    }
+
+    fn score_by_cubic(&self, delta: f64, square: f64) -> f64 {
+        let (x1, n1, x2, n2) = self.parts();
+        let n = n1 + n2;
+        let second = self.likeliest_second(delta, square);
         let first = (second + delta).clamp(0.0, 1.0);
         let variance = first * (1.0 - first) / n1 + second * (1.0 - second) / n2;
         standardised(x1 / n1 - x2 / n2 - delta, variance * n / (n - 1.0))
@@ -302,6 +321,19 @@ mod tests {
         }
 
         #[test]
+        fn the_score_takes_the_likeliest_proportions(two in two(), share in 0.001..0.999, delta in -0.95_f64..0.95) {
+            let (x1, n1, x2, n2) = two.parts();
+            let log = |count: f64, p: f64| if count == 0.0 { 0.0 } else { count * p.ln() };
+            let likelihood = |p2: f64| {
+                let p1 = p2 + delta;
+                log(x1, p1) + log(n1 - x1, 1.0 - p1) + log(x2, p2) + log(n2 - x2, 1.0 - p2)
+            };
+            let (low, high) = (f64::max(0.0, -delta), f64::min(1.0, 1.0 - delta));
+            let other = low + share * (high - low);
+            prop_assert!(likelihood(two.likeliest_second(delta, n2)) >= likelihood(other) - 1e-9);
+        }
+
+        #[test]
         fn the_score_interval_ends_where_the_score_is_critical(two in two()) {
             let z = -normal_quantile(0.025);
             if let Ok(interval) = two.ratio(0.95, Ratio::Score) {
@@ -316,5 +348,17 @@ mod tests {
         assert_eq!(smallest_gap(1000.0, 3.0, 0.1, 0.8, 0.05), Err(Undefined::Unreachable));
         let gap = smallest_gap(1000.0, 1000.0, 0.5, 0.8, 0.05).unwrap().smallest_gap;
         assert!((0.05..0.08).contains(&gap), "{gap}");
+    }
+
+    #[test]
+    fn the_smallest_gap_is_seen_with_the_power_that_was_asked() {
+        for (rows_1, rows_2) in [(100.0, 100.0), (600.0, 40.0), (25.0, 3000.0)] {
+            let h = smallest_gap(rows_1, rows_2, 0.95, 0.8, 0.05).unwrap().effect_size_h;
+            let shift = h / f64::sqrt(1.0 / rows_1 + 1.0 / rows_2);
+            // Beyond either critical value of a standard normal shifted by the effect.
+            let z = 1.959_963_984_540_054;
+            let seen = 1.0 - normal_cdf(z - shift) + normal_cdf(-z - shift);
+            assert!((seen - 0.8).abs() < 1e-12, "{seen}");
+        }
     }
 }

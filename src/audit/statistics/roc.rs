@@ -4,8 +4,7 @@
 //! NaN; infinite ones are fine. What no attack could score is left out by the caller, and counted there.
 //! After: scikit-learn `roc_curve`, the script of Carlini et al. 2022, sacroml (AUC under the null, extremes).
 
-use statrs::function::erf::erfc;
-
+use super::distributions::normal_cdf;
 use super::{Measured, Undefined};
 
 /// Rows in falling order of score. Sorted once, it serves every resample: weights may change, scores do not.
@@ -174,7 +173,7 @@ impl Roc {
         if deviation == 0.0 {
             return Err(Undefined::DivisionByZero);
         }
-        Ok(upper_tail((self.auc() - 0.5) / deviation))
+        Ok(normal_cdf((0.5 - self.auc()) / deviation))
     }
 
     fn fpr(&self, point: &Point) -> f64 {
@@ -238,11 +237,7 @@ pub fn extremes(score: &[f64], member: &[bool], fraction: f64) -> Result<Extreme
     let (top, bottom) = (share(&order[..rows]), share(&order[order.len() - rows..]));
     let base = members as f64 / member.len() as f64;
     let deviation = (base * (1.0 - base) * 2.0 / rows as f64).sqrt();
-    Ok(Extremes { top, bottom, p_value: upper_tail((top - bottom) / deviation) })
-}
-
-fn upper_tail(z: f64) -> f64 {
-    erfc(z / std::f64::consts::SQRT_2) / 2.0
+    Ok(Extremes { top, bottom, p_value: normal_cdf((bottom - top) / deviation) })
 }
 
 #[cfg(test)]

@@ -164,20 +164,6 @@ impl<'e> Bins<'e> {
     }
 }
 
-/// Returns the Brier score: the weighted mean of (confidence − hit)².
-///
-/// # Errors
-///
-/// [`Undefined::NoRows`].
-pub fn brier(confidence: &[f64], hit: &[bool], weights: Option<&[f64]>) -> Measured {
-    let (mut sum, mut total) = (0.0, 0.0);
-    for ((confidence, hit), weight) in confidence.iter().zip(hit).zip(weights_or_ones(weights)) {
-        sum += weight * (confidence - f64::from(u8::from(*hit))).powi(2);
-        total += weight;
-    }
-    if total > 0.0 { Ok(sum / total) } else { Err(Undefined::NoRows) }
-}
-
 /// Returns (confidence, hit) of the top label of each row of `probabilities` [rows, classes]; the first index wins a tie.
 pub fn top_label(probabilities: &[f64], classes: usize, label: &[usize]) -> (Vec<f64>, Vec<bool>) {
     let pairs = probabilities.chunks_exact(classes.max(1)).zip(label).map(|(row, label)| {

@@ -5,6 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::audit::statistics::auc::brier;
 use crate::audit::statistics::smooth_ece::{smooth_ece, smooth_ece_at};
 
 fn drawn(rows: usize, seed: u64) -> (Vec<f64>, Vec<bool>, ChaCha8Rng) {
@@ -22,7 +23,7 @@ fn figures(edges: &Edges, confidence: &[f64], hit: &[bool], weights: Option<&[f6
         bins.ace().unwrap(),
         bins.rmsce().unwrap(),
         bins.over_confidence().unwrap(),
-        brier(confidence, hit, weights).unwrap(),
+        brier(hit, confidence, weights).unwrap(),
         smooth_ece_at(confidence, hit, weights, 0.1).unwrap(),
     ]
 }
@@ -107,7 +108,7 @@ fn nothing_is_undefined() {
     for figure in [bins.ece(), bins.mce(), bins.ace(), bins.rmsce(), bins.over_confidence()] {
         assert_eq!(figure, Err(Undefined::NoRows));
     }
-    assert_eq!(brier(&[0.3], &[true], Some(&[0.0])), Err(Undefined::NoRows));
+    assert_eq!(brier(&[true], &[0.3], Some(&[0.0])), Err(Undefined::NoRows));
     assert_eq!(smooth_ece(&[], &[], None), Err(Undefined::NoRows));
     assert_eq!(null_ece(&edges, &[0.3], Some(&[0.0]), 10, 0), Err(Undefined::NoRows));
     assert_eq!(Temperature::fit(&[], 2, &[], None), Err(Undefined::NoRows));

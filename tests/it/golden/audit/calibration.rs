@@ -3,7 +3,8 @@
 //! A name says the figure, the binning and the number of bins: `ece_mass_10`. Equal-mass figures by quantiles are left
 //! out where `edges_on_points` lists their number of bins, and where the library refuses.
 
-use evenkeel::audit::statistics::calibration::{Bins, Closure, Edges, brier, top_label};
+use evenkeel::audit::statistics::auc::{brier, log_loss};
+use evenkeel::audit::statistics::calibration::{Bins, Closure, Edges, top_label};
 use evenkeel::audit::statistics::smooth_ece::{smooth_ece, smooth_ece_at};
 use serde_json::Value;
 
@@ -56,9 +57,9 @@ fn block(of: &str, rows: &Rows, expected: &Value, check: &mut Check) {
             "mean_confidence" => check.number(&what, table().confidence, number(value)),
             "mean_hit" => check.number(&what, table().rate, number(value)),
             "confidence_minus_hit" => check.measured(&what, rows.bins(&one).over_confidence(), value),
-            "brier" => check.measured(&what, brier(&rows.confidence, &rows.hit, None), value),
-            // The log loss is a figure of rates, not of calibration.
-            "edges_on_points" | "log_loss" => {}
+            "brier" => check.measured(&what, brier(&rows.hit, &rows.confidence, None), value),
+            "log_loss" => check.measured(&what, log_loss(&rows.hit, &rows.confidence, None), value),
+            "edges_on_points" => {}
             "relplot_binned_ece_10" => {
                 check.measured(&what, rows.bins(&Edges::width(10, Closure::LeftOneApart)).ece(), value);
             }
