@@ -4,11 +4,27 @@
 //! often each row was drawn), so that one function serves sample weights and resampling. What cannot be computed is an
 //! [`Undefined`] with its reason, never 0 and never NaN.
 
+pub mod auc;
 pub mod benchmarks;
+pub mod bootstrap;
 pub mod calibration;
+pub mod comparison;
+pub mod confusion;
+pub mod disparity;
+pub mod distributions;
+pub mod groups;
+pub mod hypothesis;
+pub mod impact;
+pub mod inputs;
+pub mod intervals;
 pub mod lira;
 pub mod mink;
+pub mod multiclass;
+pub mod multiplicity;
+pub mod others;
+pub mod permutation;
 pub mod prompting;
+pub mod proportions;
 pub mod rmia;
 pub mod roc;
 pub mod smooth_ece;
@@ -48,3 +64,8 @@ fn weights_or_ones(weights: Option<&[f64]>) -> impl Iterator<Item = f64> {
 
 /// A figure, or why there is none.
 pub type Measured = Result<f64, Undefined>;
+
+/// Divides, or gives `why` where there is nothing to divide by.
+pub(crate) fn divide(part: f64, whole: f64, why: Undefined) -> Measured {
+    if whole > 0.0 { Ok(part / whole) } else { Err(why) }
+}
