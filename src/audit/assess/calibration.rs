@@ -1,0 +1,238 @@
+//! Calibration beyond what resampling sums: reliability diagrams, smooth ECE, the ECE of a calibrated model, temperature.
+//!
+//! These need the confidences themselves, so they are computed once, without intervals. The null of ECE takes rows as
+//! independent.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::AssessError;
+use super::base::{At, Base, Rows};
+use super::figures::{Figures, Found, Place};
+use super::measure::{Bins, Form, Kind};
+use super::part::Part;
+use super::read::{Sums, Support};
+use super::resample::Stop;
+use super::view::View;
+use crate::audit::report::{Reliability, ReliabilityBin, Scope, Test};
+use crate::audit::statistics::calibration::{Null, Temperature, null_ece};
+use crate::audit::statistics::intervals::{Proportion, proportion};
+use crate::audit::statistics::smooth_ece::smooth_ece;
+use crate::audit::statistics::{Measured, Undefined};
+
+/// Random numbers for the null of one ECE, at most; fewer draws of more rows.
+const NULL_NUMBERS: usize = 20_000_000;
+const NULL_DRAWS: (usize, usize) = (99, 999);
+
+/// What is asked beside the measures of the view.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) wants: &'a (dyn Fn(&str) -> bool + Sync),
+}
+
+/// Confidences, hits and weights of the rows of a scope under a view.
+fn pairs(view: &View, form: Form, weighted: bool, inside: impl Fn(usize) -> bool) -> (Vec<f64>, Vec<bool>, Vec<f64>) {
+    let (mut confidences, mut hits, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    for row in (0..view.rows()).filter(|row| inside(*row)) {
+        let (key, values) = (&view.keys[view.cells[row] as usize], &view.values[row * view.width..]);
+        let weight = if weighted { values[0] } else { 1.0 };
+        if weight <= 0.0 {
+            continue;
+        }
+        let score = (values[1] / weight).clamp(0.0, 1.0);
+        let top = form == Form::Top;
+        confidences.push(if top && !key.upper { 1.0 - score } else { score });
+        hits.push(if top { key.hit } else { key.label });
+        weights.push(weight);
+    }
+    (confidences, hits, weights)
+}
+
+fn forms(view: &View) -> Vec<Form> {
+    let measured = |form: &Form| view.measures.iter().any(|m| m.kind == Kind::Ece(Bins::Width, *form));
+    Form::ALL.into_iter().filter(measured).collect()
+}
+
+/// Measure, what was found, and the test of ECE that comes with it.
+type Finding = (String, Found, Option<Test>);
+
+/// One scope: all rows or a group.
+struct Task {
+    view: usize,
+    form: Form,
+    at: At,
+}
+
+/// Smooth ECE and the null of ECE of all rows and of every group, with the test of ECE against that null.
+pub(super) fn add(part: &Part<'_>, asked: Asked<'_>, figures: &mut Figures, stop: Stop<'_>) -> Result<(), AssessError> {
+    let mut tasks = Vec::new();
+    for view in 0..part.models {
+        for form in forms(&part.views[view]) {
+            if part.overall {
+                tasks.push(Task { view, form, at: At::Overall });
+            }
+            let groups = (0..part.layout.groups).map(|group| Task { view, form, at: At::Group(group) });
+            tasks.extend(groups);
+        }
+    }
+    let found: Vec<Result<Vec<Finding>, AssessError>> = tasks
+        .par_iter()
+        .map(|task| if stop() { Err(AssessError::Stopped) } else { Ok(of_scope(part, asked, task)) })
+        .collect();
+    for (task, found) in tasks.iter().zip(found) {
+        for (measure, found, test) in found? {
+            let place = Place {
+                model: part.views[task.view].model,
+                versus: None,
+                attribute: if task.at == At::Overall { None } else { part.attribute },
+                at: task.at,
+                group: task.at.group().and_then(|group| part.values[group]),
+                control: None,
+                measure: &measure,
+                class: part.class,
+            };
+            figures.add(&place, found);
+            if let Some(test) = test {
+                let ece = format!("ece_width_{}", task.form.name());
+                figures.attach(&Place { measure: &ece, ..place }, test);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a row is in the group, or anywhere.
+fn membership(part: &Part<'_>, group: Option<usize>) -> impl Fn(usize) -> bool {
+    let place = group.and_then(|group| {
+        let of = |set: &super::layout::PatternSet| set.groups.iter().position(|g| *g == group);
+        part.layout.sets.iter().find_map(|set| Some((set, of(set)?)))
+    });
+    move |row| place.is_none_or(|(set, at)| set.member[set.patterns[row] as usize][at])
+}
+
+fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> Vec<Finding> {
+    let view = &part.views[task.view];
+    let group = task.at.group();
+    let suppressed = group.is_some_and(|group| part.suppressed[group]);
+    let (confidence, hit, weights) = pairs(view, task.form, part.weights.is_some(), membership(part, group));
+    let weight = weights.iter().sum();
+    let support = Support { n: confidence.len() as u64, weight, squares: weights.iter().map(|w| w * w).sum() };
+    let weights = part.weights.map(|_| &weights[..]);
+    let name = |what: &str| format!("{what}_{}", task.form.name());
+    let mut found = Vec::new();
+    let mut add = |what: &str, value: Measured, test_of_ece: Option<Test>| {
+        found.push((name(what), Found { suppressed, ..Found::new(value, support) }, test_of_ece));
+    };
+    if (asked.wants)(&name("smooth_ece")) {
+        add("smooth_ece", smooth_ece(&confidence, &hit, weights).map(|smooth| smooth.value), None);
+    }
+    if (asked.wants)(&name("ece_null")) {
+        let null = view.binning.as_ref().map_or(Err(Undefined::NoRows), |binning| {
+            let draws = (NULL_NUMBERS / confidence.len().max(1)).clamp(NULL_DRAWS.0, NULL_DRAWS.1);
+            null_ece(&binning.width, &confidence, weights, draws, part.seed ^ 0x6563_6500)
+        });
+        let ece = || {
+            let edges = &view.binning.as_ref()?.width;
+            crate::audit::statistics::calibration::Bins::of(edges, &confidence, &hit, weights).ece().ok()
+        };
+        let test = null.as_ref().ok().zip(ece()).map(|(null, ece): (&Null, f64)| Test {
+            name: "calibrated".to_owned(),
+            p: null.p_value(ece),
+            adjusted: None,
+            null: Some(null.quantile(0.95)),
+            detectable: None,
+        });
+        add("ece_null", null.map(|null| null.mean()), test);
+    }
+    found
+}
+
+/// Reliability diagrams of all rows and every published group.
+pub(super) fn reliability(part: &Part<'_>) -> Vec<Reliability> {
+    let mut diagrams = Vec::new();
+    let mut base = Base::default();
+    let visible: Vec<bool> = part.suppressed.iter().map(|suppressed| !suppressed).collect();
+    let supports = part.supports();
+    for (number, view) in part.views[..part.models].iter().enumerate() {
+        let forms = forms(view);
+        if forms.is_empty() {
+            continue;
+        }
+        let stride = view.stride();
+        let folded = base.fold_view(&part.scene(&visible), view, Rows::default()).to_vec();
+        let scopes = (usize::from(!part.overall)..=part.layout.groups).filter(|s| *s == 0 || visible[*s - 1]);
+        for scope in scopes {
+            let sums = Sums { view, sums: &folded[scope * stride..(scope + 1) * stride] };
+            for form in &forms {
+                let Some(bins) = sums.bins(Bins::Width, *form) else { continue };
+                let rows = |bin: usize| supports[number][scope].in_bin(*form, bin);
+                let bin = |row: crate::audit::statistics::calibration::ReliabilityRow| {
+                    let support = rows(row.bin);
+                    let effective = support.effective();
+                    let hits = (row.rate * effective).clamp(0.0, effective);
+                    let wilson = proportion(hits, effective, part.statistics.level, Proportion::Wilson).ok()?;
+                    Some(ReliabilityBin {
+                        low: row.low,
+                        high: row.high,
+                        n: support.n,
+                        confidence: row.confidence,
+                        accuracy: row.rate,
+                        interval: (wilson.low.clamp(0.0, row.rate), wilson.high.clamp(row.rate, 1.0)),
+                    })
+                };
+                diagrams.push(Reliability {
+                    model: view.model as u32,
+                    attribute: if scope == 0 { None } else { part.attribute.map(|(_, name)| name.to_owned()) },
+                    scope: match scope.checked_sub(1) {
+                        None => Scope::Overall,
+                        Some(group) => Scope::Group(part.values[group].map(str::to_owned)),
+                    },
+                    form: form.name().to_owned(),
+                    bins: bins.table().into_iter().filter_map(bin).collect(),
+                });
+            }
+        }
+    }
+    diagrams
+}
+
+/// Probabilities after temperature scaling, each half of the clusters with the temperature of the other half, and the
+/// geometric mean of both temperatures. `[rows, classes]` with `classes` ≥ 2.
+///
+/// # Errors
+/// Where a half has no best temperature.
+pub(super) fn cross_fitted(
+    probabilities: &[f64],
+    classes: usize,
+    labels: &[u32],
+    (weights, clusters): (Option<&[f64]>, Option<&[u32]>),
+    seed: u64,
+) -> Result<(Vec<f64>, f64), Undefined> {
+    let units = clusters.map_or(labels.len(), |c| c.iter().max().map_or(0, |last| *last as usize + 1));
+    let mut order: Vec<usize> = (0..units).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed ^ 0x7465_6d70));
+    let mut second = vec![false; units];
+    order.iter().skip(units / 2).for_each(|unit| second[*unit] = true);
+    let half = |row: usize| second[clusters.map_or(row, |clusters| clusters[row] as usize)];
+    let logits = Temperature::logits(probabilities);
+    let mut after = vec![0.0; probabilities.len()];
+    let mut product = 1.0;
+    for fitted_on in [false, true] {
+        let rows: Vec<usize> = (0..labels.len()).filter(|row| half(*row) == fitted_on).collect();
+        let of = |rows: &[usize]| -> Vec<f64> {
+            rows.iter().flat_map(|row| logits[row * classes..(row + 1) * classes].iter().copied()).collect()
+        };
+        let label: Vec<usize> = rows.iter().map(|row| labels[*row] as usize).collect();
+        let weights: Option<Vec<f64>> = weights.map(|weights| rows.iter().map(|row| weights[*row]).collect());
+        let temperature = Temperature::fit(&of(&rows), classes, &label, weights.as_deref())?;
+        product *= temperature.value();
+        let others: Vec<usize> = (0..labels.len()).filter(|row| half(*row) != fitted_on).collect();
+        let scaled = temperature.apply(&of(&others), classes);
+        for (row, scaled) in others.iter().zip(scaled.chunks_exact(classes)) {
+            after[row * classes..(row + 1) * classes].copy_from_slice(scaled);
+        }
+    }
+    Ok((after, product.sqrt()))
+}

@@ -1,0 +1,292 @@
+//! Which figures are read from which sums.
+//!
+//! Names come from the catalogue (`audit::measures`); here they get a meaning that code can follow. Does not compute.
+
+use crate::audit::statistics::confusion::Rate;
+use crate::audit::statistics::multiclass::Labels;
+use crate::audit::table::{Formula, RatioMeasure};
+
+/// One figure of one view.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Measure {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    /// Whether its gaps are tested; the others would be the same test again, or describe the data.
+    pub(super) tested: bool,
+    /// Whether ratios of it make sense: it is never below 0.
+    pub(super) ratio: bool,
+}
+
+/// How it is read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Kind {
+    /// Off the confusion matrix.
+    Rate(Rate),
+    /// Mean score of the positive class.
+    MeanScore,
+    /// Mean log loss.
+    LogLoss,
+    /// Mean squared error; of several classes summed over them.
+    Brier,
+    /// Area under the ROC curve; of several classes the mean of one against the rest.
+    Auc,
+    /// Expected calibration error.
+    Ece(Bins, Form),
+    /// Largest gap of a bin of equal width.
+    Mce(Form),
+    /// Mean confidence minus rate of hits.
+    Overconfidence(Form),
+    /// Right among all, of several classes.
+    ClassAccuracy,
+    /// Mean recall of the classes that have rows.
+    ClassBalanced,
+    /// Mean over classes.
+    Macro(Part, Labels),
+    /// A formula of columns.
+    Ratio(Formula, bool),
+}
+
+/// Bins of confidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bins {
+    Width,
+    Mass,
+}
+
+/// Whose confidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Positive,
+    Top,
+}
+
+impl Form {
+    pub(super) const ALL: [Self; 2] = [Self::Positive, Self::Top];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Positive => "positive_class",
+            Self::Top => "top_label",
+        }
+    }
+
+    pub(super) fn index(self) -> usize {
+        match self {
+            Self::Positive => 0,
+            Self::Top => 1,
+        }
+    }
+}
+
+/// What is averaged over classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Precision,
+    Recall,
+    F1,
+}
+
+/// Ends the name of a measure after temperature scaling.
+pub(super) const AFTER: &str = "_after_temperature";
+
+impl Kind {
+    /// Whether it needs bins.
+    pub(super) fn is_binned(&self) -> bool {
+        matches!(self, Self::Ece(..) | Self::Mce(_))
+    }
+
+    /// Whether it is a share of rows, for which there are intervals without resampling.
+    pub(super) fn is_share(&self) -> bool {
+        match self {
+            Self::Rate(rate) => !matches!(rate, Rate::BalancedAccuracy | Rate::F1),
+            Self::ClassAccuracy => true,
+            Self::Ratio(Formula::Ratio(_), rate) => *rate,
+            Self::Ratio(..)
+            | Self::MeanScore
+            | Self::LogLoss
+            | Self::Brier
+            | Self::Auc
+            | Self::Ece(..)
+            | Self::Mce(_)
+            | Self::Overconfidence(_)
+            | Self::ClassBalanced
+            | Self::Macro(..) => false,
+        }
+    }
+}
+
+fn measure(name: &str, kind: Kind) -> Measure {
+    let tested = match kind {
+        Kind::Rate(rate) => matches!(
+            rate,
+            Rate::Accuracy
+                | Rate::BalancedAccuracy
+                | Rate::Precision
+                | Rate::F1
+                | Rate::SelectionRate
+                | Rate::TruePositive
+                | Rate::FalsePositive
+        ),
+        Kind::MeanScore | Kind::Mce(_) | Kind::Ece(Bins::Mass, _) => false,
+        Kind::Macro(part, labels) => part == Part::F1 && labels == Labels::All,
+        Kind::LogLoss
+        | Kind::Brier
+        | Kind::Auc
+        | Kind::Ece(Bins::Width, _)
+        | Kind::Overconfidence(_)
+        | Kind::ClassAccuracy
+        | Kind::ClassBalanced
+        | Kind::Ratio(..) => true,
+    };
+    let ratio = match kind {
+        Kind::Overconfidence(_) => false,
+        Kind::Ratio(formula, _) => {
+            matches!(formula, Formula::Ratio(_) | Formula::Exponential(_) | Formula::Idealised(..))
+        }
+        Kind::Rate(_)
+        | Kind::MeanScore
+        | Kind::LogLoss
+        | Kind::Brier
+        | Kind::Auc
+        | Kind::Ece(..)
+        | Kind::Mce(_)
+        | Kind::ClassAccuracy
+        | Kind::ClassBalanced
+        | Kind::Macro(..) => true,
+    };
+    Measure { name: name.to_owned(), kind, tested, ratio }
+}
+
+/// Figures of confidence in one form.
+fn calibrated(form: Form) -> Vec<Measure> {
+    let name = |what: &str| format!("{what}_{}", form.name());
+    vec![
+        measure(&name("ece_width"), Kind::Ece(Bins::Width, form)),
+        measure(&name("ece_mass"), Kind::Ece(Bins::Mass, form)),
+        measure(&name("mce"), Kind::Mce(form)),
+        measure(&name("overconfidence"), Kind::Overconfidence(form)),
+    ]
+}
+
+/// All of a binary question.
+pub(super) fn binary() -> Vec<Measure> {
+    let mut all: Vec<Measure> = Rate::ALL.iter().map(|(name, rate)| measure(name, Kind::Rate(*rate))).collect();
+    all.push(measure("mean_score", Kind::MeanScore));
+    all.push(measure("auc", Kind::Auc));
+    all.push(measure("log_loss", Kind::LogLoss));
+    all.push(measure("brier", Kind::Brier));
+    all.extend(Form::ALL.into_iter().flat_map(calibrated));
+    all
+}
+
+/// Of one class against the rest, where calibration is that of all classes at once.
+pub(super) fn one_against_rest() -> Vec<Measure> {
+    binary()
+        .into_iter()
+        .filter(|m| !matches!(m.kind, Kind::Ece(_, Form::Top) | Kind::Mce(_) | Kind::Overconfidence(_)))
+        .collect()
+}
+
+/// All of a question with several classes.
+pub(super) fn classes(count: usize) -> Vec<Measure> {
+    let mut all = vec![measure("accuracy", Kind::ClassAccuracy), measure("balanced_accuracy", Kind::ClassBalanced)];
+    for (labels, end) in [(Labels::All, ""), (Labels::Present, "_present")] {
+        for (part, name) in [(Part::Precision, "precision"), (Part::Recall, "recall"), (Part::F1, "f1")] {
+            all.push(measure(&format!("{name}_macro{end}"), Kind::Macro(part, labels)));
+        }
+    }
+    // A pass over all rows for each class.
+    if count <= 20 {
+        all.push(measure("auc_macro", Kind::Auc));
+    }
+    all.push(measure("log_loss", Kind::LogLoss));
+    all.push(measure("brier_sum", Kind::Brier));
+    all.extend(calibrated(Form::Top));
+    all
+}
+
+/// Those that a temperature changes.
+pub(super) fn after_temperature(measures: &[Measure]) -> Vec<Measure> {
+    let changed = measures.iter().filter(|m| {
+        matches!(m.kind, Kind::LogLoss | Kind::Brier | Kind::Ece(..) | Kind::Mce(_) | Kind::Overconfidence(_))
+    });
+    changed.map(|m| Measure { name: format!("{}{AFTER}", m.name), tested: false, ..m.clone() }).collect()
+}
+
+/// Those of a table of ratios.
+pub(super) fn ratios(measures: &[RatioMeasure]) -> Vec<Measure> {
+    measures.iter().map(|m| measure(&m.name, Kind::Ratio(m.formula, m.is_rate))).collect()
+}
+
+/// A measure of group disparity that has a name of its own, over all groups of an attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    DemographicParityDifference,
+    DemographicParityRatio,
+    EqualizedOddsDifference,
+    EqualizedOddsRatio,
+    EqualizedOddsDifferenceMean,
+    EqualizedOddsRatioMean,
+    EqualOpportunityDifference,
+    EqualOpportunityRatio,
+    PredictiveParityDifference,
+    ImpactRatio,
+}
+
+impl Named {
+    pub(super) const ALL: [(&'static str, Self); 10] = [
+        ("demographic_parity_difference", Self::DemographicParityDifference),
+        ("demographic_parity_ratio", Self::DemographicParityRatio),
+        ("equalized_odds_difference", Self::EqualizedOddsDifference),
+        ("equalized_odds_ratio", Self::EqualizedOddsRatio),
+        ("equalized_odds_difference_mean", Self::EqualizedOddsDifferenceMean),
+        ("equalized_odds_ratio_mean", Self::EqualizedOddsRatioMean),
+        ("equal_opportunity_difference", Self::EqualOpportunityDifference),
+        ("equal_opportunity_ratio", Self::EqualOpportunityRatio),
+        ("predictive_parity_difference", Self::PredictiveParityDifference),
+        ("impact_ratio", Self::ImpactRatio),
+    ];
+
+    /// The rates that it compares.
+    pub(super) fn rates(self) -> &'static [Rate] {
+        match self {
+            Self::DemographicParityDifference | Self::DemographicParityRatio | Self::ImpactRatio => {
+                &[Rate::SelectionRate]
+            }
+            Self::EqualizedOddsDifference
+            | Self::EqualizedOddsRatio
+            | Self::EqualizedOddsDifferenceMean
+            | Self::EqualizedOddsRatioMean => &[Rate::TruePositive, Rate::FalsePositive],
+            Self::EqualOpportunityDifference | Self::EqualOpportunityRatio => &[Rate::TruePositive],
+            Self::PredictiveParityDifference => &[Rate::Precision],
+        }
+    }
+
+    /// The measure whose gap is the same number, so that it is the same test.
+    pub(super) fn same_as(self) -> Option<Rate> {
+        match self {
+            Self::DemographicParityDifference => Some(Rate::SelectionRate),
+            Self::EqualOpportunityDifference => Some(Rate::TruePositive),
+            Self::PredictiveParityDifference => Some(Rate::Precision),
+            Self::DemographicParityRatio
+            | Self::EqualizedOddsDifference
+            | Self::EqualizedOddsRatio
+            | Self::EqualizedOddsDifferenceMean
+            | Self::EqualizedOddsRatioMean
+            | Self::EqualOpportunityRatio
+            | Self::ImpactRatio => None,
+        }
+    }
+
+    /// Whether 0 is no difference.
+    pub(super) fn is_difference(self) -> bool {
+        matches!(
+            self,
+            Self::DemographicParityDifference
+                | Self::EqualizedOddsDifference
+                | Self::EqualizedOddsDifferenceMean
+                | Self::EqualOpportunityDifference
+                | Self::PredictiveParityDifference
+        )
+    }
+}

@@ -1,0 +1,416 @@
+//! From a scored table to a report: figures, intervals, tests, diagrams and warnings.
+//!
+//! The formulas are those of `statistics`; here is what they are applied to. An attribute at a time, over all rows and
+//! then in each stratum of the controls, one question at a time (a class against the rest is a question of its own);
+//! figures are listed once and computed on the rows, on each bootstrap resample and on each permutation of the groups.
+//! Rows are only ever read in passes that keep sums (`accumulate`), so that memory grows with the rows and not with the
+//! resamples. Nothing depends on threads. Sources: see `measures` and the functions of `statistics`.
+
+mod accumulate;
+mod base;
+mod calibration;
+mod comparison;
+mod figures;
+mod layout;
+mod measure;
+mod membership;
+mod part;
+mod questions;
+mod read;
+mod resample;
+#[cfg(test)]
+mod tests;
+mod view;
+mod warnings;
+
+use figures::{Figures, Found, Place};
+use layout::Layout;
+use measure::{AFTER, Named};
+use part::Part;
+use questions::{Question, Questions};
+use read::Support;
+use resample::Stop;
+use view::View;
+
+use super::measures;
+use super::report::{BaseModel, Data, Group, Model, Reliability, Report, VERSION, Warning};
+use super::settings::{Convention as Stands, Settings};
+use super::statistics::Undefined;
+use super::statistics::confusion::Convention;
+use super::table::{AttributeRows, Outcomes, Table};
+
+/// Rows, at most: two bits of a row number are used for other things.
+pub const MAX_ROWS: usize = 1 << 30;
+/// Groups of one attribute, at most.
+pub const MAX_GROUPS: usize = 4096;
+
+const NO_ROWS: Undefined = Undefined::NoRows;
+
+/// What the report says beside its figures.
+#[derive(Debug, Clone)]
+pub struct Provenance {
+    /// Version of evenkeel.
+    pub software: String,
+    /// The base model; none for uploaded scores.
+    pub base: Option<BaseModel>,
+    /// The rows.
+    pub data: Data,
+    /// Models in the order of the table.
+    pub models: Vec<Model>,
+    /// Groups in the order of the table's attributes and values; sizes and suppression are filled in here, and all of
+    /// it where this is empty.
+    pub groups: Vec<Group>,
+    /// What the reader should know already.
+    pub warnings: Vec<Warning>,
+}
+
+/// Why there is no report.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssessError {
+    /// A measure that this task does not have.
+    #[error("measure `{name}` is not one of this task: {known}")]
+    UnknownMeasure {
+        /// The measure.
+        name: String,
+        /// Those there are, separated by commas.
+        known: String,
+    },
+    /// No rows, or more than can be counted.
+    #[error("{rows} rows, expected 1 to {MAX_ROWS}")]
+    Rows {
+        /// The rows.
+        rows: usize,
+    },
+    /// Too many groups.
+    #[error("attribute `{attribute}` has {groups} groups, at most {MAX_GROUPS} can be compared")]
+    Groups {
+        /// The attribute.
+        attribute: String,
+        /// Its groups.
+        groups: usize,
+    },
+    /// The caller wanted it to end.
+    #[error("the audit was stopped")]
+    Stopped,
+}
+
+/// Computes the report. `stop` is asked every few resamples, from one thread at a time or several.
+///
+/// # Errors
+/// [`AssessError`].
+pub fn assess(
+    settings: &Settings,
+    table: &Table,
+    provenance: Provenance,
+    stop: Stop<'_>,
+) -> Result<Report, AssessError> {
+    if table.rows == 0 || table.rows > MAX_ROWS {
+        return Err(AssessError::Rows { rows: table.rows });
+    }
+    for attribute in table.attributes.iter().chain(&table.controls) {
+        if attribute.groups.len() > MAX_GROUPS {
+            return Err(AssessError::Groups { attribute: attribute.name.clone(), groups: attribute.groups.len() });
+        }
+    }
+    let questions = Questions::new(settings, table);
+    check_measures(settings, &questions)?;
+    let mut assessment = Assessment {
+        settings,
+        table,
+        stop,
+        figures: Figures::new(&settings.statistics),
+        reliability: Vec::new(),
+        warnings: provenance.warnings,
+    };
+    assessment.questions(&questions)?;
+    let rocs = assessment.membership()?;
+    assessment.not_measured(&questions);
+    let groups = assessment.groups(&provenance.groups);
+    assessment.warn(&groups);
+    let Assessment { figures, reliability, mut warnings, .. } = assessment;
+    let (figures, tests) = figures.finish(settings.statistics.correction);
+    warnings.extend(warnings::of_tests(settings, tests));
+    warnings.extend(warnings::of_utility(&figures, &provenance.models));
+    let more = warnings::of_provenance(&provenance.data, &provenance.models, &table.preferences, &warnings);
+    warnings.extend(more);
+    warnings.sort();
+    warnings.dedup();
+    Ok(Report {
+        version: VERSION,
+        software: provenance.software,
+        settings: settings.clone(),
+        base: provenance.base,
+        data: provenance.data,
+        models: provenance.models,
+        groups,
+        figures,
+        reliability,
+        rocs,
+        preferences: table.preferences.clone(),
+        tests,
+        warnings,
+    })
+}
+
+/// Names that settings may ask for.
+fn known(questions: &Questions<'_>) -> Vec<String> {
+    let mut known = Vec::new();
+    for (question, _) in questions.all() {
+        known.extend(questions.measures(question).into_iter().map(|m| m.name));
+        if questions.is_binary(question) {
+            known.extend(Named::ALL.map(|(name, _)| name.to_owned()));
+        }
+        if question == Question::Task {
+            for form in measure::Form::ALL {
+                if known.contains(&format!("ece_width_{}", form.name())) {
+                    known.extend(["smooth_ece", "ece_null"].map(|what| format!("{what}_{}", form.name())));
+                }
+            }
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    known.retain(|name| seen.insert(name.clone()));
+    known
+}
+
+fn check_measures(settings: &Settings, questions: &Questions<'_>) -> Result<(), AssessError> {
+    let known = known(questions);
+    // These have settings of their own and come with them.
+    let besides =
+        [measures::MEMBERSHIP, "temperature", "accuracy_common_odds_ratio", "selection_rate_common_odds_ratio"];
+    let is_known = |name: &String| known.contains(name) || besides.contains(&name.as_str());
+    let unknown = settings.measures.iter().find(|name| !is_known(name));
+    match unknown {
+        Some(name) => Err(AssessError::UnknownMeasure { name: name.clone(), known: known.join(", ") }),
+        None => Ok(()),
+    }
+}
+
+struct Assessment<'a> {
+    settings: &'a Settings,
+    table: &'a Table,
+    stop: Stop<'a>,
+    figures: Figures,
+    reliability: Vec<Reliability>,
+    warnings: Vec<Warning>,
+}
+
+/// What is asked over which rows.
+struct Over<'v> {
+    rows: &'v [u32],
+    control: Option<(usize, (String, Option<String>))>,
+    views: &'v [View],
+    models: usize,
+    named: &'v [(&'static str, Named)],
+    class: Option<(usize, &'v str)>,
+    /// Strata within which groups are rearranged.
+    strata: Option<&'v [u32]>,
+}
+
+/// An attribute without groups, for figures of all rows where there is no attribute.
+fn nothing() -> AttributeRows {
+    AttributeRows { name: String::new(), combination: false, groups: Vec::new() }
+}
+
+impl Assessment<'_> {
+    fn wants(&self) -> impl Fn(&str) -> bool + Sync + use<'_> {
+        let asked = &self.settings.measures;
+        move |name| asked.is_empty() || asked.iter().any(|asked| asked == name)
+    }
+
+    fn weights_of(&self, rows: &[u32]) -> Option<Vec<f64>> {
+        self.table.weights.as_ref().map(|weights| rows.iter().map(|row| weights[*row as usize]).collect())
+    }
+
+    /// Assesses each attribute; `after` sees each part once more.
+    fn attributes(
+        &mut self,
+        over: &Over<'_>,
+        after: impl FnMut(&mut Figures, &mut Vec<Reliability>, &Part<'_>, Stop<'_>) -> Result<(), AssessError>,
+    ) -> Result<(), AssessError> {
+        let weights = self.weights_of(over.rows);
+        self.attributes_with(over, weights, after)
+    }
+
+    /// The same with rows that count one each.
+    fn unweighted_attributes(
+        &mut self,
+        over: &Over<'_>,
+        after: impl FnMut(&mut Figures, &mut Vec<Reliability>, &Part<'_>, Stop<'_>) -> Result<(), AssessError>,
+    ) -> Result<(), AssessError> {
+        self.attributes_with(over, None, after)
+    }
+
+    fn attributes_with(
+        &mut self,
+        over: &Over<'_>,
+        weights: Option<Vec<f64>>,
+        mut after: impl FnMut(&mut Figures, &mut Vec<Reliability>, &Part<'_>, Stop<'_>) -> Result<(), AssessError>,
+    ) -> Result<(), AssessError> {
+        let clusters = layout::clusters(self.table.clusters.as_deref(), over.rows);
+        let nothing = [nothing()];
+        let attributes = if self.table.attributes.is_empty() { &nothing[..] } else { &self.table.attributes[..] };
+        for (number, attribute) in attributes.iter().enumerate() {
+            let layout = Layout::new(attribute, over.rows, self.table.rows);
+            let suppressed = layout.suppressed(self.settings.statistics.suppress_below);
+            let part = Part {
+                views: over.views,
+                models: over.models,
+                named: over.named,
+                layout: &layout,
+                suppressed: &suppressed,
+                attribute: (!self.table.attributes.is_empty()).then_some((number, attribute.name.as_str())),
+                values: attribute.groups.iter().map(|group| group.value.as_deref()).collect(),
+                control: over.control.clone(),
+                class: over.class,
+                weights: weights.as_deref(),
+                clusters: clusters.as_deref(),
+                strata: over.strata,
+                overall: number == 0,
+                convention: match self.settings.convention {
+                    Stands::Defined => Convention::Defined,
+                    Stands::Fairlearn => Convention::Fairlearn,
+                },
+                statistics: &self.settings.statistics,
+                seed: self.settings.seed,
+            };
+            part.assess(&mut self.figures, self.stop)?;
+            after(&mut self.figures, &mut self.reliability, &part, self.stop)?;
+        }
+        Ok(())
+    }
+
+    fn questions(&mut self, questions: &Questions<'_>) -> Result<(), AssessError> {
+        let settings = self.settings;
+        let asked = |name: &str| settings.measures.is_empty() || settings.measures.iter().any(|asked| asked == name);
+        let all: Vec<u32> = (0..self.table.rows as u32).collect();
+        let named: Vec<(&'static str, Named)> = Named::ALL.into_iter().filter(|(name, _)| asked(name)).collect();
+        for (number, (question, class)) in questions.all().into_iter().enumerate() {
+            let named = if questions.is_binary(question) { &named[..] } else { &[] };
+            let class = class.map(|name| (number, name));
+            let strata = layout::strata(&self.table.controls, &all, self.table.rows);
+            let weights = self.weights_of(&all);
+            let views = questions.views(question, &all, weights.as_deref(), &asked);
+            let models = questions.models();
+            let over =
+                Over { rows: &all, control: None, views: &views, models, named, class, strata: strata.as_deref() };
+            self.attributes(&over, |figures, reliability, part, stop| {
+                comparison::common_odds(part, figures);
+                if question == Question::Task {
+                    calibration::add(part, calibration::Asked { wants: &asked }, figures, stop)?;
+                    reliability.extend(calibration::reliability(part));
+                }
+                Ok(())
+            })?;
+            drop(views);
+            if question == Question::Task {
+                self.temperatures(questions, class);
+            }
+            let mut stratum = 0;
+            for control in &self.table.controls {
+                for group in control.groups.iter().filter(|group| !group.rows.is_empty()) {
+                    let weights = self.weights_of(&group.rows);
+                    let views = questions.views(question, &group.rows, weights.as_deref(), &asked);
+                    let control = Some((stratum, (control.name.clone(), group.value.clone())));
+                    let over = Over { rows: &group.rows, control, views: &views, models, named, class, strata: None };
+                    self.attributes(&over, |_, _, _, _| Ok(()))?;
+                    stratum += 1;
+                }
+            }
+        }
+        self.reliability.sort_by_key(|diagram| diagram.model);
+        Ok(())
+    }
+
+    fn temperatures(&mut self, questions: &Questions<'_>, class: Option<(usize, &str)>) {
+        for model in 0..questions.models() {
+            if let Some(temperature) = questions.temperature(model) {
+                let n = self.table.rows as u64;
+                let place = Place { class, ..overall(model, "temperature") };
+                let weight = self.table.weights.as_ref().map_or(n as f64, |weights| weights.iter().sum());
+                self.figures.add(&place, Found::new(temperature, Support { n, weight, squares: weight }));
+            }
+        }
+    }
+
+    fn membership(&mut self) -> Result<Vec<super::report::Roc>, AssessError> {
+        match (&self.table.membership, &self.settings.membership) {
+            (Some(table), Some(settings)) => membership::assess(self, table, settings),
+            (None, _) | (_, None) => Ok(Vec::new()),
+        }
+    }
+
+    /// Measures of the task that were not asked for, or cannot be had, once for each model.
+    fn not_measured(&mut self, questions: &Questions<'_>) {
+        let wants = self.wants();
+        let missing: Vec<String> = known(questions).into_iter().filter(|name| !wants(name)).collect();
+        drop(wants);
+        for model in 0..questions.models() {
+            for name in &missing {
+                self.figures.not_measured(model, name, "not_asked");
+            }
+            if let Outcomes::Classes { names, .. } = &self.table.outcomes {
+                if names.len() > 20 {
+                    self.figures.not_measured(model, "auc_macro", "not_available");
+                }
+                if !self.settings.calibration.temperature {
+                    self.figures.not_measured(model, "temperature", "not_asked");
+                }
+                if questions.temperature(model).is_some_and(|fit| fit.is_err()) {
+                    self.figures.not_measured(model, &format!("log_loss{AFTER}"), "not_available");
+                }
+            }
+            if self.settings.membership.is_none() {
+                self.figures.not_measured(model, measures::MEMBERSHIP, "not_asked");
+            } else if self.table.membership.is_none() {
+                self.figures.not_measured(model, measures::MEMBERSHIP, "not_available");
+            }
+        }
+    }
+
+    /// Groups with their sizes.
+    fn groups(&self, given: &[Group]) -> Vec<Group> {
+        let all: Vec<u32> = (0..self.table.rows as u32).collect();
+        let weight = |row: u32| self.table.weights.as_ref().map_or(1.0, |weights| weights[row as usize]);
+        let mut groups = Vec::new();
+        for attribute in &self.table.attributes {
+            let layout = Layout::new(attribute, &all, self.table.rows);
+            let suppressed = layout.suppressed(self.settings.statistics.suppress_below);
+            for (group, suppressed) in attribute.groups.iter().zip(suppressed) {
+                let clusters = layout::clusters(self.table.clusters.as_deref(), &group.rows);
+                groups.push(Group {
+                    attribute: attribute.name.clone(),
+                    value: group.value.clone(),
+                    rows: group.rows.len() as u64,
+                    weight: group.rows.iter().map(|row| weight(*row)).sum(),
+                    clusters: clusters
+                        .map_or(group.rows.len() as u64, |c| c.iter().max().map_or(0, |c| u64::from(*c) + 1)),
+                    suppressed,
+                });
+            }
+        }
+        // What the caller knows of the same groups is the same; nothing of it is lost if he knows more of them.
+        let known = |g: &&Group| !groups.iter().any(|own| own.attribute == g.attribute && own.value == g.value);
+        let more: Vec<Group> = given.iter().filter(known).cloned().collect();
+        groups.extend(more);
+        groups
+    }
+
+    fn warn(&mut self, groups: &[Group]) {
+        self.warnings.extend(warnings::of_data(self.settings, self.table, groups));
+    }
+}
+
+/// Place of a figure of all rows.
+fn overall(model: usize, measure: &str) -> Place<'_> {
+    Place {
+        model,
+        versus: None,
+        attribute: None,
+        at: base::At::Overall,
+        group: None,
+        control: None,
+        measure,
+        class: None,
+    }
+}

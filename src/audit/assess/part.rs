@@ -1,0 +1,401 @@
+//! One attribute over all rows or one stratum, one question: its figures with intervals and tests.
+//!
+//! The figures are listed first; then the same list is computed on the rows, on each resample and on each permutation.
+
+use super::base::{At, Base, Rows, Scene, Spec, What};
+use super::comparison;
+use super::figures::{Figures, Found, Place};
+use super::layout::Layout;
+use super::measure::Named;
+use super::read::{Support, Supports};
+use super::resample::{Permuter, Replicates, Stop, bootstrap, left_out, permutations};
+use super::view::View;
+use super::{AssessError, accumulate};
+use crate::audit::report::{Interval, Test};
+use crate::audit::settings::{BootstrapInterval, Statistics};
+use crate::audit::statistics::Measured;
+use crate::audit::statistics::bootstrap::Distribution;
+use crate::audit::statistics::confusion::Convention;
+use crate::audit::statistics::distributions::normal_quantile;
+use crate::audit::statistics::intervals::{Proportion, proportion};
+
+/// Figures of replicates that are kept at once, in numbers.
+const KEPT: usize = 8 << 20;
+
+/// What is assessed.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    pub(super) views: &'a [View],
+    /// How many views, from the first, are of the predictions as they came; the others are after temperature scaling.
+    pub(super) models: usize,
+    pub(super) named: &'a [(&'static str, Named)],
+    pub(super) layout: &'a Layout,
+    pub(super) suppressed: &'a [bool],
+    pub(super) attribute: Option<(usize, &'a str)>,
+    /// `[groups]`
+    pub(super) values: Vec<Option<&'a str>>,
+    pub(super) control: Option<(usize, (String, Option<String>))>,
+    pub(super) class: Option<(usize, &'a str)>,
+    pub(super) weights: Option<&'a [f64]>,
+    pub(super) clusters: Option<&'a [u32]>,
+    /// Joint strata of controls, within which groups are rearranged.
+    pub(super) strata: Option<&'a [u32]>,
+    /// Whether figures of all rows belong to it; they are the same for every attribute.
+    pub(super) overall: bool,
+    pub(super) convention: Convention,
+    pub(super) statistics: &'a Statistics,
+    pub(super) seed: u64,
+}
+
+/// What resampling says of one figure.
+#[derive(Debug, Clone, Default)]
+struct Resampled {
+    interval: Option<Interval>,
+    error: Option<f64>,
+    test: Option<Test>,
+}
+
+impl<'a> Part<'a> {
+    /// Pairs of views that are compared: the second minus the first.
+    fn pairs(&self) -> Vec<(usize, usize)> {
+        let all = self.models <= 4;
+        let of = |first: usize| (1..self.models).flat_map(move |b| (0..b).map(move |a| (first + a, first + b)));
+        let starts = (0..self.views.len() / self.models.max(1)).map(|kind| kind * self.models);
+        starts.flat_map(of).filter(|(a, _)| all || a % self.models == 0).collect()
+    }
+
+    fn specs(&self) -> Vec<Spec> {
+        let groups = 0..self.layout.groups;
+        let compared = self.attribute.is_some();
+        let mut specs = Vec::new();
+        for (view, v) in self.views.iter().enumerate() {
+            for (measure, m) in v.measures.iter().enumerate() {
+                let mut add = |at| specs.push(Spec { view, versus: None, what: What::Measure(measure), at });
+                if self.overall {
+                    add(At::Overall);
+                }
+                for group in groups.clone() {
+                    [At::Group(group), At::Complement(group), At::MemberMinusRest(group)]
+                        .into_iter()
+                        .for_each(&mut add);
+                }
+                if compared {
+                    [At::Minimum, At::Maximum, At::Difference, At::DifferenceToOverall].into_iter().for_each(&mut add);
+                    if m.ratio {
+                        [At::Ratio, At::RatioToOverall].into_iter().for_each(&mut add);
+                    }
+                }
+            }
+            if compared && view < self.models {
+                for (_, named) in self.named {
+                    let spec = |at| Spec { view, versus: None, what: What::Named(*named), at };
+                    if *named == Named::ImpactRatio {
+                        specs.extend(groups.clone().map(|group| spec(At::Group(group))));
+                    }
+                    specs.push(spec(At::Attribute));
+                }
+            }
+        }
+        for (first, second) in self.pairs() {
+            for measure in 0..self.views[second].measures.len() {
+                let spec = |at| Spec { view: second, versus: Some(first), what: What::Measure(measure), at };
+                if self.overall {
+                    specs.push(spec(At::Overall));
+                }
+                specs.extend(groups.clone().map(|group| spec(At::Group(group))));
+                if compared {
+                    specs.push(spec(At::Difference));
+                }
+            }
+            if compared && second < self.models {
+                let named = self.named.iter().filter(|(_, named)| named.is_difference());
+                let spec = |what| Spec { view: second, versus: Some(first), what, at: At::Attribute };
+                specs.extend(named.map(|(_, named)| spec(What::Named(*named))));
+            }
+        }
+        specs
+    }
+
+    pub(super) fn scene<'s>(&'s self, visible: &'s [bool]) -> Scene<'s> {
+        Scene { views: self.views, layout: self.layout, weights: self.weights, visible, convention: self.convention }
+    }
+
+    fn is_suppressed(&self, at: At) -> bool {
+        at.group().is_some_and(|group| self.suppressed[group])
+    }
+
+    /// Computes everything and adds it to the figures.
+    pub(super) fn assess(&self, figures: &mut Figures, stop: Stop<'_>) -> Result<(), AssessError> {
+        if self.views.is_empty() {
+            return Ok(());
+        }
+        let visible: Vec<bool> = self.suppressed.iter().map(|suppressed| !suppressed).collect();
+        let scene = self.scene(&visible);
+        let specs = self.specs();
+        let mut base = Base::default();
+        base.compute(&scene, Rows::default());
+        let values: Vec<Measured> = specs.iter().map(|spec| base.figure(&scene, spec)).collect();
+        let supports = self.supports();
+        let mut resampled = vec![Resampled::default(); specs.len()];
+        self.intervals(&scene, &specs, (&values, &supports), &mut resampled, stop)?;
+        self.tests(&scene, &specs, &values, &mut resampled, stop)?;
+        comparison::add_tests(self, &specs, |i, test| resampled[i].test = Some(test));
+        self.publish(&specs, &values, &supports, resampled, figures);
+        Ok(())
+    }
+
+    /// By view, by scope.
+    pub(super) fn supports(&self) -> Vec<Vec<Supports<'a>>> {
+        self.views.iter().map(|view| supports(view, self.layout, self.weights)).collect()
+    }
+
+    fn intervals(
+        &self,
+        scene: &Scene<'_>,
+        specs: &[Spec],
+        (values, supports): (&[Measured], &[Vec<Supports<'_>>]),
+        resampled: &mut [Resampled],
+        stop: Stop<'_>,
+    ) -> Result<(), AssessError> {
+        let level = self.statistics.level;
+        let mut by_resampling = Vec::new();
+        for (i, spec) in specs.iter().enumerate() {
+            let Ok(value) = values[i] else { continue };
+            let of_rows = matches!(spec.at, At::Overall | At::Group(_) | At::Complement(_)) && spec.versus.is_none();
+            let share = match spec.what {
+                What::Measure(m) => of_rows && self.views[spec.view].measures[m].kind.is_share(),
+                What::Named(_) => false,
+            };
+            if self.is_suppressed(spec.at) {
+                continue;
+            }
+            if share && self.clusters.is_none() {
+                let rows = self.support(spec, supports).0.effective();
+                let hits = (value * rows).clamp(0.0, rows);
+                let interval = proportion(hits, rows, level, Proportion::Wilson).ok();
+                resampled[i].interval = interval.map(|interval| Interval {
+                    method: "wilson".to_owned(),
+                    level,
+                    low: interval.low.clamp(0.0, value),
+                    high: interval.high.clamp(value, 1.0),
+                });
+            } else {
+                by_resampling.push(i);
+            }
+        }
+        let resamples = self.statistics.resamples;
+        if resamples == 0 {
+            return Ok(());
+        }
+        for part in by_resampling.chunks((KEPT / resamples).max(1)) {
+            let chosen: Vec<Spec> = part.iter().map(|i| specs[*i]).collect();
+            let drawn = bootstrap(scene, self.clusters, (resamples, self.seed), &chosen, stop)?;
+            let without = match self.statistics.interval {
+                BootstrapInterval::Percentile => Replicates::default(),
+                BootstrapInterval::Bca => left_out(scene, self.clusters, &chosen, stop)?,
+            };
+            for (figure, i) in part.iter().enumerate() {
+                let Ok(value) = values[*i] else { continue };
+                let (interval, error) =
+                    interval(value, drawn.figure(figure), without.figure(figure).collect(), self.statistics);
+                (resampled[*i].interval, resampled[*i].error) = (interval, error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether groups are rearranged for it.
+    fn is_tested(&self, spec: &Spec) -> bool {
+        if spec.versus.is_some() || spec.view >= self.models || self.is_suppressed(spec.at) {
+            return false;
+        }
+        match spec.what {
+            What::Measure(measure) => {
+                matches!(spec.at, At::Difference | At::MemberMinusRest(_))
+                    && self.views[spec.view].measures[measure].tested
+            }
+            What::Named(named) => named.is_difference() && spec.at == At::Attribute,
+        }
+    }
+
+    fn tests(
+        &self,
+        scene: &Scene<'_>,
+        specs: &[Spec],
+        values: &[Measured],
+        resampled: &mut [Resampled],
+        stop: Stop<'_>,
+    ) -> Result<(), AssessError> {
+        let count = self.statistics.permutations;
+        let tested: Vec<usize> =
+            (0..specs.len()).filter(|i| values[*i].is_ok() && self.is_tested(&specs[*i])).collect();
+        if count == 0 || tested.is_empty() {
+            return Ok(());
+        }
+        let permuter = Permuter::new(self.layout, self.clusters, self.strata);
+        for part in tested.chunks((KEPT / count).max(1)) {
+            let chosen: Vec<Spec> = part.iter().map(|i| specs[*i]).collect();
+            let null = permutations(scene, &permuter, (count, self.seed), &chosen, stop)?;
+            for (figure, i) in part.iter().enumerate() {
+                let Ok(value) = values[*i] else { continue };
+                let null: Vec<f64> = null.figure(figure).map(f64::abs).collect();
+                resampled[*i].test = Some(permutation_test(value.abs(), &null, resampled[*i].error));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the figure stands on, and how many groups have a value of how many.
+    fn support(&self, spec: &Spec, supports: &[Vec<Supports<'_>>]) -> (Support, Option<(u64, u64)>) {
+        let of = |view: usize, scope: usize| -> Support {
+            let supports = &supports[view][scope];
+            match spec.what {
+                What::Measure(measure) => supports.of(self.views[view].measures[measure].kind),
+                What::Named(named) => smallest(named.rates().iter().map(|rate| supports.rate(*rate))),
+            }
+        };
+        let of = |scope: usize| smallest([spec.view].into_iter().chain(spec.versus).map(|view| of(view, scope)));
+        let groups = self.layout.groups;
+        match spec.at {
+            At::Overall => (of(0), None),
+            At::Group(group) => (of(1 + group), None),
+            At::Complement(group) => (of(1 + groups + group), None),
+            At::MemberMinusRest(group) => (smallest([of(1 + group), of(1 + groups + group)].into_iter()), None),
+            At::Minimum
+            | At::Maximum
+            | At::Difference
+            | At::Ratio
+            | At::DifferenceToOverall
+            | At::RatioToOverall
+            | At::Attribute => {
+                let with = (0..groups).filter(|group| !self.suppressed[*group]).map(|group| of(1 + group));
+                let with: Vec<Support> = with.filter(|support| support.n > 0 && support.weight > 0.0).collect();
+                (smallest(with.iter().copied()), Some((with.len() as u64, groups as u64)))
+            }
+        }
+    }
+
+    fn publish(
+        &self,
+        specs: &[Spec],
+        values: &[Measured],
+        supports: &[Vec<Supports<'_>>],
+        resampled: Vec<Resampled>,
+        figures: &mut Figures,
+    ) {
+        // Tests of gaps by view and rate, for named measures that are the same number.
+        let mut gaps = Vec::new();
+        for ((spec, value), resampled) in specs.iter().zip(values).zip(resampled) {
+            let view = &self.views[spec.view];
+            let (support, groups) = self.support(spec, supports);
+            let measure = match spec.what {
+                What::Measure(measure) => view.measures[measure].name.as_str(),
+                What::Named(named) => self.named.iter().find(|(_, n)| *n == named).map_or("", |(name, _)| name),
+            };
+            let place = Place {
+                model: view.model,
+                versus: spec.versus.map(|versus| self.views[versus].model),
+                attribute: if spec.at == At::Overall { None } else { self.attribute },
+                at: spec.at,
+                group: spec.at.group().and_then(|group| self.values[group]),
+                control: self.control.clone(),
+                measure,
+                class: self.class,
+            };
+            let found = Found {
+                value: *value,
+                support,
+                suppressed: self.is_suppressed(spec.at),
+                groups,
+                interval: resampled.interval,
+                test: resampled.test,
+            };
+            if let Some(found) = comparison::equivalence(self, spec, &found, resampled.error) {
+                let measure = format!("{measure}{}", comparison::EQUIVALENCE);
+                figures.add(&Place { measure: &measure, ..place.clone() }, found);
+            }
+            let same = match spec.what {
+                What::Named(named) => named.same_as(),
+                What::Measure(_) => None,
+            };
+            let shared =
+                gaps.iter().find(|(view, kind, _)| *view == spec.view && same == Some(*kind) && spec.versus.is_none());
+            if let Some((_, _, test)) = shared {
+                figures.add_with_test(&place, found, *test);
+                continue;
+            }
+            let test = figures.add(&place, found);
+            if let (What::Measure(measure), At::Difference, None) = (spec.what, spec.at, spec.versus)
+                && let super::measure::Kind::Rate(rate) = view.measures[measure].kind
+            {
+                gaps.push((spec.view, rate, test));
+            }
+        }
+    }
+}
+
+fn smallest(supports: impl Iterator<Item = Support>) -> Support {
+    supports.reduce(|a, b| if b.n < a.n { b } else { a }).unwrap_or_default()
+}
+
+/// Rows, weights and squared weights by scope and cell.
+fn supports<'a>(view: &'a View, layout: &Layout, weights: Option<&[f64]>) -> Vec<Supports<'a>> {
+    let stride = view.keys.len() * 3;
+    let mut folded = vec![0.0; (1 + 2 * layout.groups) * stride];
+    for set in &layout.sets {
+        let mut sums = vec![0.0; set.member.len() * stride];
+        for (row, (pattern, cell)) in set.patterns.iter().zip(&view.cells).enumerate() {
+            let at = *pattern as usize * stride + *cell as usize * 3;
+            let weight = weights.map_or(1.0, |weights| weights[row]);
+            sums[at] += 1.0;
+            sums[at + 1] += weight;
+            sums[at + 2] += weight * weight;
+        }
+        accumulate::fold(set, layout.groups, stride, &sums, &mut folded);
+    }
+    let support = |s: &[f64]| Support { n: s[0] as u64, weight: s[1], squares: s[2] };
+    let scope = |s: &[f64]| Supports { view, cells: s.chunks_exact(3).map(support).collect() };
+    folded.chunks_exact(stride.max(1)).map(scope).collect()
+}
+
+/// Interval and standard error of a figure from its replicates; none where half of them or more lack the figure.
+pub(super) fn interval(
+    value: f64,
+    replicates: impl Iterator<Item = f64>,
+    left_out: Vec<f64>,
+    statistics: &Statistics,
+) -> (Option<Interval>, Option<f64>) {
+    let measured = |v: f64| if v.is_finite() { Ok(v) } else { Err(super::NO_ROWS) };
+    let drawn = Distribution::new(replicates.map(measured));
+    if drawn.defined() <= drawn.undefined || drawn.defined() < 2 {
+        return (None, None);
+    }
+    let level = statistics.level;
+    let defined: Vec<f64> = left_out.into_iter().filter(|v| v.is_finite()).collect();
+    let corrected = match statistics.interval {
+        BootstrapInterval::Percentile => None,
+        BootstrapInterval::Bca if defined.len() < 2 => None,
+        BootstrapInterval::Bca => drawn.bca(value, &[defined], level).ok().map(|interval| ("bca", interval)),
+    };
+    let chosen = corrected.or_else(|| drawn.percentile(level).ok().map(|interval| ("percentile", interval)));
+    let interval = chosen.map(|(method, i)| Interval { method: method.to_owned(), level, low: i.low, high: i.high });
+    (interval, drawn.standard_error().ok().filter(|error| error.is_finite()))
+}
+
+/// A statistic of which large values are extreme, among those of permutations; an undefined one counts as extreme.
+pub(super) fn permutation_test(value: f64, null: &[f64], error: Option<f64>) -> Test {
+    let slack = 1e-12 * value.abs().max(1e-2);
+    let extreme = null.iter().filter(|v| v.is_nan() || **v >= value - slack).count();
+    let measured = |v: &f64| if v.is_finite() { Ok(*v) } else { Err(super::NO_ROWS) };
+    let drawn = Distribution::new(null.iter().map(measured));
+    let bound = drawn.quantile(0.95).ok();
+    // The gap whose estimate lies above the bound in 80 % of samples, its error being normal.
+    let error = error.or_else(|| drawn.standard_error().ok());
+    Test {
+        name: "permutation".to_owned(),
+        p: (extreme + 1) as f64 / (null.len() + 1) as f64,
+        adjusted: None,
+        null: bound,
+        detectable: bound.zip(error).map(|(bound, error)| bound + normal_quantile(0.8) * error),
+    }
+}

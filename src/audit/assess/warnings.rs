@@ -1,0 +1,131 @@
+//! What a reader should know before the figures.
+//!
+//! Says facts about rows, groups and tests; never that something is good or bad enough.
+
+use crate::audit::report::{Data, Figure, Group, Model, Preference, Scope, Warning};
+use crate::audit::settings::{Convention, Correction, Settings};
+use crate::audit::table::Table;
+
+/// Clusters below which resampling them says little.
+const FEW_CLUSTERS: u64 = 30;
+
+pub(super) fn warning(kind: &str, message: String) -> Warning {
+    Warning { kind: kind.to_owned(), message }
+}
+
+/// Of the rows and how they are read.
+pub(super) fn of_data(settings: &Settings, table: &Table, groups: &[Group]) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let name = |group: &Group| match &group.value {
+        Some(value) => format!("{} = {value}", group.attribute),
+        None => format!("{} is missing", group.attribute),
+    };
+    let held: Vec<String> = groups.iter().filter(|group| group.suppressed).map(name).collect();
+    if !held.is_empty() {
+        let below = settings.statistics.suppress_below;
+        warnings.push(warning(
+            "small_groups",
+            format!(
+                "figures of groups of fewer than {below} rows are not published, nor those of a group from which such a \
+                 one could be told; gaps, ratios and tests leave them out: {}",
+                held.join(", ")
+            ),
+        ));
+    }
+    let few = |group: &&Group| group.rows > 0 && !group.suppressed && group.rows < settings.statistics.min_group;
+    let small: Vec<String> = groups.iter().filter(few).map(name).collect();
+    if !small.is_empty() {
+        let below = settings.statistics.min_group;
+        warnings.push(warning("small_groups", format!("groups of fewer than {below} rows: {}", small.join(", "))));
+    }
+    if settings.convention == Convention::Fairlearn {
+        warnings.push(warning(
+            "convention_fairlearn",
+            "undefined rates are shown and compared as fairlearn 0.15 has them: 0 stands for a rate without a denominator, \
+             and one group has the difference 0"
+                .to_owned(),
+        ));
+    }
+    if let Some(clusters) = &table.clusters {
+        let count = clusters.iter().max().map_or(0, |last| u64::from(*last) + 1);
+        if count < FEW_CLUSTERS {
+            warnings.push(warning(
+                "clusters_few",
+                format!("rows are resampled in {count} clusters: intervals are too short below about {FEW_CLUSTERS}"),
+            ));
+        }
+    }
+    warnings
+}
+
+/// Of what is known beside the table, where nobody said so yet.
+pub(super) fn of_provenance(
+    data: &Data,
+    models: &[Model],
+    preferences: &[Preference],
+    said: &[Warning],
+) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut add = |kind: &str, message: String| {
+        if !said.iter().any(|warning| warning.kind == kind) {
+            warnings.push(warning(kind, message));
+        }
+    };
+    if data.duplicates > 0 {
+        add("duplicates", format!("{} rows repeat an earlier row", data.duplicates));
+    }
+    if data.truncated > 0 {
+        add("truncated", format!("{} rows lost tokens from their start", data.truncated));
+    }
+    let trained: Vec<String> = models
+        .iter()
+        .filter_map(|model| Some((model, model.overlap.filter(|rows| *rows > 0)?)))
+        .map(|(model, rows)| format!("{} on {rows}", model.name))
+        .collect();
+    if !trained.is_empty() {
+        add("training_overlap", format!("models were trained on audited rows: {}", trained.join(", ")));
+    }
+    let followed = |preference: &&Preference| preference.separable == Some(false);
+    let names = preferences.iter().filter(followed).map(|p| (p.model, p.alphabet.as_str()));
+    let names: Vec<String> = names
+        .map(|(model, alphabet)| {
+            let model = models.get(model as usize).map_or("a model", |model| model.name.as_str());
+            format!("{model} ({alphabet})")
+        })
+        .collect();
+    if !names.is_empty() {
+        add("token_preference", format!("not separable from token preference: {}", names.join(", ")));
+    }
+    warnings
+}
+
+/// Of tests.
+pub(super) fn of_tests(settings: &Settings, tests: u64) -> Option<Warning> {
+    let uncorrected = settings.statistics.correction == Correction::None && tests > 1;
+    let by_chance = tests as f64 * 0.05;
+    uncorrected.then(|| {
+        warning(
+            "uncorrected_tests",
+            format!("{tests} tests are not corrected for their number: {by_chance:.0} fall below 0.05 by chance alone"),
+        )
+    })
+}
+
+/// Of models whose accuracy differs, so that their gaps are compared at different utility.
+pub(super) fn of_utility(figures: &[Figure], models: &[Model]) -> Vec<Warning> {
+    let name = |model: u32| models.get(model as usize).map_or("a model", |model| model.name.as_str());
+    let mut warnings = Vec::new();
+    for figure in figures {
+        let Some(versus) = figure.versus else { continue };
+        let overall = figure.scope == Scope::Overall && figure.control.is_none() && figure.measure == "accuracy";
+        let apart = figure.interval.as_ref().is_some_and(|interval| interval.low > 0.0 || interval.high < 0.0);
+        if let (true, true, Some(value)) = (overall && figure.class.is_none(), apart, figure.value) {
+            let (model, versus) = (name(figure.model), name(versus));
+            let message = format!(
+                "the accuracy of {model} is that of {versus} {value:+.4}: their gaps are compared at different utility"
+            );
+            warnings.push(warning("utility_differs", message));
+        }
+    }
+    warnings
+}
