@@ -128,9 +128,10 @@ impl Base {
                 }
                 let area = self.areas.get(scope).copied().unwrap_or(Err(Undefined::NoRows));
                 for (i, measure) in view.measures.iter().enumerate() {
-                    values[i * scopes + scope] = match measure.kind {
-                        Kind::Rate(rate) => confusion.rate(rate, scene.convention),
-                        kind => sums.read(kind, area, scene.convention),
+                    values[i * scopes + scope] = if let Kind::Rate(rate) = measure.kind {
+                        confusion.rate(rate, scene.convention)
+                    } else {
+                        sums.read(measure.kind, area, scene.convention)
                     };
                 }
             }

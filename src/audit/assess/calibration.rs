@@ -55,6 +55,9 @@ fn forms(view: &View) -> Vec<Form> {
     Form::ALL.into_iter().filter(measured).collect()
 }
 
+/// Measure, what was found, and the test of ECE that comes with it.
+type Finding = (String, Found, Option<Test>);
+
 /// One scope: all rows or a group.
 struct Task {
     view: usize,
@@ -74,7 +77,7 @@ pub(super) fn add(part: &Part<'_>, asked: Asked<'_>, figures: &mut Figures, stop
             tasks.extend(groups);
         }
     }
-    let found: Vec<Result<Vec<(String, Found, Option<Test>)>, AssessError>> = tasks
+    let found: Vec<Result<Vec<Finding>, AssessError>> = tasks
         .par_iter()
         .map(|task| if stop() { Err(AssessError::Stopped) } else { Ok(of_scope(part, asked, task)) })
         .collect();
@@ -109,7 +112,7 @@ fn membership(part: &Part<'_>, group: Option<usize>) -> impl Fn(usize) -> bool {
     move |row| place.is_none_or(|(set, at)| set.member[set.patterns[row] as usize][at])
 }
 
-fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> Vec<(String, Found, Option<Test>)> {
+fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> Vec<Finding> {
     let view = &part.views[task.view];
     let group = task.at.group();
     let suppressed = group.is_some_and(|group| part.suppressed[group]);

@@ -111,7 +111,10 @@ impl Layout {
     /// others (the groups are a partition and what is held back is less than `below` rows) the next smallest too.
     pub(super) fn suppressed(&self, below: u64) -> Vec<bool> {
         let mut suppressed: Vec<bool> = self.group_rows.iter().map(|rows| *rows > 0 && *rows < below).collect();
-        while self.partition {
+        if !self.partition {
+            return suppressed;
+        }
+        loop {
             let of = |wanted: bool| {
                 let pairs = self.group_rows.iter().zip(&suppressed).enumerate();
                 pairs.filter(move |(_, (rows, s))| **s == wanted && **rows > 0).map(|(g, (rows, _))| (*rows, g))
@@ -120,10 +123,9 @@ impl Layout {
             let next = of(false).min();
             match next {
                 Some((_, group)) if held > 0 && held < below => suppressed[group] = true,
-                Some(_) | None => break,
+                Some(_) | None => return suppressed,
             }
         }
-        suppressed
     }
 }
 

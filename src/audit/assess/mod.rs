@@ -175,7 +175,11 @@ fn known(questions: &Questions<'_>) -> Vec<String> {
 
 fn check_measures(settings: &Settings, questions: &Questions<'_>) -> Result<(), AssessError> {
     let known = known(questions);
-    let unknown = settings.measures.iter().find(|name| !known.contains(name));
+    // These have settings of their own and come with them.
+    let besides =
+        [measures::MEMBERSHIP, "temperature", "accuracy_common_odds_ratio", "selection_rate_common_odds_ratio"];
+    let is_known = |name: &String| known.contains(name) || besides.contains(&name.as_str());
+    let unknown = settings.measures.iter().find(|name| !is_known(name));
     match unknown {
         Some(name) => Err(AssessError::UnknownMeasure { name: name.clone(), known: known.join(", ") }),
         None => Ok(()),

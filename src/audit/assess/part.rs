@@ -137,7 +137,7 @@ impl<'a> Part<'a> {
         let values: Vec<Measured> = specs.iter().map(|spec| base.figure(&scene, spec)).collect();
         let supports = self.supports();
         let mut resampled = vec![Resampled::default(); specs.len()];
-        self.intervals(&scene, &specs, &values, &supports, &mut resampled, stop)?;
+        self.intervals(&scene, &specs, (&values, &supports), &mut resampled, stop)?;
         self.tests(&scene, &specs, &values, &mut resampled, stop)?;
         comparison::add_tests(self, &specs, |i, test| resampled[i].test = Some(test));
         self.publish(&specs, &values, &supports, resampled, figures);
@@ -153,8 +153,7 @@ impl<'a> Part<'a> {
         &self,
         scene: &Scene<'_>,
         specs: &[Spec],
-        values: &[Measured],
-        supports: &[Vec<Supports<'_>>],
+        (values, supports): (&[Measured], &[Vec<Supports<'_>>]),
         resampled: &mut [Resampled],
         stop: Stop<'_>,
     ) -> Result<(), AssessError> {

@@ -142,7 +142,7 @@ proptest! {
         settings.statistics.resamples = 0;
         settings.statistics.permutations = 0;
         let plain = Rows { weights: None, clusters: None, controls: Vec::new(), ..rows };
-        let weight = |row: usize| if row % 3 == 0 { 2.0 } else { 1.0 };
+        let weight = |row: usize| if row.is_multiple_of(3) { 2.0 } else { 1.0 };
         let weighted = Rows { weights: Some((0..plain.labels.len()).map(weight).collect()), ..plain.clone() };
         let mut twice = plain.clone();
         for row in (0..plain.labels.len()).step_by(3) {
