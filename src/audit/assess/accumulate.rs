@@ -150,9 +150,22 @@ pub(super) fn areas(
         }
         if end == at + 1 {
             let row = rank.order[at];
+            let (weight, groups_of) = (weight(row), of(row));
             let (below, above) = (sides[groups].below, sides[groups].positives);
-            add(sides, of(row), row, weight(row), 1.0);
-            win(sides, of(row), row, weight(row), (below, above));
+            if row & POSITIVE != 0 {
+                for group in groups_of {
+                    let side = &mut sides[*group as usize];
+                    side.wins += weight * side.below;
+                    side.wins_over_all += weight * below;
+                    side.positives += weight;
+                }
+            } else {
+                for group in groups_of {
+                    let side = &mut sides[*group as usize];
+                    side.losses_to_all += weight * above;
+                    side.below += weight;
+                }
+            }
         } else {
             let block = &rank.order[at..end];
             block.iter().for_each(|row| add(sides, of(*row), *row, weight(*row), 0.5));
