@@ -168,12 +168,7 @@ impl ScoreTask {
     }
 
     /// Scores whole candidates in one pass.
-    fn advance_together(
-        &mut self,
-        model: &dyn CausalLm,
-        count: usize,
-        slice: &mut Slice,
-    ) -> Result<(), EngineError> {
+    fn advance_together(&mut self, model: &dyn CausalLm, count: usize, slice: &mut Slice) -> Result<(), EngineError> {
         let first = self.scored.len();
         let candidates = &self.request.candidates[first..first + count];
         let (mut tokens, mut segments, mut caches) = (Vec::new(), Vec::new(), Vec::new());

@@ -24,7 +24,10 @@ pub struct KvCache {
 
 #[derive(Debug)]
 enum Entry {
-    Tensors { keys: Tensor, values: Tensor },
+    Tensors {
+        keys: Tensor,
+        values: Tensor,
+    },
     /// Shared with the caches that were forked from this one, or that this one was forked from.
     Slices(Arc<KeysValues>),
 }

@@ -381,16 +381,14 @@ mod tests {
     #[test]
     fn a_file_computes_what_the_folder_computes() {
         // Quantised products round activations to 8 bits: 0.1 at most was seen here, of logits up to 5.
-        for (format, tolerance) in
-            [
-                (GgmlDType::F32, 1e-4),
-                (GgmlDType::Q8_0, 0.3),
-                (GgmlDType::Q4_0, 0.3),
-                (GgmlDType::Q4_1, 0.3),
-                (GgmlDType::Q5_0, 0.3),
-                (GgmlDType::Q5_1, 0.3),
-            ]
-        {
+        for (format, tolerance) in [
+            (GgmlDType::F32, 1e-4),
+            (GgmlDType::Q8_0, 0.3),
+            (GgmlDType::Q4_0, 0.3),
+            (GgmlDType::Q4_1, 0.3),
+            (GgmlDType::Q5_0, 0.3),
+            (GgmlDType::Q5_1, 0.3),
+        ] {
             let folder = pair(format);
             let file = folder.path().join("model.gguf");
             let expected = logits(folder.path(), "auto");

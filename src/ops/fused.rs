@@ -22,7 +22,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let values = if on_cpu { wide_weight.to_dtype(DType::F32)?.to_vec1::<f32>()? } else { Vec::new() };
     let normed = match by_rows([&wide_x], |[x], [out]| steps::rms_norm(x, &values, eps as f32, out))? {
         Some([normed]) if on_cpu => normed,
-        Some(_) | None => {
+        Some(_) | None =>
+        {
             #[expect(clippy::disallowed_methods, reason = "it is detached: the backward is below")]
             candle_nn::ops::rms_norm(&wide_x, &wide_weight, eps as f32)?
         }

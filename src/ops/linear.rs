@@ -273,9 +273,7 @@ fn trained_product(weight: &Packed, x: &[f32], rows: usize, out: &mut [f32]) -> 
 fn back(weight: &Packed, gradient: &Tensor) -> Result<Tensor> {
     let rows = gradient.dim(0)?;
     let mut out = vec![0.0; rows * weight.inputs()];
-    with_slices([gradient], |[gradient]| {
-        Ok(product_transposed(weight, gradient, rows, &mut out)?)
-    })?;
+    with_slices([gradient], |[gradient]| Ok(product_transposed(weight, gradient, rows, &mut out)?))?;
     Tensor::from_vec(out, (rows, weight.inputs()), &Device::Cpu)
 }
 

@@ -15,10 +15,7 @@ pub(super) fn is_plain(tensor: &Tensor) -> bool {
 ///
 /// # Errors
 /// When one is not f32 on the CPU, or `work` fails.
-pub fn with_slices<const N: usize, R>(
-    tensors: [&Tensor; N],
-    work: impl FnOnce([&[f32]; N]) -> Result<R>,
-) -> Result<R> {
+pub fn with_slices<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([&[f32]; N]) -> Result<R>) -> Result<R> {
     let contiguous = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
     let guards: Vec<_> = contiguous.iter().map(|tensor| tensor.storage_and_layout()).collect();
     let mut slices: [&[f32]; N] = [&[]; N];

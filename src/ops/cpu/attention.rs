@@ -140,7 +140,12 @@ impl Piece<'_> {
             if !range.is_empty() {
                 let from = range.start - part.positions.start;
                 let (columns, count) = (range.start - first, range.len().next_multiple_of(LANES));
-                score(heads, (&q[rows.first..], rows.stride, rows.count), (keys, from, count), (&mut scores[columns..], width));
+                score(
+                    heads,
+                    (&q[rows.first..], rows.stride, rows.count),
+                    (keys, from, count),
+                    (&mut scores[columns..], width),
+                );
             }
         }
         for (i, scores) in scores.chunks_exact_mut(width).enumerate() {
@@ -321,7 +326,8 @@ impl<'a> Backward<'a> {
             softmax_backward(shares_of, &copy, heads.scale(), for_shares);
         }
         let keys = self.key_rows[first * padded..].as_ptr();
-        let by_row = |x: *const f32| Floats { x, row: width, input: 1, weights: keys, tile: LANES, step: padded, inputs: seen };
+        let by_row =
+            |x: *const f32| Floats { x, row: width, input: 1, weights: keys, tile: LANES, step: padded, inputs: seen };
         run(by_row(scores.as_ptr()), count, padded, (for_q, padded), false);
         let by_key = |x: *const f32, weights: *const f32| Floats {
             x,

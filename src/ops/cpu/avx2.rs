@@ -187,10 +187,8 @@ impl Simd for Avx2 {
             let sign = [_mm256_set1_ps(-0.0); 2];
             let (a, b) = (self.load(from), self.load(from.add(16)));
             let largest = self.largest(self.max(both!(_mm256_andnot_ps, sign, a), both!(_mm256_andnot_ps, sign, b)));
-            let unordered = _mm256_or_ps(
-                _mm256_cmp_ps::<_CMP_UNORD_Q>(a[0], b[0]),
-                _mm256_cmp_ps::<_CMP_UNORD_Q>(a[1], b[1]),
-            );
+            let unordered =
+                _mm256_or_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a[0], b[0]), _mm256_cmp_ps::<_CMP_UNORD_Q>(a[1], b[1]));
             let inverse = self.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
             let (a, b) = (self.mul(a, inverse), self.mul(b, inverse));
             let (a, b): (I, I) = (both!(_mm256_cvtps_epi32, a), both!(_mm256_cvtps_epi32, b));

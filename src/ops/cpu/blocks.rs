@@ -160,9 +160,7 @@ fn two(bytes: &[u8], at: usize) -> [u8; 2] {
 /// Reads block `part` (of 32 weights) of a stored block.
 fn read(format: Format, stored: &[u8], part: usize) -> Block {
     let low_then_high = |from: usize| move |i: usize, bytes: &[u8]| bytes[from + i % 16] >> (4 * (i / 16)) & 15;
-    let fifth = |from: usize| {
-        move |i: usize, bytes: &[u8]| (bytes[from + i / 8] >> (i % 8) & 1) << 4
-    };
+    let fifth = |from: usize| move |i: usize, bytes: &[u8]| (bytes[from + i / 8] >> (i % 8) & 1) << 4;
     let mut block = Block { quants: [0; BLOCK], scale: two(stored, 0), minimum: [0; 2], small: [0; 2] };
     let quant: &dyn Fn(usize) -> u8 = match format {
         Format::F32 | Format::F16 | Format::Bf16 => &|_| 0,
@@ -206,10 +204,7 @@ fn read(format: Format, stored: &[u8], part: usize) -> Block {
 fn six_bits(bytes: &[u8], block: usize) -> [u8; 2] {
     match block {
         0..4 => [bytes[block] & 63, bytes[block + 4] & 63],
-        _ => [
-            bytes[block + 4] & 15 | bytes[block - 4] >> 6 << 4,
-            bytes[block + 4] >> 4 | bytes[block] >> 6 << 4,
-        ],
+        _ => [bytes[block + 4] & 15 | bytes[block - 4] >> 6 << 4, bytes[block + 4] >> 4 | bytes[block] >> 6 << 4],
     }
 }
 
@@ -255,9 +250,7 @@ fn scales(shape: Shape, tile: &[u8], block: usize, half: usize) -> ([f32; LANES]
     match shape.header {
         Header::Scale => (rows(&|row| float(32 * inside, row)), [0.0; LANES]),
         Header::Minimum => (rows(&|row| float(32 * inside, row)), rows(&|row| float(64 + 32 * inside, row))),
-        Header::Pairs => {
-            (rows(&|row| float(0, row) * byte(0, row)), rows(&|row| -(float(32, row) * byte(LANES, row))))
-        }
+        Header::Pairs => (rows(&|row| float(0, row) * byte(0, row)), rows(&|row| -(float(32, row) * byte(LANES, row)))),
         Header::Halves => (rows(&|row| float(0, row) * (byte(half * LANES, row) - 128.0)), [0.0; LANES]),
     }
 }

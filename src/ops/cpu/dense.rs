@@ -24,7 +24,11 @@ pub(in crate::ops) struct View<'a> {
 
 impl<'a> View<'a> {
     /// Returns a view, if all of it lies in `data`.
-    pub(in crate::ops) fn new(data: &'a [f32], (rows, columns): (usize, usize), strides: (usize, usize)) -> Option<Self> {
+    pub(in crate::ops) fn new(
+        data: &'a [f32],
+        (rows, columns): (usize, usize),
+        strides: (usize, usize),
+    ) -> Option<Self> {
         let last = match (rows.checked_sub(1), columns.checked_sub(1)) {
             (Some(row), Some(column)) => row.checked_mul(strides.0)?.checked_add(column.checked_mul(strides.1)?)?,
             (None, _) | (_, None) => return Some(Self { data, rows, columns, strides }),
@@ -80,7 +84,15 @@ pub(in crate::ops) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32]) -> Res
         step: LANES,
         inputs,
     };
-    let whole = Sweep { kernel, rows: 0..rows, tiles: 0..tiles, outputs, out: Out(out.as_mut_ptr()), width: outputs, add: false };
+    let whole = Sweep {
+        kernel,
+        rows: 0..rows,
+        tiles: 0..tiles,
+        outputs,
+        out: Out(out.as_mut_ptr()),
+        width: outputs,
+        add: false,
+    };
     if alone {
         level.run(whole);
         return Ok(());
@@ -90,10 +102,8 @@ pub(in crate::ops) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32]) -> Res
     let step = tiles.div_ceil(pieces).next_multiple_of(3);
     let columns = tiles.div_ceil(step);
     let row_step = rows.div_ceil(pieces.div_ceil(columns)).next_multiple_of(8);
-    let parts: Vec<_> = (0..tiles)
-        .step_by(step)
-        .flat_map(|tile| (0..rows).step_by(row_step).map(move |row| (tile, row)))
-        .collect();
+    let parts: Vec<_> =
+        (0..tiles).step_by(step).flat_map(|tile| (0..rows).step_by(row_step).map(move |row| (tile, row))).collect();
     parts.into_par_iter().with_max_len(1).for_each(|(tile, row)| {
         let mut part = shared.get();
         part.tiles = tile..tiles.min(tile + step);

@@ -179,12 +179,7 @@ fn floats((x, row, input): (*const f32, usize, usize), (weights, inputs): (*cons
 ///
 /// # Errors
 /// When shapes do not fit.
-pub(in crate::ops) fn product_exact(
-    weights: &Packed,
-    x: &[f32],
-    rows: usize,
-    out: &mut [f32],
-) -> Result<(), Misfit> {
+pub(in crate::ops) fn product_exact(weights: &Packed, x: &[f32], rows: usize, out: &mut [f32]) -> Result<(), Misfit> {
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     fits(x.len(), rows, inputs)?;
     fits(out.len(), rows, outputs)?;
@@ -267,7 +262,15 @@ fn unpacked(
             // SAFETY: the first column of the piece lies in the result.
             let out = Out(unsafe { at(out).add(first * LANES) });
             let here = outputs - first * LANES;
-            level.run(Sweep { kernel, rows: piece.rows, tiles: 0..columns, outputs: here, out, width: outputs, add: false });
+            level.run(Sweep {
+                kernel,
+                rows: piece.rows,
+                tiles: 0..columns,
+                outputs: here,
+                out,
+                width: outputs,
+                add: false,
+            });
         },
     );
 }
@@ -310,7 +313,15 @@ fn narrow(
             // SAFETY: the first column of the piece lies in the result.
             let out = Out(unsafe { at(out).add(first * LANES) });
             let here = outputs - first * LANES;
-            level.run(Sweep { kernel, rows: piece.rows, tiles: 0..columns, outputs: here, out, width: outputs, add: false });
+            level.run(Sweep {
+                kernel,
+                rows: piece.rows,
+                tiles: 0..columns,
+                outputs: here,
+                out,
+                width: outputs,
+                add: false,
+            });
         },
     );
 }
