@@ -118,10 +118,12 @@ fn table(report: &AuditReport) -> anyhow::Result<()> {
     for scope in [FigureScope::Overall, FigureScope::Group, FigureScope::Difference] {
         let pairs = figures(scope, 0, None).zip(figures(scope, 1, None));
         for (base, adapter) in pairs {
-            let row = match scope {
-                FigureScope::Overall => "all rows".to_owned(),
-                FigureScope::Group => format!("{} {}", base.attribute, base.group.as_deref().unwrap_or("missing")),
-                _ => format!("gap over {}", base.attribute),
+            let row = if scope == FigureScope::Overall {
+                "all rows".to_owned()
+            } else if scope == FigureScope::Group {
+                format!("{} {}", base.attribute, base.group.as_deref().unwrap_or("missing"))
+            } else {
+                format!("gap over {}", base.attribute)
             };
             println!("   {row:<26} {:<30} {}", written(base), written(adapter));
         }

@@ -56,6 +56,9 @@ struct Block {
     down: Projection,
 }
 
+/// Gets the input of each block.
+type Seen<'a> = &'a mut (dyn FnMut(&Tensor) + Send);
+
 /// What all blocks of one pass share.
 struct Pass<'a> {
     lora: &'a LoraBatch,
@@ -118,7 +121,7 @@ impl Llama {
     /// As [`CausalLm::forward`].
     pub fn hidden_states(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Vec<Tensor>, ModelError> {
         let mut seen = Vec::with_capacity(self.blocks.len() + 1);
-        let last = self.run(batch, Some(caches), |x| seen.push(x.clone()))?;
+        let last = self.run(batch, Some(caches), Some(&mut |x: &Tensor| seen.push(x.clone())))?;
         seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
         Ok(seen)
     }
@@ -130,7 +133,7 @@ impl Llama {
         &self,
         batch: &Batch<'_>,
         mut caches: Option<&mut [&mut KvCache]>,
-        mut seen: impl FnMut(&Tensor) + Send,
+        mut seen: Option<Seen<'_>>,
     ) -> Result<Tensor, ModelError> {
         let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
         if self.device.is_cpu() {
@@ -140,7 +143,9 @@ impl Llama {
         let pass = Pass { lora: batch.lora, layout: &layout };
         let mut x = self.embed_with(&layout, batch.lora)?;
         for layer in 0..self.blocks.len() {
-            seen(&x);
+            if let Some(seen) = &mut seen {
+                seen(&x);
+            }
             x = self.pass_block(layer, &x, &pass, caches.as_deref_mut())?;
         }
         for (cache, segment) in caches.into_iter().flatten().zip(batch.segments) {
@@ -345,7 +350,7 @@ impl CausalLm for Llama {
         if let Some(segment) = batch.segments.iter().find(|s| asked(s) > s.len) {
             return Err(ModelError::Input(format!("{} rows asked of {} tokens", asked(segment), segment.len)));
         }
-        let last = self.run(batch, Some(caches), |_| ())?;
+        let last = self.run(batch, Some(caches), None)?;
         let (mut rows, mut end) = (Vec::new(), 0);
         for segment in batch.segments {
             end += segment.len;
@@ -360,7 +365,7 @@ impl CausalLm for Llama {
         if self.info.labels.is_none() && !(batch.lora.runs.len() == 1 && batch.lora.runs.iter().all(brought)) {
             return Err(ModelError::Unsupported("classification without a classification head".into()));
         }
-        let last = self.run(batch, None, |_| ())?;
+        let last = self.run(batch, None, None)?;
         // A head that an adapter brings may bring its padding token too.
         let brought = batch.lora.runs.first().and_then(|run| run.adapter.info().classes.as_ref());
         let pad = brought.and_then(|classes| classes.pad_token_id).or(self.config.pad_token_id);

@@ -180,13 +180,11 @@ impl Linear {
                 Ok(())
             });
         };
-        for (id, out) in ids.iter().zip(out.chunks_exact_mut(weight.inputs())) {
-            let row = *id as usize;
-            if row >= weight.outputs() {
-                candle_core::bail!("row {row} of {}", weight.outputs());
-            }
-            weight.row(row, out);
+        if let Some(id) = ids.iter().find(|id| **id as usize >= weight.outputs()) {
+            candle_core::bail!("row {id} of {}", weight.outputs());
         }
+        let rows = ids.par_iter().zip(out.par_chunks_exact_mut(weight.inputs())).with_min_len(8);
+        rows.for_each(|(id, out)| weight.row(*id as usize, out));
         Ok(())
     }
 

@@ -37,7 +37,7 @@ pub(super) fn policy(v: &mut Violations, wire: Option<pb::AuditPolicy>) -> Optio
 }
 
 fn rule(v: &mut Violations, field: &str, wire: pb::AuditRule) -> Option<Rule> {
-    v.require(&format!("{field}.measure"), measures::find(&wire.measure).is_some(), "is not the name of a measure");
+    v.require(&format!("{field}.measure"), measures::is_known(&wire.measure), "is not the name of a measure");
     let scope = scope_kind_in(wire.scope);
     v.require(&format!("{field}.scope"), scope.is_some(), "must be given");
     for (name, text) in [("attribute", &wire.attribute), ("class", &wire.class), ("versus", &wire.versus)] {

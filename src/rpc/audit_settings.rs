@@ -69,7 +69,7 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
     let splits = splits(v, "settings.splits", &wire.splits);
     v.require("settings.measures", wire.measures.len() <= MAX_MEASURES, "must be at most 256 names");
     for (i, name) in wire.measures.iter().enumerate().take(MAX_MEASURES) {
-        v.require(&format!("settings.measures[{i}]"), measures::find(name).is_some(), "is not the name of a measure");
+        v.require(&format!("settings.measures[{i}]"), measures::is_known(name), "is not the name of a measure");
     }
     let positive = wire.positive_label;
     v.require("settings.positive_label", positive.len() <= 1024, "must be at most 1024 bytes");

@@ -132,8 +132,8 @@ def benchmarks(options):
     with serve(options) as client:
         for name, (rows, declaration, settings), measures in [
                 ("BBQ", audit_data.bbq(options.work, 1000), ["accuracy_ambiguous", "accuracy_disambiguated",
-                                                             "bias_score_ambiguous", "bias_score_disambiguated"]),
-                ("CrowS-Pairs", audit_data.crows_pairs(options.work), ["stereotype_rate"])]:
+                                                             "bias_ambiguous", "bias_disambiguated"]),
+                ("CrowS-Pairs", audit_data.crows_pairs(options.work), ["stereotype_share"])]:
             upload(client, name.lower(), rows, declaration)
             _, seconds = finish(client, client.audit(name.lower(), name.lower(), [""], **settings))
             print(f"{name}: {len(rows)} rows in {seconds:.0f} s", flush=True)
@@ -153,7 +153,7 @@ def hatecheck(options):
         print(f"HateCheck: fine-tuned in {seconds:.0f} s", flush=True)
         _, seconds = finish(client, client.audit("hatecheck", "hatecheck", ["", "tuned"], **settings))
         print(f"HateCheck: audited base and adapter in {seconds:.0f} s, all in {time.perf_counter() - begin:.0f} s")
-        show(client.report("hatecheck"), ["accuracy", "selection_rate", "fpr", "ece_positive_class_width"])
+        show(client.report("hatecheck"), ["accuracy", "selection_rate", "fpr", "ece_width_positive_class"])
         keep(options, client, "hatecheck")
 
 

@@ -33,6 +33,27 @@ fn bits(response: &pb::ScoreResponse) -> Vec<u64> {
 }
 
 #[tokio::test]
+async fn a_score_is_the_same_bits_whatever_other_candidates_there_are() {
+    let folder =
+        golden::cases("language", "config.json").into_iter().find(|f| f.join("expected.json").exists()).unwrap();
+    let server = client::start_with(folder.file_name().unwrap().to_str().unwrap(), |_| {}).await;
+    let prompt: Vec<u32> = (0..37).map(|i| 5 + i % 40).collect();
+    let candidates: Vec<Vec<u32>> =
+        [1, 4, 2, 70, 1, 9, 3].iter().map(|len| (0..*len).map(|i| 7 + i % 30).collect()).collect();
+    let asked = |candidates: &[Vec<u32>]| ScoreRequest {
+        prompt_token_ids: Some(TokenIds { ids: prompt.clone() }),
+        candidates: candidates.iter().map(|ids| by_ids(ids.clone())).collect(),
+        ..Default::default()
+    };
+    let together = score(&server.client, &asked(&candidates)).await;
+    let mut alone = Vec::new();
+    for candidate in &candidates {
+        alone.extend(bits(&score(&server.client, &asked(std::slice::from_ref(candidate))).await));
+    }
+    assert_eq!(bits(&together), alone);
+}
+
+#[tokio::test]
 async fn golden_scores_come_through_the_server() {
     let mut values = 0;
     for folder in golden::cases("language", "expected.json") {

@@ -8,7 +8,7 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{EMBEDDING, Llama};
+use super::{EMBEDDING, Llama, Seen};
 use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
 use crate::model::layers::Projection;
@@ -54,7 +54,7 @@ impl Llama {
         batch: &Batch<'_>,
         lengths: &[usize],
         caches: Option<&mut [&mut KvCache]>,
-        seen: impl FnMut(&Tensor) + Send,
+        seen: Option<Seen<'_>>,
     ) -> Result<Tensor, ModelError> {
         let places = self.places(batch.tokens, lengths, caches.as_deref())?;
         rayon::scope(|_| match caches {
@@ -71,7 +71,7 @@ impl Llama {
         batch: &Batch<'_>,
         places: Vec<(std::ops::Range<usize>, usize)>,
         caches: &mut [&mut KvCache],
-        mut seen: impl FnMut(&Tensor),
+        mut seen: Option<Seen<'_>>,
     ) -> Result<Tensor, ModelError> {
         let (rows, hidden) = (batch.tokens.len(), self.config.hidden_size);
         let (cos, sin) = self.angles_of(&places);
@@ -86,7 +86,9 @@ impl Llama {
         self.embed_on_cpu(batch, &mut x)?;
         let mut scratch = Scratch::default();
         for layer in 0..self.blocks.len() {
-            seen(&Tensor::from_slice(&x, (rows, hidden), &Device::Cpu)?);
+            if let Some(seen) = &mut seen {
+                seen(&Tensor::from_slice(&x, (rows, hidden), &Device::Cpu)?);
+            }
             self.block_on_cpu(layer, &mut x, &pass, caches, &mut scratch)?;
         }
         for (cache, (rows, _)) in caches.iter_mut().zip(&pass.places) {

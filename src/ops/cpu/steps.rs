@@ -242,3 +242,69 @@ step! {
     /// Returns the sum.
     sum as Sum(x: &'a [f32]) -> f32, |s| fold!(s, (a in x), sum => s.add(sum, a))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + seed * 101) % 199) as f32 / 50.0 - 2.0).collect()
+    }
+
+    fn close(got: &[f32], expected: impl Iterator<Item = f64>, what: &str) {
+        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+            let tolerance = 2e-6 * expected.abs().max(1.0);
+            assert!((f64::from(*got) - expected).abs() < tolerance, "{what}, number {i}: {got}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn every_form_of_every_step_computes_its_formula_at_any_width() {
+        for level in Level::available() {
+            for width in [1, 15, 16, 31, 64, 100] {
+                let what = format!("{level:?}, {width} wide");
+                let [a, b, c] = [1, 2, 3].map(|seed| values(width, seed));
+                let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+                let [x, y, g] = [wide(&a), wide(&b), wide(&c)];
+                let sigma = |x: f64| 1.0 / (1.0 + (-x).exp());
+                let [mut first, mut second] = [(); 2].map(|()| vec![f32::NAN; width]);
+
+                level.run(SiluMul { gate: &a, up: &b, out: &mut first });
+                close(&first, x.iter().zip(&y).map(|(x, y)| x * sigma(*x) * y), &what);
+                let (for_gate, for_up) = (&mut first[..], &mut second[..]);
+                level.run(SiluMulBackward { gate: &a, up: &b, gradient: &c, for_gate, for_up });
+                let slope = |x: f64| sigma(x) + x * sigma(x) * (1.0 - sigma(x));
+                close(&first, (0..width).map(|i| g[i] * y[i] * slope(x[i])), &what);
+                close(&second, (0..width).map(|i| g[i] * x[i] * sigma(x[i])), &what);
+
+                let inverse = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / width as f64 + 1e-5).sqrt();
+                level.run(RmsNorm { x: &a, weight: &b, eps: 1e-5, out: &mut first });
+                close(&first, (0..width).map(|i| x[i] * inverse * y[i]), &what);
+                level.run(RmsNormBackward { x: &a, weight: &b, eps: 1e-5, gradient: &c, out: &mut first });
+                let along = (0..width).map(|i| y[i] * g[i] * x[i]).sum::<f64>() * inverse.powi(2) / width as f64;
+                close(&first, (0..width).map(|i| inverse * (y[i] * g[i] - x[i] * along)), &what);
+
+                first.copy_from_slice(&a);
+                let (max, sum) = level.run(Powers { x: &mut first, scale: 0.5 });
+                let largest = x.iter().fold(f64::MIN, |max, x| max.max(0.5 * x));
+                close(&first, x.iter().map(|x| (0.5 * x - largest).exp()), &what);
+                close(&[max, sum], [largest, x.iter().map(|x| (0.5 * x - largest).exp()).sum()].into_iter(), &what);
+                level.run(SoftmaxBackward { shares: &a, gradient: &c, scale: 0.5, out: &mut second });
+                let along: f64 = x.iter().zip(&g).map(|(x, g)| x * g).sum();
+                // The difference of a sum of 100 products of size 4.
+                let expected: Vec<f64> = (0..width).map(|i| 0.5 * x[i] * (g[i] - along)).collect();
+                assert!(second.iter().zip(&expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-3), "{what}");
+                first.copy_from_slice(&a);
+                level.run(Add { x: &mut first, y: &b });
+                level.run(Scale { x: &mut first, factor: 3.0 });
+                close(&first, (0..width).map(|i| 3.0 * (x[i] + y[i])), &what);
+                close(&[level.run(Sum { x: &a })], std::iter::once(x.iter().sum()), &what);
+
+                let mut heads = [a.clone(), b.clone(), c.clone(), a.clone()].concat();
+                level.run(Rope { x: &mut heads, cos: &b, sin: &c, direction: -1.0 });
+                close(&heads[..width], (0..width).map(|i| x[i] * y[i] + y[i] * g[i]), &what);
+                close(&heads[3 * width..], (0..width).map(|i| x[i] * y[i] - g[i] * g[i]), &what);
+            }
+        }
+    }
+}

@@ -67,12 +67,10 @@ impl<K: Kernel> Work for Sweep<K> {
                 continue;
             }
             // What is never used is never compiled: hence the constants.
-            if const { S::TILES == 3 } {
-                if tile + 3 <= self.tiles.end && (tile + 3) * LANES <= self.outputs {
-                    self.column::<S, 3>(s, tile);
-                    tile += 3;
-                    continue;
-                }
+            if const { S::TILES == 3 } && tile + 3 <= self.tiles.end && (tile + 3) * LANES <= self.outputs {
+                self.column::<S, 3>(s, tile);
+                tile += 3;
+                continue;
             }
             self.column::<S, 1>(s, tile);
             tile += 1;
@@ -377,6 +375,7 @@ impl<const HEADER: u8, const NIBBLES: bool> Quants<HEADER, NIBBLES> {
     /// # Safety
     /// As [`Kernel::tile`].
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "see the comment below")]
     unsafe fn integers<S: Simd, const R: usize, const T: usize>(
         self,
         s: S,
@@ -444,6 +443,7 @@ impl<const HEADER: u8, const NIBBLES: bool> Kernel for Quants<HEADER, NIBBLES> {
     const INTEGER: bool = true;
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as in `integers`")]
     unsafe fn tile<S: Simd, const R: usize, const T: usize>(
         self,
         s: S,

@@ -34,6 +34,10 @@ impl Slices for Counted {
         work();
         Ok(())
     }
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 fn golden(part: &str) -> PathBuf {

@@ -1,19 +1,23 @@
 //! How scoring goes on and ends: resumed equals uninterrupted, order of rows and company of models do not matter.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::audit::settings::Normalization;
 
 /// Grants some slices, then none.
-struct Few(Cell<usize>);
+struct Few(AtomicUsize);
 
 impl Slices for Few {
     fn slice(&self, work: &mut dyn FnMut()) -> Result<(), Stopped> {
-        let left = self.0.get().checked_sub(1).ok_or(Stopped)?;
-        self.0.set(left);
+        let left = self.0.load(Ordering::SeqCst).checked_sub(1).ok_or(Stopped)?;
+        self.0.store(left, Ordering::SeqCst);
         work();
         Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
     }
 }
 
@@ -49,7 +53,7 @@ fn resumed_equals_uninterrupted_wherever_it_was_cut() {
     let expected = whole.finish().unwrap();
     for slices in [0, 1, 2, 5, 11, 17, 26, 40] {
         let mut cut = begin(&context, &data, &settings, subjects());
-        let few = Few(Cell::new(slices));
+        let few = Few(AtomicUsize::new(slices));
         let error = loop {
             match cut.advance(&few) {
                 Ok(progress) => assert!(!progress.last, "{slices} slices were enough"),

@@ -34,6 +34,10 @@ impl Slices for Endless {
         work();
         Ok(())
     }
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 /// One attribute by the column `group`, no intervals, nothing refused.
