@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::report::{Figure, Report, Scope, Status};
+use super::settings::Convention;
 
 /// Rules that have to hold, all of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,6 +113,13 @@ pub struct Verdict {
 /// Holds a policy against one model of a report.
 pub fn evaluate(policy: &Policy, report: &Report, model: usize) -> Verdict {
     let mut reasons = Vec::new();
+    if policy.rules.is_empty() {
+        reasons.push("the policy has no rule".to_owned());
+    }
+    if report.settings.convention == Convention::Fairlearn {
+        // There 0 stands for what is not known.
+        reasons.push("the report follows a convention by which an undefined gap is 0".to_owned());
+    }
     for rule in &policy.rules {
         let figures: Vec<&Figure> =
             report.figures.iter().filter(|figure| applies(rule, figure, report, model)).collect();
@@ -146,6 +154,9 @@ fn fault(rule: &Rule, figure: &Figure) -> Option<String> {
             return Some(format!("{what} stands on {} rows, which are too few", figure.n));
         }
         Status::Ok | Status::LowSupport => {}
+    }
+    if [rule.at_most, rule.at_least].iter().flatten().all(|bound| bound.is_nan()) {
+        return Some(format!("{what}: the rule has no bound"));
     }
     let Some(interval) = &figure.interval else { return Some(format!("{what} has no interval")) };
     if let Some(most) = rule.at_most

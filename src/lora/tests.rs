@@ -138,9 +138,11 @@ fn apply(lora: &LoraBatch, site: SiteId, x: &Tensor, bias: Option<&Tensor>) -> T
 
 fn assert_close(a: &Tensor, b: &Tensor) {
     assert_eq!(a.dims(), b.dims());
-    let worst = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    // Sums of a few dozen products of size 1, times scalings below 8.
-    assert!(worst < 2e-5, "differs by {worst}");
+    let largest = |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    let worst = largest(&(a - b).unwrap());
+    // Sums of a few dozen products of size 1, times scalings below 8; a changed byte can make a larger number.
+    let allowed = 2e-5 * largest(b).max(1.0);
+    assert!(worst < allowed, "differs by {worst}, of {allowed}");
 }
 
 /// Returns W + s·B·A for a site, and B's bias times s.
