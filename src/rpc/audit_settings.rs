@@ -25,8 +25,6 @@ const DEFAULT_SEED: u64 = 42;
 const DEFAULT_DRAWS: u32 = 1000;
 const DEFAULT_MIN_GROUP: u64 = 30;
 
-/// Attacks that need no other model than target and base.
-const CHEAP: [Attack; 4] = [Attack::Loss, Attack::MinK, Attack::MinKPlusPlus, Attack::Reference];
 /// All attacks, cheapest first.
 const ALL: [Attack; 9] = [
     Attack::Loss,
@@ -87,7 +85,7 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
         pb::AuditConvention::Fairlearn => Convention::Fairlearn,
     });
     let statistics = statistics(v, wire.statistics.unwrap_or_default());
-    let membership = wire.membership.map(|membership| self::membership(v, membership));
+    let membership = wire.membership.map(|membership| self::membership(v, membership, task.as_ref()));
     Some(Settings {
         task: task?,
         attributes,
@@ -188,7 +186,22 @@ fn statistics(v: &mut Violations, wire: pb::AuditStatistics) -> Option<Statistic
     })
 }
 
-fn membership(v: &mut Violations, wire: pb::AuditMembership) -> Option<Membership> {
+/// Whether an attack is one by default: Min-K% looks at the tokens of texts, the base model has no head to compare with
+/// as a rule, and the rest needs shadows.
+fn is_default(attack: Attack, task: Option<&Task>, shadows: u32) -> bool {
+    match attack {
+        Attack::Loss => true,
+        Attack::MinK | Attack::MinKPlusPlus => task == Some(&Task::Perplexity),
+        Attack::Reference => task != Some(&Task::Head),
+        Attack::Rmia
+        | Attack::LiraOnline
+        | Attack::LiraOnlineFixed
+        | Attack::LiraOffline
+        | Attack::LiraOfflineFixed => shadows > 0,
+    }
+}
+
+fn membership(v: &mut Violations, wire: pb::AuditMembership, task: Option<&Task>) -> Option<Membership> {
     let shadows = wire.shadows.unwrap_or(0);
     v.require("settings.membership.shadows", shadows <= MAX_SHADOWS, "must be 0 to 256");
     let mut attacks = Vec::new();
@@ -200,12 +213,15 @@ fn membership(v: &mut Violations, wire: pb::AuditMembership) -> Option<Membershi
     }
     v.require("settings.membership.attacks", all_differ(&wire.attacks), "must be different attacks");
     if wire.attacks.is_empty() {
-        attacks = if shadows > 0 { ALL.to_vec() } else { CHEAP.to_vec() };
+        attacks = ALL.into_iter().filter(|attack| is_default(*attack, task, shadows)).collect();
     }
     attacks.sort_unstable();
     // RMIA takes the base model as its reference where there are no shadows.
     let lira = attacks.iter().any(|attack| *attack > Attack::Rmia);
     v.require("settings.membership.attacks", !lira || shadows > 0, "LiRA needs `shadows`");
+    let tokens = attacks.iter().any(|attack| matches!(attack, Attack::MinK | Attack::MinKPlusPlus));
+    let texts = !tokens || matches!(task, Some(Task::Perplexity | Task::Uploaded) | None);
+    v.require("settings.membership.attacks", texts, "Min-K% looks at the tokens of texts: the task must be perplexity");
     let rule = "must be at most 8 different shares, above 0 and at most 1";
     let min_k = list(v, ("settings.membership.min_k", rule), wire.min_k, 1.0, &[0.2]);
     let rule = "must be at most 8 different rates, above 0 and at most 0.5";

@@ -289,16 +289,18 @@ class FigureChange(_message.Message):
     def __init__(self, model: _Optional[str] = ..., versus: _Optional[str] = ..., before: _Optional[_Union[_audit_report_pb2.AuditFigure, _Mapping]] = ..., after: _Optional[_Union[_audit_report_pb2.AuditFigure, _Mapping]] = ..., change: _Optional[float] = ..., apart: bool = ...) -> None: ...
 
 class AuditPolicy(_message.Message):
-    __slots__ = ("name", "rules", "max_age_seconds", "create_time")
+    __slots__ = ("name", "rules", "max_age_seconds", "audit", "create_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     rules: _containers.RepeatedCompositeFieldContainer[AuditRule]
     max_age_seconds: int
+    audit: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[AuditRule, _Mapping]]] = ..., max_age_seconds: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[AuditRule, _Mapping]]] = ..., max_age_seconds: _Optional[int] = ..., audit: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AuditRule(_message.Message):
     __slots__ = ("measure", "scope", "attribute", "versus", "at_most", "at_least", "allow_low_support")
