@@ -3,6 +3,8 @@
 //! Words for people and names for settings; no formula stands here (see `statistics`). Units: shares and probabilities
 //! in [0, 1], log loss in nats. Nothing here says what a figure ought to be.
 
+use super::scoring::is_measure;
+
 /// What a task's figures are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -463,26 +465,9 @@ pub fn find(name: &str) -> Option<&'static MeasureInfo> {
     all.into_iter().flatten().find(|info| info.name == plain)
 }
 
-/// Measures of the tasks that are benchmarks, perplexity or generation: their names, without rates of categories.
-const OF_TASKS: [&str; 13] = [
-    "stereotype_share",
-    "log_likelihood_difference",
-    "language_modelling_score",
-    "icat",
-    "accuracy_ambiguous",
-    "accuracy_disambiguated",
-    "bias_ambiguous",
-    "bias_disambiguated",
-    "unknown_ambiguous",
-    "unknown_disambiguated",
-    "loss_per_token",
-    "bits_per_byte",
-    "perplexity",
-];
-
-/// Returns whether a figure can have this name; `{category}_rate` is one of generation.
+/// Returns whether a figure can have this name.
 pub fn is_known(name: &str) -> bool {
-    find(name).is_some() || OF_TASKS.contains(&name) || name.ends_with("_rate")
+    find(name).is_some() || is_measure(name)
 }
 
 #[cfg(test)]

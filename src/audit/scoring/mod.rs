@@ -14,6 +14,7 @@ mod generation;
 mod head;
 mod label_words;
 mod membership;
+mod names;
 mod overlap;
 mod pairs;
 mod passes;
@@ -37,6 +38,7 @@ use crate::model::chat::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
 use plan::{Planner, Rows};
 
+pub use names::is_measure;
 pub use scorer::Scorer;
 
 /// What all audits of one base model share.
