@@ -1,7 +1,7 @@
 //! Products and steps of a model on the CPU, written for its vector instructions.
 //!
-//! Weights are packed once into tiles of 16 output rows ([`Packed`]); every product walks tiles with the form of the best
-//! instructions that this CPU has ([`Level`]): AVX-512 with VNNI (and BF16), AVX2 with FMA, or plain Rust. Knows slices,
+//! Weights are packed once into tiles of 16 output rows (`Packed`); every product walks tiles with the form of the best
+//! instructions that this CPU has (`Level`): AVX-512 with VNNI (and BF16), AVX2 with FMA, or plain Rust. Knows slices,
 //! no tensors, models or adapters. The only folder with `unsafe` in it: raw pointers, so that threads may write into
 //! disjoint columns of one result and inner loops check no bounds; what is public here is safe.
 //!
