@@ -22,11 +22,11 @@ def main():
     begin = time.perf_counter()
     sequences = []
     for item, (prompt, candidates) in enumerate(command["items"]):
-        start = tokenizer(prompt)["input_ids"] if prompt else []
+        # A text without a prompt is predicted from the end of a text, as lm-evaluation-harness does.
+        start = tokenizer(prompt)["input_ids"] if prompt else [tokenizer.eos_token_id]
         for number, candidate in enumerate(candidates):
             ids = start + tokenizer(candidate)["input_ids"]
-            # Nothing predicts the first token of a text.
-            sequences.append((item, number, ids, max(1, len(start))))
+            sequences.append((item, number, ids, len(start)))
     sequences.sort(key=lambda sequence: len(sequence[2]))
     scores = [[0.0] * len(candidates) for _, candidates in command["items"]]
     with torch.inference_mode():
