@@ -230,7 +230,7 @@ async fn base_and_adapter_are_audited_on_the_same_rows() {
 }
 
 #[tokio::test]
-async fn the_same_audit_has_the_same_bytes_beside_requests_and_after_a_restart() {
+async fn the_same_audit_has_the_same_bytes_beside_requests() {
     let server = client::start().await;
     let client = &server.client;
     upload(client, "rows", &rows(), declaration()).await;
