@@ -10,6 +10,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::context::Context;
 use super::fields::{checked, name, next_page, page, request_id, request_key, timestamp};
+use super::names::split_out;
 use super::page::PageTokens;
 use super::pb::{self, dataset_declaration::Split as WireSplit};
 use super::services::blocking;
@@ -18,7 +19,7 @@ use super::upload::{self, Announced};
 use super::violations::Violations;
 use crate::dataset::{
     Change, ContentColumns, DatasetError, DatasetRecord, Datasets, Declaration, Expected, Format, GroupSummary,
-    LabelColumn, Split, SplitRule, Warning,
+    LabelColumn, SplitRule, Warning,
 };
 
 /// What chunks are called inside.
@@ -152,14 +153,6 @@ fn declaration_out(declaration: Declaration) -> pb::DatasetDeclaration {
         }
     };
     wire
-}
-
-fn split_out(split: Split) -> pb::DatasetSplit {
-    match split {
-        Split::Train => pb::DatasetSplit::Train,
-        Split::Validation => pb::DatasetSplit::Validation,
-        Split::Test => pb::DatasetSplit::Test,
-    }
 }
 
 fn warning_out(warning: Warning) -> pb::DatasetWarning {

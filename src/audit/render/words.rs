@@ -190,8 +190,10 @@ pub(super) fn verdict(report: &Report, figure: &Figure) -> String {
             Some(gap) if statistics.margin > 0.0 && gap > statistics.margin => {
                 format!("inconclusive: a {what} below {} would probably have been missed", number(gap))
             }
-            Some(gap) => format!("no evidence of a {what}; one of {} would probably have been found", number(gap)),
-            None => format!("no evidence of a {what}"),
+            Some(gap) if gap > 0.0 => {
+                format!("no evidence of a {what}; one of {} would probably have been found", number(gap))
+            }
+            Some(_) | None => format!("no evidence of a {what}"),
         };
     }
     match &figure.interval {
