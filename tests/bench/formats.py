@@ -27,7 +27,6 @@ import peer
 
 # llama.cpp's LLAMA_FTYPE_MOSTLY_*.
 FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
-CASES = [case for case in bench.CASES if "first token" not in case[0]]
 WORDS = ("the nurse doctor said that patient engineer was late because traffic weather meeting manager teacher student "
          "bought brought apples river bank money quickly slowly happy sad old young man woman city village").split()
 WINDOW = 512
@@ -108,7 +107,7 @@ class LlamaServer:
         writer.close()
         return answer
 
-    def generate(self, streams, prompt, new, seed):
+    def generate(self, streams, prompt, new, seed, adapters=0):
         async def all():
             bodies = [json.dumps({"prompt": ids, "n_predict": new, "ignore_eos": True, "temperature": 0.0,
                                   "stream": True, "cache_prompt": False}).encode()
@@ -119,7 +118,7 @@ class LlamaServer:
                 raise RuntimeError("llama-server did not finish")
             return time.perf_counter() - begin
 
-        return {"first": math.nan, "total": asyncio.run(all()), "peak": peer.peak_bytes(self.process.pid)}
+        return {"total": asyncio.run(all())}
 
     def close(self):
         self.process.terminate()
@@ -145,16 +144,17 @@ def compare(options, work, name, source, table):
     for system in systems.values():
         system.generate(streams=2, prompt=16, new=4, seed=0)
     for round_number in range(1, options.rounds + 1):
-        for title, figure, case in CASES + bench.OURS_ONLY:
+        for title, figure, asked in bench.cases():
             if options.only not in title:
                 continue
+            asked = bench.shrunk(asked) if options.smoke else asked
             for system_name, system in systems.items():
-                through_http = case["streams"] > 1 and not case.get("adapters")
-                if system_name == "llama-server" and not through_http:
+                # Through HTTP only the whole is measured; one adapter at a time is all that llama.cpp runs.
+                if system_name == "llama-server" and (figure is not bench.both or asked["adapters"]):
                     continue
-                if system_name == "llama.cpp" and (title, figure, case) in bench.OURS_ONLY:
+                if system_name == "llama.cpp" and asked["adapters"] > 1:
                     continue
-                value = figure(system.generate(seed=round_number, **case), case)
+                value = figure(system.generate(seed=round_number, **asked), asked)
                 table.setdefault((name, title), {}).setdefault(system_name, []).append(value)
                 print(round_number, name, title, system_name, f"{value:.1f}", file=sys.stderr, flush=True)
     if options.text:
@@ -211,13 +211,10 @@ def main():
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--llama-server", help="llama.cpp's server")
     parser.add_argument("--adapters", type=int, default=100, help="most adapters to register")
+    parser.add_argument("--smoke", action="store_true", help="a few tokens each")
     options = parser.parse_args()
     work = os.path.abspath(options.work)
     folder = f"{work}/smollm2-f32"
-    adapters = [f"{work}/adapters/random-{i}" for i in range(8)]
-    prepare = [sys.executable, os.path.join(bench.HERE, "peer_transformers.py"), "--prepare", options.gguf, folder]
-    subprocess.run([*prepare, *adapters], check=True)
-
     table = {}
     for name in FORMATS:
         compare(options, work, name, options.gguf, table)
