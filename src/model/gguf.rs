@@ -52,7 +52,8 @@ pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> R
         *formats.entry(format!("{format:?}").to_lowercase()).or_default() += weights;
         match (plain(format), shape.len()) {
             (Some(stored), 2) => {
-                let tensor = Tensor::from_raw_buffer(&bytes, stored, &shape, device)?.to_dtype(dtype)?;
+                let kept = dequantise.unwrap_or(if device.is_cpu() { stored } else { dtype });
+                let tensor = Tensor::from_raw_buffer(&bytes, stored, &shape, device)?.to_dtype(kept)?;
                 parts.matrices.insert(name, Linear::dense(tensor));
             }
             (None, 2) if dequantise.is_none() && device.is_cpu() && packs(format) => {

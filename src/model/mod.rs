@@ -180,7 +180,7 @@ pub trait Differentiable: Send + Sync {
 /// Reads a base model: a transformers folder or a GGUF file.
 ///
 /// `device` is `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `f32`, `bf16` or `f16`. For a folder `auto` means f32 on
-/// the CPU and the checkpoint's own format on CUDA. The weights of a GGUF file stay quantised with `auto`, under f32
+/// the CPU and the checkpoint's own format on CUDA. The weights of a GGUF file stay as they are with `auto`, under f32
 /// activations; any other value turns them into that format.
 ///
 /// # Errors

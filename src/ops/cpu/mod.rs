@@ -1,7 +1,7 @@
 //! Products and steps of a model on the CPU, written for its vector instructions.
 //!
 //! Weights are packed once into tiles of 16 output rows (`Packed`); every product walks tiles with the form of the best
-//! instructions that this CPU has (`Level`): AVX-512 with VNNI (and BF16), AVX2 with FMA, or plain Rust. Knows slices,
+//! instructions that this CPU has (`Level`): AMX, AVX-512 with VNNI (and BF16), AVX2 with FMA, or plain Rust. Knows slices,
 //! no tensors, models or adapters. The only folder with `unsafe` in it: raw pointers, so that threads may write into
 //! disjoint columns of one result and inner loops check no bounds; what is public here is safe.
 //!
@@ -10,6 +10,9 @@
 //! round differently.
 //! After: the layouts of llama.cpp's repacked formats and oneDNN's blocked weights; Goto and van de Geijn 2008.
 
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "instructions that have no functions yet")]
+mod amx;
 #[expect(unsafe_code, reason = "threads write disjoint rows and heads of one result")]
 mod attention;
 #[cfg(target_arch = "x86_64")]

@@ -130,6 +130,20 @@ impl Packed {
         }
     }
 
+    /// Writes inputs `columns`, up to 16, of all outputs of a bf16 matrix as tiles of its transpose, `[outputs/2, 16, 2]`.
+    pub(super) fn transpose_brains(&self, columns: Range<usize>, out: &mut [u16]) {
+        for (tile, out) in out.chunks_mut(LANES * LANES).enumerate() {
+            let tile = self.tile(tile);
+            for (column, input) in columns.clone().enumerate() {
+                let from = &tile[input / 2 * 64 + input % 2 * 2..];
+                for (row, out) in out[2 * column..].chunks_mut(2 * LANES).enumerate() {
+                    let pair = &from[8 * row..];
+                    (out[0], out[1]) = (u16::from_le_bytes([pair[0], pair[1]]), u16::from_le_bytes([pair[4], pair[5]]));
+                }
+            }
+        }
+    }
+
     /// Writes output row `row` as f32.
     pub(in crate::ops) fn row(&self, row: usize, out: &mut [f32]) {
         let (tile, row) = (row / LANES, row % LANES);

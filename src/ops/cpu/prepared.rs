@@ -12,10 +12,13 @@ use super::simd::{Level, Simd, Work};
 /// Values below which threads are not asked to help.
 const ALONE: usize = 1 << 15;
 
+/// Rows of a block for tiles.
+const TOGETHER: usize = 16;
+
 /// Rows of activations, ready to be multiplied.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// An even number a row, the last may be 0.
+    /// An even number a row, the last may be 0; in blocks of 16 rows and 32 inputs for tiles.
     pub(super) narrow: Vec<u16>,
     pub(super) quants: Vec<i8>,
     pub(super) steps: Vec<f32>,
@@ -42,6 +45,31 @@ impl Work for Narrow<'_> {
             }
             for at in whole..self.inputs {
                 out[at] = half::bf16::from_f32(x[at]).to_bits();
+            }
+        }
+    }
+}
+
+/// Up to 16 rows, of a multiple of 32 inputs.
+struct NarrowBlock<'a> {
+    x: &'a [f32],
+    inputs: usize,
+    out: &'a mut [u16],
+}
+
+impl Work for NarrowBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
+            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+                let out = &mut self.out[(block * TOGETHER + row) * BLOCK..][..BLOCK];
+                // SAFETY: 32 numbers stand there in both.
+                unsafe {
+                    s.to_bf16(x.as_ptr(), out.as_mut_ptr());
+                    s.to_bf16(x.as_ptr().add(16), out.as_mut_ptr().add(16));
+                }
             }
         }
     }
@@ -76,7 +104,7 @@ impl Prepared {
         inputs: usize,
         weights: impl Iterator<Item = &'a Packed> + Clone,
     ) {
-        if level == Level::Avx512Bf16 && weights.clone().any(|weights| weights.format() == Format::Bf16) {
+        if level.narrows(inputs) && weights.clone().any(|weights| weights.format() == Format::Bf16) {
             self.fill_narrow(level, x, inputs);
         }
         if weights.into_iter().any(|weights| weights.shape().is_some()) {
@@ -85,6 +113,13 @@ impl Prepared {
     }
 
     pub(super) fn fill_narrow(&mut self, level: Level, x: &[f32], inputs: usize) {
+        if level == Level::Amx {
+            self.narrow.resize(x.len().next_multiple_of(TOGETHER * inputs), 0);
+            let blocks = x.par_chunks(TOGETHER * inputs).zip(self.narrow.par_chunks_mut(TOGETHER * inputs));
+            let blocks = blocks.with_min_len(ALONE.div_ceil(4 * TOGETHER * inputs));
+            blocks.for_each(|(x, out)| level.run(NarrowBlock { x, inputs, out }));
+            return;
+        }
         let width = inputs.next_multiple_of(2);
         self.narrow.clear();
         self.narrow.resize(x.len() / inputs * width, 0);

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::{self, Part};
 use super::blocks::{BLOCK, Format};
 use super::packed::Packed;
 use super::prepared::Prepared;
@@ -114,7 +116,7 @@ pub(super) fn products_at(
     let step = total.div_ceil(pieces).next_multiple_of(3);
     // Few tiles and many rows are divided by rows.
     let parts = (pieces * step).div_ceil(total.next_multiple_of(step)).clamp(1, rows.div_ceil(64));
-    let rows_step = rows.div_ceil(parts).next_multiple_of(8);
+    let rows_step = rows.div_ceil(parts).next_multiple_of(16);
     let mut list = Vec::with_capacity(2 * pieces);
     for (job, (weights, _)) in outs.iter().enumerate() {
         for first in (0..weights.tiles()).step_by(step) {
@@ -159,6 +161,12 @@ fn sweep(
     match weights.format() {
         Format::F32 => sweep!(floats((x.as_ptr(), inputs, 1), (bytes.cast(), inputs))),
         Format::F16 => sweep!(Halves { x: x.as_ptr(), weights: bytes, inputs, tile_bytes: weights.tile_bytes() }),
+        #[cfg(target_arch = "x86_64")]
+        Format::Bf16 if level == Level::Amx && level.narrows(inputs) => {
+            let part = Part { rows, tiles, outputs, width: outputs, out };
+            // SAFETY: the level is there; rows and weights are as long as the part needs them.
+            unsafe { amx::multiply(prepared.narrow.as_ptr(), bytes, inputs, &part) };
+        }
         Format::Bf16 => sweep!(Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights: bytes, inputs }),
         Format::Q40 => quants!(0, true),
         Format::Q50 | Format::Q80 => quants!(0, false),
@@ -205,6 +213,11 @@ pub(in crate::ops) fn product_transposed(
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     fits(x.len(), rows, outputs)?;
     fits(out.len(), rows, inputs)?;
+    let level = Level::best();
+    if weights.format() == Format::Bf16 && level.narrows(outputs) {
+        narrow(level, (x, rows), weights, out);
+        return Ok(());
+    }
     // What was an input is now an output: a tile of 16 of them holds all outputs.
     let unpack = |tile: usize, scratch: &mut [f32]| {
         let columns = tile * LANES..inputs.min((tile + 1) * LANES);
@@ -218,12 +231,7 @@ pub(in crate::ops) fn product_transposed(
             }
         }
     };
-    let level = Level::best();
-    if weights.format() == Format::Bf16 && level == Level::Avx512Bf16 {
-        narrow(level, (x, rows), (outputs, inputs), unpack, out);
-    } else {
-        unpacked(level, (x, rows), (outputs, inputs), unpack, out);
-    }
+    unpacked(level, (x, rows), (outputs, inputs), unpack, out);
     Ok(())
 }
 
@@ -232,7 +240,7 @@ fn pieces(rows: usize, outputs: usize) -> Vec<Piece> {
     let tiles = outputs.div_ceil(LANES);
     let columns = tiles.div_ceil(UNPACKED);
     let wanted = (rayon::current_num_threads() * PIECES).div_ceil(columns).clamp(1, rows.div_ceil(UNPACKED_ROWS));
-    let step = rows.div_ceil(wanted).next_multiple_of(8);
+    let step = rows.div_ceil(wanted).next_multiple_of(16);
     let mut list = Vec::new();
     for first in (0..tiles).step_by(UNPACKED) {
         for row in (0..rows).step_by(step) {
@@ -280,39 +288,33 @@ fn at(out: Out) -> *mut f32 {
     out.0
 }
 
-/// The same in bf16: rows and tiles are rounded to it; the tiles come from bf16, so they lose nothing.
-fn narrow(
-    level: Level,
-    (x, rows): (&[f32], usize),
-    (inputs, outputs): (usize, usize),
-    unpack: impl Fn(usize, &mut [f32]) + Sync,
-    out: &mut [f32],
-) {
+/// Multiplies with the transpose of bf16 weights in bf16.
+fn narrow(level: Level, (x, rows): (&[f32], usize), weights: &Packed, out: &mut [f32]) {
+    let (inputs, outputs) = (weights.outputs(), weights.inputs());
     let mut prepared = Prepared::default();
     prepared.fill_narrow(level, x, inputs);
     let prepared = &prepared;
     let out = Out(out.as_mut_ptr());
-    let (tile, pairs) = (inputs * LANES, inputs.div_ceil(2));
+    let tile = inputs.next_multiple_of(2) * LANES;
     pieces(rows, outputs).into_par_iter().with_max_len(1).for_each_init(
-        || (vec![0.0; tile], vec![0_u16; UNPACKED * pairs * 2 * LANES]),
-        |(wide, scratch), piece| {
+        || vec![0_u16; UNPACKED * tile],
+        |scratch, piece| {
             let first = piece.tiles.start;
             let columns = piece.tiles.len();
-            for (tile, scratch) in piece.tiles.zip(scratch.chunks_mut(pairs * 2 * LANES)) {
-                unpack(tile, wide);
-                for (input, wide) in wide.chunks_exact(LANES).enumerate() {
-                    let scratch = &mut scratch[input / 2 * 2 * LANES..];
-                    for (row, wide) in wide.iter().enumerate() {
-                        // They are bf16 already: the lower half is zero.
-                        scratch[2 * row + input % 2] = (wide.to_bits() >> 16) as u16;
-                    }
-                }
+            for (at, scratch) in piece.tiles.zip(scratch.chunks_mut(tile)) {
+                weights.transpose_brains(at * LANES..outputs.min((at + 1) * LANES), scratch);
             }
             let weights = scratch.as_ptr().cast();
-            let kernel = Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights, inputs };
             // SAFETY: the first column of the piece lies in the result.
             let out = Out(unsafe { at(out).add(first * LANES) });
             let here = outputs - first * LANES;
+            #[cfg(target_arch = "x86_64")]
+            if level == Level::Amx {
+                let part = Part { rows: piece.rows, tiles: 0..columns, outputs: here, width: outputs, out };
+                // SAFETY: the level is there; rows and weights are as long as the part needs them.
+                return unsafe { amx::multiply(prepared.narrow.as_ptr(), weights, inputs, &part) };
+            }
+            let kernel = Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights, inputs };
             level.run(Sweep {
                 kernel,
                 rows: piece.rows,

@@ -5,10 +5,18 @@
 //! value is made, here.
 
 #[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+#[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
 use super::plain::Plain;
+
+/// Inputs that the tiles of AMX take at a time.
+const PAIRED: usize = 32;
 
 /// Numbers of a vector, and output rows of a tile.
 pub(super) const LANES: usize = 16;
@@ -102,18 +110,25 @@ pub(in crate::ops) enum Level {
     Avx512,
     /// The same with BF16.
     Avx512Bf16,
+    /// AVX-512 as above without BF16, and AMX for what is laid out in its tiles.
+    Amx,
 }
 
 impl Level {
     /// All that this CPU has, best first.
     pub(in crate::ops) fn available() -> impl Iterator<Item = Self> {
-        let all = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Plain];
+        let all = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Plain];
         all.into_iter().filter(|level| level.is_available())
     }
 
     /// Returns the best that this CPU has.
     pub(in crate::ops) fn best() -> Self {
         Self::available().next().unwrap_or(Self::Plain)
+    }
+
+    /// Returns whether rows of `inputs` are rounded to bf16 for weights of bf16.
+    pub(super) fn narrows(self, inputs: usize) -> bool {
+        self == Self::Avx512Bf16 || self == Self::Amx && inputs.is_multiple_of(PAIRED)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -133,6 +148,7 @@ impl Level {
             }
             Self::Avx512 => avx512(),
             Self::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16") && !is_intel(),
+            Self::Amx => avx512() && amx::is_available(),
         }
     }
 
@@ -162,7 +178,7 @@ impl Level {
                 match self {
                     Self::Plain => {}
                     Self::Avx2 => return unsafe { with_avx2(work) },
-                    Self::Avx512 => return unsafe { with_avx512(work) },
+                    Self::Avx512 | Self::Amx => return unsafe { with_avx512(work) },
                     Self::Avx512Bf16 => {
                         if const { W::BF16 } {
                             return unsafe { with_bf16(work) };
@@ -176,11 +192,13 @@ impl Level {
     }
 }
 
-/// Returns whether Intel made this CPU. Its AVX-512 products of bf16 have a quarter of the throughput of those of f32 (seen
-/// on Sapphire Rapids: 44 against 150 GFLOP/s a core), where AMD's have twice as much: so bf16 weights are widened there.
+/// Returns whether Intel made this CPU; asked once, because a virtual machine takes microseconds for it. Intel's AVX-512
+/// products of bf16 have a quarter of the throughput of those of f32 (seen on Sapphire Rapids: 44 against 150 GFLOP/s a
+/// core), where AMD's have twice as much: so bf16 weights are widened there.
 #[cfg(target_arch = "x86_64")]
 fn is_intel() -> bool {
-    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu")
+    static ANSWER: LazyLock<bool> = LazyLock::new(|| std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu"));
+    *ANSWER
 }
 
 /// Returns eˣ, to about 2 units in the last place; 0 below -87, and the largest power at 88.
