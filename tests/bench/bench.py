@@ -52,7 +52,7 @@ class Child:
 class Evenkeel:
     """The server as a client sees it: a process of its own, gRPC on loopback."""
 
-    def __init__(self, binary, model, adapters, work):
+    def __init__(self, binary, model, adapters, work, dtype="auto"):
         root = f"{work}/adapters"
         name = os.path.basename(model.rstrip("/"))
         data = f"{work}/data-{name}"
@@ -60,7 +60,8 @@ class Evenkeel:
         command = [binary, "serve", "--model", model, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
                    "--data-dir", data, "--adapter-dir", root]
         log = open(f"{data}.log", "w")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        environment = os.environ | {"EVENKEEL__MODEL__DTYPE": dtype}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         ready = dict(part.split("=") for part in self.process.stdout.readline().split()[1:])
         self.address = ready["grpc"]
         self.channel = grpc.insecure_channel(self.address)

@@ -42,6 +42,14 @@ def quantise(source, target, kind):
         raise RuntimeError(f"llama.cpp does not write {target}")
 
 
+def quantised(work, name, source):
+    """Path of the model in a format, written where it is missing."""
+    path = f"{work}/smollm2-{name.lower()}.gguf"
+    if not os.path.exists(path):
+        quantise(source, path, FORMATS[name])
+    return path
+
+
 def items(count):
     """Two-choice items: a context and two continuations."""
     draw = random.Random(0)
@@ -127,9 +135,7 @@ class LlamaServer:
 
 def compare(options, work, name, source, table):
     """One format: both systems on one file."""
-    path = f"{work}/smollm2-{name.lower()}.gguf"
-    if not os.path.exists(path):
-        quantise(source, path, FORMATS[name])
+    path = quantised(work, name, source)
     adapters = [f"{work}/adapters/random-{i}" for i in range(8)]
     begin = time.perf_counter()
     ours = bench.Evenkeel(options.binary, path, [], work)
@@ -166,21 +172,25 @@ def compare(options, work, name, source, table):
 
 
 def scoring(options, work, folder, table):
-    """256 two-choice items against transformers in f32 and bf16, batches of 32."""
-    rows = items(256)
-    ours = bench.Evenkeel(options.binary, folder, [], work)
+    """256 two-choice items: f32 against f32, bf16 and Q8_0 against bf16, transformers in batches of 32."""
+    rows = items(16 if options.smoke else 256)
+    ours = {"f32": bench.Evenkeel(options.binary, folder, [], work),
+            "BF16": bench.Evenkeel(options.binary, f"{work}/smollm2-bf16.gguf", [], work),
+            "Q8_0": bench.Evenkeel(options.binary, f"{work}/smollm2-q8_0.gguf", [], work)}
     peers = {dtype: bench.Child("peer_transformers.py", folder, dtype, f"{work}/adapters/random-0")
              for dtype in ("f32", "bf16")}
     for round_number in range(options.rounds):
-        seconds, choices = score(ours, rows)
-        table.setdefault(("f32", "256 items, items/s"), {}).setdefault("evenkeel", []).append(256 / seconds)
-        for dtype, system in peers.items():
-            answer = system.score(rows=rows)
-            label = f"transformers {dtype}"
-            table[("f32", "256 items, items/s")].setdefault(label, []).append(256 / answer["seconds"])
-            same = sum(a == b for a, b in zip(choices, answer["choices"]))
-            print(round_number, "items", label, f"same choices {same}", file=sys.stderr, flush=True)
-    for system in [ours, *peers.values()]:
+        answers = {dtype: system.score(rows=rows) for dtype, system in peers.items()}
+        for name, server in ours.items():
+            seconds, choices = score(server, rows)
+            dtype = "f32" if name == "f32" else "bf16"
+            label, figures = f"transformers {dtype}", table.setdefault((name, f"{len(rows)} items, items/s"), {})
+            figures.setdefault("evenkeel", []).append(len(rows) / seconds)
+            figures.setdefault(label, []).append(len(rows) / answers[dtype]["seconds"])
+            same = sum(a == b for a, b in zip(choices, answers[dtype]["choices"]))
+            print(round_number, name, f"{len(rows) / seconds:.1f} items/s", label,
+                  f"{len(rows) / answers[dtype]['seconds']:.1f} items/s, same choices {same}", file=sys.stderr, flush=True)
+    for system in [*ours.values(), *peers.values()]:
         system.close()
 
 
@@ -217,7 +227,10 @@ def main():
     folder = f"{work}/smollm2-f32"
     table = {}
     for name in FORMATS:
-        compare(options, work, name, options.gguf, table)
+        if any(options.only in part for part in ("growth", "256 items")) and options.only:
+            quantised(work, name, options.gguf)
+        else:
+            compare(options, work, name, options.gguf, table)
     if options.only in "256 items":
         scoring(options, work, folder, table)
     if options.only in "growth":

@@ -1,7 +1,8 @@
 """transformers + PEFT fine-tunes with the recipe on stdin (JSON) and prints what it took, as JSON.
 
 usage: peer_training.py MODEL_FOLDER < recipe. The recipe: method (lora or full), rows [{prompt, completion}] or
-[{text}], order [[row]] a step, learning_rate, warmup, rank, alpha, max_tokens, dev rows and labels to compare.
+[{text}], order [[row]] a step, learning_rate, warmup, rank, alpha, max_tokens, dev rows and labels to compare, and the
+precision: f32, "f32 autocast to bf16" or bf16.
 """
 
 import json
@@ -55,7 +56,9 @@ def main():
     torch.set_num_threads(2)
     folder = sys.argv[1]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    precision = recipe.get("precision", "f32")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     before = accuracy(model, tokenizer, recipe)
     if recipe["method"] == "lora":
         config = LoraConfig(r=recipe["rank"], lora_alpha=recipe["alpha"], target_modules="all-linear",
@@ -71,7 +74,8 @@ def main():
     seconds, losses = [], []
     for rows in recipe["order"]:
         began = time.perf_counter()
-        loss = model(**batch([examples[row] for row in rows], tokenizer.eos_token_id), use_cache=False).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in precision):
+            loss = model(**batch([examples[row] for row in rows], tokenizer.eos_token_id), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

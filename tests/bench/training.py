@@ -31,13 +31,14 @@ LABELS = [" negative", " positive"]
 class Server:
     """A fresh server, so that its peak of memory is that of what it is asked here."""
 
-    def __init__(self, binary, model, work):
+    def __init__(self, binary, model, work, dtype="auto"):
         data = f"{work}/data-training"
         shutil.rmtree(data, ignore_errors=True)
         command = [binary, "serve", "--model", model, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
                    "--data-dir", data]
         log = open(f"{work}/training.log", "w")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        environment = os.environ | {"EVENKEEL__MODEL__DTYPE": dtype}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         ready = self.process.stdout.readline().split()
         if not ready:
             raise RuntimeError(f"the server did not start, see {work}/training.log")
@@ -144,24 +145,28 @@ def recipe(method, tokens, steps, rows=(), **other):
             "steps": steps, "rows": list(rows), "order": orders(len(rows), steps), "dev": [], "labels": LABELS, **other}
 
 
-def step(options, method):
-    """One method's step: seconds and peaks of every round, as rows of the table."""
+def step(options, method, dtype="f32", peers=("f32",)):
+    """One method's step: seconds and peaks of every round, as rows of the table; the peer in its fastest precision."""
     tokens, steps = (8, 2) if options.smoke else (128, 5)
     rows = long_rows(16, 1)
     wanted = recipe(method, tokens, steps, rows)
     own, other, peaks, other_peaks = [], [], [], []
     for _ in range(options.rounds):
-        server = Server(options.binary, options.folder, options.work)
+        server = Server(options.binary, options.folder, options.work, dtype)
         server.upload("rows", rows)
         _, seconds = server.watch(server.create(wanted, "rows"))
         peaks.append(server.peak() / 2**20)
         server.close()
-        peft = with_peft(options.folder, wanted)
         own.append(statistics.median(seconds))
-        other.append(statistics.median(peft["seconds"][1:]))
-        other_peaks.append(peft["peak"] / 2**20)
-        say(f"{method}: {own[-1]:.2f} s {peaks[-1]:.0f} MiB, peft {other[-1]:.2f} s {other_peaks[-1]:.0f} MiB")
+        tried = []
+        for precision in peers:
+            peft = with_peft(options.folder, wanted | {"precision": precision})
+            tried.append((statistics.median(peft["seconds"][1:]), peft["peak"] / 2**20, precision))
+        other.append(min(tried)[0])
+        other_peaks.append(min(tried)[1])
+        say(f"{method} {dtype}: {own[-1]:.2f} s {peaks[-1]:.0f} MiB, peft", tried)
     title = "LoRA step, rank 8, all linear" if method == "lora" else "full fine-tuning step"
+    title = title if dtype == "f32" else f"{title}, {dtype} against the best of {', '.join(peers)}"
     return [[f"{title}, 8 x {tokens}, s", *peer.cells(own, other)],
             [f"{title}: peak memory, MiB", *peer.cells(peaks, other_peaks)]]
 
@@ -236,7 +241,9 @@ def main():
     options.add_argument("--only", default="")
     options.add_argument("--smoke", action="store_true", help="a few tokens each")
     options = options.parse_args()
-    parts = {"lora step": lambda: step(options, "lora"), "full step": lambda: step(options, "full")}
+    parts = {"lora step": lambda: step(options, "lora"),
+             "lora bf16 step": lambda: step(options, "lora", "bf16", ["f32 autocast to bf16", "bf16"]),
+             "full step": lambda: step(options, "full")}
     if options.sst2:
         parts["sst2"] = lambda: sst2(options)
     rows = [row for name, part in parts.items() if options.only in name for row in part()]
