@@ -75,7 +75,8 @@ impl Binder<'_> {
         // peft 0.17 wrote none for `lora_only`: then the base's stay.
         let bias = if self.config.biases != Biases::None && site.bias { parts.take(Part::BaseBias) } else { None };
         let bias = bias.map(|bias| self.vector(site, &bias)).transpose()?;
-        let (a, b) = (a.t()?.contiguous()?, b.t()?.contiguous()?);
+        // A stays in its rows, as products on the CPU read it.
+        let (a, b) = (a.t()?, b.t()?.contiguous()?);
         Ok(Change::Linear(LinearDelta { a, b, b_bias, scaling, magnitude, bias }))
     }
 

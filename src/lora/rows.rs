@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::batch::is_scaled;
 use super::{Change, LinearDelta, LoraBatch, SiteId};
-use crate::ops::cpu::{multiply_rows, steps};
+use crate::ops::cpu::{dots, multiply_rows, steps};
 use crate::ops::{matmul, with_slices};
 
 /// Products of numbers below which threads are not asked to help.
@@ -45,27 +45,21 @@ impl LoraBatch {
         bias: Option<&Tensor>,
     ) -> Result<()> {
         let (input, output) = (x.len() / rows.max(1), out.len() / rows.max(1));
-        let mut next = 0;
-        for (run, change) in self.touching(site, rows)? {
-            add_bias(&mut out[next * output..run.rows.start * output], bias)?;
-            next = run.rows.end;
-            let x = &x[run.rows.start * input..next * input];
-            let out = &mut out[run.rows.start * output..next * output];
-            match change {
-                Change::Linear(delta) => low_rank(delta, run.scale, (x, input), (out, output), bias)?,
-                Change::Replaced { weight, bias } => {
-                    let x = Tensor::from_slice(x, (run.rows.len(), input), &Device::Cpu)?;
-                    with_slices([&matmul(&x, &weight.t()?)?], |[product]| {
-                        out.copy_from_slice(product);
-                        Ok(())
-                    })?;
-                    add_bias(out, bias.as_ref())?;
-                }
-                Change::Bias(bias) => add_bias(out, Some(bias))?,
-                Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
-            }
+        let runs = self.touching(site, rows)?;
+        let mut parts = Vec::with_capacity(runs.len());
+        let (mut next, mut rest) = (0, out);
+        for (run, change) in runs {
+            let (before, after) = rest.split_at_mut((run.rows.start - next) * output);
+            add_bias(before, bias)?;
+            let (own, after) = after.split_at_mut(run.rows.len() * output);
+            parts.push((change, run.scale, &x[run.rows.start * input..run.rows.end * input], own));
+            (next, rest) = (run.rows.end, after);
         }
-        add_bias(&mut out[next * output..], bias)
+        add_bias(rest, bias)?;
+        let part = |(change, scale, x, out): (&Change, f32, &[f32], &mut [f32])| {
+            change_rows(change, scale, (x, input), (out, output), bias)
+        };
+        if parts.len() > 1 { parts.into_par_iter().try_for_each(part) } else { parts.into_iter().try_for_each(part) }
     }
 
     /// Normalises `[rows, hidden]` with the base's weight `[hidden]`, or with that of the adapter of each row.
@@ -81,6 +75,29 @@ impl LoraBatch {
             norm(&x[part.clone()], weight, eps, &mut out[part])?;
         }
         Ok(())
+    }
+}
+
+/// Finishes the rows of one run.
+fn change_rows(
+    change: &Change,
+    scale: f32,
+    (x, input): (&[f32], usize),
+    (out, output): (&mut [f32], usize),
+    bias: Option<&Tensor>,
+) -> Result<()> {
+    match change {
+        Change::Linear(delta) => low_rank(delta, scale, (x, input), (out, output), bias),
+        Change::Replaced { weight, bias } => {
+            let x = Tensor::from_slice(x, (x.len() / input.max(1), input), &Device::Cpu)?;
+            with_slices([&matmul(&x, &weight.t()?)?], |[product]| {
+                out.copy_from_slice(product);
+                Ok(())
+            })?;
+            add_bias(out, bias.as_ref())
+        }
+        Change::Bias(bias) => add_bias(out, Some(bias)),
+        Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
     }
 }
 
@@ -114,11 +131,11 @@ fn low_rank(
     bias: Option<&Tensor>,
 ) -> Result<()> {
     let rank = delta.b.dim(0)?;
-    with_slices([&delta.a, &delta.b], |[a, b]| {
+    with_slices([&delta.a.t()?, &delta.b], |[a, b]| {
         let some = |(x, out): (&[f32], &mut [f32])| {
             let rows = x.len() / input.max(1);
             let mut inner = vec![0.0; rows * rank];
-            multiply_rows((x, rows, input), (a, rank), (&mut inner, rank), false)?;
+            dots((x, rows, input), (a, input), &mut inner)?;
             if is_scaled(scale) {
                 steps::scale(&mut inner, scale);
             }

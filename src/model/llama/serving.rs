@@ -168,10 +168,13 @@ impl Pass<'_> {
         }
         Linear::forward_all(x, self.rows, &mut jobs, prepared)?;
         drop(jobs);
-        for (layer, out) in finish {
-            self.lora.finish_linear(layer.site, x, self.rows, out, layer.bias.as_ref())?;
+        let done = |(layer, out): (&Projection, &mut Vec<f32>)| {
+            self.lora.finish_linear(layer.site, x, self.rows, out, layer.bias.as_ref())
+        };
+        if self.lora.runs.is_empty() {
+            return finish.into_iter().try_for_each(done);
         }
-        Ok(())
+        finish.into_par_iter().try_for_each(done)
     }
 
     /// Rotates rows of heads.

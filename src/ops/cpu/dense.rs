@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::product::{Misfit, fits};
-use super::simd::{LANES, Level};
+use super::simd::{LANES, Level, Simd, Work};
 use super::tile::{Floats, Out, Sweep};
 
 /// Products of numbers below which threads are not asked to help.
@@ -167,4 +167,89 @@ pub fn multiply_rows(
         level.run(sweep(kernel(x[inside..].as_ptr(), rest.as_ptr(), tiles * LANES, inputs - inside), true));
     }
     Ok(())
+}
+
+/// Writes x·aᵀ on one thread; `x` is `[rows, inputs]` with rows `stride` apart, `a` `[outputs, inputs]` packed, the result
+/// `[rows, outputs]` packed. For few outputs: each number is summed by itself.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn dots(
+    (x, rows, stride): (&[f32], usize, usize),
+    (a, inputs): (&[f32], usize),
+    out: &mut [f32],
+) -> Result<(), Misfit> {
+    let outputs = a.len() / inputs.max(1);
+    fits(a.len(), outputs, inputs)?;
+    fits(out.len(), rows, outputs)?;
+    if rows > 0 && x.len() < (rows - 1) * stride + inputs {
+        return Err(Misfit::of(x.len(), rows, stride));
+    }
+    Level::best().run(Dots { x, rows, stride, a, inputs, outputs, out });
+    Ok(())
+}
+
+struct Dots<'a> {
+    x: &'a [f32],
+    rows: usize,
+    stride: usize,
+    a: &'a [f32],
+    inputs: usize,
+    outputs: usize,
+    out: &'a mut [f32],
+}
+
+impl Work for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let mut row = 0;
+        if const { S::ROWS >= 8 } {
+            while row + 4 <= self.rows {
+                self.columns::<S, 4>(s, row);
+                row += 4;
+            }
+        }
+        (row..self.rows).for_each(|row| self.columns::<S, 1>(s, row));
+    }
+}
+
+impl Dots<'_> {
+    /// All outputs of `R` rows.
+    #[inline(always)]
+    fn columns<S: Simd, const R: usize>(&mut self, s: S, row: usize) {
+        let fours = self.outputs / 4 * 4;
+        (0..fours).step_by(4).for_each(|column| self.block::<S, R, 4>(s, row, column));
+        (fours..self.outputs).for_each(|column| self.block::<S, R, 1>(s, row, column));
+    }
+
+    #[inline(always)]
+    fn block<S: Simd, const R: usize, const C: usize>(&mut self, s: S, row: usize, column: usize) {
+        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * self.stride..][..self.inputs]);
+        let a: [&[f32]; C] = std::array::from_fn(|c| &self.a[(column + c) * self.inputs..][..self.inputs]);
+        let whole = self.inputs / LANES * LANES;
+        let mut sums = [[s.zero(); C]; R];
+        for at in (0..whole).step_by(LANES) {
+            // SAFETY: 16 numbers stand there in each.
+            unsafe {
+                let mut w = [s.zero(); C];
+                for c in 0..C {
+                    w[c] = s.load(a[c].as_ptr().add(at));
+                }
+                for r in 0..R {
+                    let x = s.load(x[r].as_ptr().add(at));
+                    for c in 0..C {
+                        sums[r][c] = s.fma(x, w[c], sums[r][c]);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for c in 0..C {
+                let rest = (whole..self.inputs).map(|at| x[r][at] * a[c][at]);
+                self.out[(row + r) * self.outputs + column + c] = rest.fold(s.sum(sums[r][c]), |sum, x| sum + x);
+            }
+        }
+    }
 }

@@ -45,7 +45,7 @@ mod tile;
 pub(super) use attention::attend_backward;
 pub use attention::{Heads, Sequence, attend};
 pub(super) use blocks::Format;
-pub use dense::multiply_rows;
+pub use dense::{dots, multiply_rows};
 pub(super) use dense::{View, multiply};
 pub use keys_values::KeysValues;
 pub(super) use packed::Packed;

@@ -182,6 +182,13 @@ fn matrices_multiply_however_they_lie() {
             multiply(a.unwrap(), b.unwrap(), &mut got).unwrap();
             close(&got, &expected, 1e-4, &format!("{rows} {inputs} {outputs}"));
         }
+        let mut got = vec![f32::NAN; rows * outputs];
+        dots((&a, rows, inputs), (&b_t, inputs), &mut got).unwrap();
+        close(&got, &expected, 1e-4, &format!("dots {rows} {inputs} {outputs}"));
+        let mut one = vec![f32::NAN; outputs];
+        dots((&a[(rows - 1) * inputs..], 1, inputs), (&b_t, inputs), &mut one).unwrap();
+        assert_eq!(one, got[(rows - 1) * outputs..]);
+
         let mut got = vec![1.0; rows * (outputs + 3)];
         multiply_rows((&a, rows, inputs), (&b, outputs), (&mut got, outputs + 3), true).unwrap();
         for (got, expected) in got.chunks_exact(outputs + 3).zip(expected.chunks_exact(outputs)) {
