@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Change, Dropout, LinearDelta, LoraBatch, Run, SiteId};
-use crate::ops::{dense_product, rms_norm};
+use crate::ops::{dense_product, matmul, rms_norm};
 
 impl LoraBatch {
     /// Finishes a linear layer: `x` is `[rows, input]`, `product` is the base's W·x without bias `[rows, output]`.
@@ -210,7 +210,7 @@ fn low_rank(
     if let Some(dropout) = dropout {
         x = (x.clone() * kept(dropout, x.dims(), x.device())?)?;
     }
-    let mut change = x.matmul(&delta.a)?.matmul(&delta.b)?;
+    let mut change = matmul(&matmul(&x, &delta.a)?, &delta.b)?;
     if let Some(bias) = &delta.b_bias {
         change = change.broadcast_add(bias)?;
     }
@@ -231,7 +231,7 @@ fn low_rank(
 fn embedding_rows(change: &Change, scale: f32, ids: &Tensor, rows: &Tensor) -> Result<Tensor> {
     let found = match change {
         Change::Embedding { a, b, scaling: _ } => {
-            let mut delta = a.index_select(ids, 0)?.matmul(b)?;
+            let mut delta = matmul(&a.index_select(ids, 0)?, b)?;
             if is_scaled(scale) {
                 delta = (delta * f64::from(scale))?;
             }

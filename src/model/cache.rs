@@ -69,6 +69,14 @@ impl KvCache {
     /// # Errors
     /// When memory for the copy cannot be had.
     pub fn fork(&self) -> std::result::Result<Self, ModelError> {
+        self.fork_at(self.len)
+    }
+
+    /// Returns a cache with the first `len` tokens of this one, at most all of them, that goes its own way from there.
+    ///
+    /// # Errors
+    /// As [`Self::fork`].
+    pub fn fork_at(&self, len: usize) -> std::result::Result<Self, ModelError> {
         let copy = |entry: &Option<Entry>| match entry {
             None => Ok(None),
             Some(Entry::Slices(held)) => Ok(Some(Entry::Slices(Arc::clone(held)))),
@@ -76,7 +84,7 @@ impl KvCache {
                 Ok(Some(Entry::Tensors { keys: keys.copy()?, values: values.copy()? }))
             }
         };
-        Ok(Self { len: self.len, layers: self.layers.iter().map(copy).collect::<Result<_>>()? })
+        Ok(Self { len: len.min(self.len), layers: self.layers.iter().map(copy).collect::<Result<_>>()? })
     }
 
     pub(super) fn layers(&self) -> usize {
@@ -110,7 +118,7 @@ impl KvCache {
         let Entry::Slices(held) = slot.get_or_insert_with(|| Entry::Slices(Arc::new(KeysValues::new(heads)))) else {
             bail!("the cache was filled with tensors");
         };
-        if Arc::get_mut(held).is_none() {
+        if self.len < held.start() || Arc::get_mut(held).is_none() {
             *held = Arc::new(KeysValues::after(held, self.len));
         }
         if let Some(own) = Arc::get_mut(held) {

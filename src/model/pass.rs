@@ -38,7 +38,15 @@ pub(crate) fn classify(model: &dyn CausalLm, batch: &Batch<'_>) -> Result<Tensor
 /// # Errors
 /// When memory cannot be had.
 pub(crate) fn fork(cache: &KvCache) -> Result<KvCache, ModelError> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| cache.fork()));
+    fork_at(cache, cache.len())
+}
+
+/// Forks a cache after its first `len` tokens; a panic in it becomes an error.
+///
+/// # Errors
+/// When memory cannot be had.
+pub(crate) fn fork_at(cache: &KvCache, len: usize) -> Result<KvCache, ModelError> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| cache.fork_at(len)));
     outcome.unwrap_or_else(|_| Err(panicked()))
 }
 

@@ -55,9 +55,15 @@ impl KeysValues {
 
     /// Returns one that goes on after the first `len` positions of `shared`.
     pub fn after(shared: &Arc<Self>, len: usize) -> Self {
+        let mut shared = shared;
+        while let Some(before) = shared.before.as_ref().filter(|_| len <= shared.start) {
+            shared = before;
+        }
         // Where the other begins, so that whole tiles of it can be seen alone.
         let start = (len / LANES * LANES).max(shared.start);
-        let mut own = Self { before: Some(Arc::clone(shared)), start, ..Self::new(shared.heads) };
+        // Nothing is kept alive that is not seen.
+        let before = if start > shared.start { Some(Arc::clone(shared)) } else { shared.before.clone() };
+        let mut own = Self { before, start, ..Self::new(shared.heads) };
         if len > start {
             own.grow(0, LANES);
             let (from, dim, padded) = (start - shared.start, shared.heads.head_dim, shared.heads.padded());
@@ -112,6 +118,11 @@ impl KeysValues {
                 self.values[(head * self.capacity + at) * padded..][..dim].copy_from_slice(value);
             }
         }
+    }
+
+    /// Returns the position from which on it holds its own: what is before is shared.
+    pub fn start(&self) -> usize {
+        self.start
     }
 
     pub(super) fn heads(&self) -> Heads {
