@@ -13,7 +13,7 @@ use super::super::settings::Settings;
 use super::super::table::{Outcomes, Table};
 use super::compute::Runner;
 use super::passes::Passes;
-use super::plan::{Plan, Planner};
+use super::plan::{Plan, Planner, Unit};
 use super::{Context, Predicted, Progress, Reading, Scored, Subject, checkpoint, membership, overlap, plan};
 use crate::dataset::{self, Dataset};
 use crate::encode::Encoder;
@@ -151,11 +151,14 @@ impl Scorer {
         };
         let (mut tokens, mut items) = (0, 0);
         while tokens < TOKENS && items < ITEMS {
-            let Some(unit) = self.plan.units.get(self.results[pass].len()) else { break };
-            let result = runner.run(unit, slices)?;
-            self.results[pass].push(result);
-            tokens += unit.tokens();
-            items += 1;
+            let left = &self.plan.units[self.results[pass].len()..];
+            let some: Vec<&Unit> = left[..runner.together(left)].iter().map(|unit| &**unit).collect();
+            if some.is_empty() {
+                break;
+            }
+            self.results[pass].extend(runner.run(&some, slices)?);
+            tokens += some.iter().map(|unit| unit.tokens()).sum::<usize>();
+            items += some.len();
         }
         if self.results[pass].len() < units {
             self.runner = Some((pass, runner));

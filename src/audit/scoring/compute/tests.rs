@@ -56,6 +56,12 @@ fn model(folder: &Path) -> Arc<dyn CausalLm> {
     crate::model::load(folder, "golden", "cpu", "f32").unwrap()
 }
 
+impl Runner {
+    fn one(&mut self, unit: &Unit, slices: &dyn Slices) -> Result<Vec<f64>, AuditError> {
+        Ok(self.run(&[unit], slices)?.remove(0))
+    }
+}
+
 fn runner(model: &Arc<dyn CausalLm>, adapter: Option<(Arc<Adapter>, f32)>) -> Runner {
     let order = (0..model.info().labels.unwrap_or(0)).collect();
     Runner::new(Arc::clone(model), adapter, order, Detail::default())
@@ -102,8 +108,8 @@ fn scores_and_completions_are_those_of_transformers() {
             let (context, continuation) = (ids(&case["context"]), ids(&case["continuation"]));
             let logprobs = numbers(&case["logprobs"]);
             let (sum, tolerance) = (logprobs.iter().sum::<f64>(), TOLERANCE * logprobs.len() as f64);
-            close(runner.run(&answers(&context, &[&continuation]), &slices).unwrap()[0], sum, tolerance);
-            let measured = runner.run(&text(&context, &continuation), &slices).unwrap();
+            close(runner.one(&answers(&context, &[&continuation]), &slices).unwrap()[0], sum, tolerance);
+            let measured = runner.one(&text(&context, &continuation), &slices).unwrap();
             close(measured[0], sum, tolerance);
             assert_eq!(measured[1], logprobs.len() as f64);
             cases += 1;
@@ -111,7 +117,7 @@ fn scores_and_completions_are_those_of_transformers() {
         for case in expected["greedy"]["cases"].as_array().unwrap() {
             let (prompt, output) = (ids(&case["prompt"]), ids(&case["output"]));
             let unit = Unit::Completion { prompt, new: output.len() };
-            let written = runner.run(&unit, &slices).unwrap();
+            let written = runner.one(&unit, &slices).unwrap();
             let ends = |id: &u32| model.info().eos_token_ids.contains(id);
             let until = output.iter().position(ends).unwrap_or(output.len());
             assert_eq!(written, output[..until].iter().map(|id| f64::from(*id)).collect::<Vec<_>>());
@@ -136,7 +142,7 @@ fn check_classes(runner: &mut Runner, values: &HashMap<String, Tensor>, prefix: 
     let expected: Vec<Vec<f32>> = values[&format!("{prefix}logits")].to_vec2().unwrap();
     let all = sequences(values, prefix);
     for (tokens, expected) in all.iter().zip(&expected) {
-        let got = runner.run(&Unit::Classes(tokens.clone()), &Counted::endless()).unwrap();
+        let got = runner.one(&Unit::Classes(tokens.clone()), &Counted::endless()).unwrap();
         assert_eq!(got.len(), expected.len());
         got.iter().zip(expected).for_each(|(got, expected)| close(*got, f64::from(*expected), TOLERANCE));
     }
@@ -189,13 +195,13 @@ fn a_scaled_adapter_scores_as_that_of_peft_and_scale_nought_as_the_base() {
         let tokens = sequences(&values, "").remove(0);
         for scale in scaled {
             let logits: Vec<Vec<f32>> = values[&format!("logits_scale_{scale}")].squeeze(0).unwrap().to_vec2().unwrap();
-            let expected: f64 = (1..tokens.len()).map(|at| score(&logits[at - 1], tokens[at] as usize).unwrap()).sum();
+            let expected: f64 = (1..tokens.len()).map(|at| score(&logits[at - 1], tokens[at]).unwrap()).sum();
             let scale: f32 = scale.parse().unwrap();
             let unit = text(&tokens[..1], &tokens[1..]);
-            let got = runner(&model, Some((Arc::clone(&adapter), scale))).run(&unit, &Counted::endless()).unwrap();
+            let got = runner(&model, Some((Arc::clone(&adapter), scale))).one(&unit, &Counted::endless()).unwrap();
             close(got[0], expected, TOLERANCE * tokens.len() as f64);
             if scale == 0.0 {
-                assert_eq!(got, runner(&model, None).run(&unit, &Counted::endless()).unwrap());
+                assert_eq!(got, runner(&model, None).one(&unit, &Counted::endless()).unwrap());
             }
             cases += 1;
         }
@@ -223,11 +229,11 @@ fn what_is_computed_before_changes_no_bit() {
         Unit::Completion { prompt: some(9, 1), new: 5 },
     ];
     let slices = Counted::endless();
-    let alone: Vec<_> = units.iter().map(|unit| runner(&model, None).run(unit, &slices).unwrap()).collect();
+    let alone: Vec<_> = units.iter().map(|unit| runner(&model, None).one(unit, &slices).unwrap()).collect();
     let mut one = runner(&model, None);
     for turn in [[0, 1, 2, 3, 4], [4, 1, 0, 3, 2], [1, 4, 0, 0, 1]] {
         for i in turn {
-            assert_eq!(one.run(&units[i], &slices).unwrap(), alone[i]);
+            assert_eq!(one.one(&units[i], &slices).unwrap(), alone[i]);
         }
     }
 }
@@ -240,11 +246,11 @@ fn answers_together_score_as_alone_and_as_texts() {
     let prompt = some(7, 1);
     let many: Vec<Vec<u32>> = (0..40).map(|i| some(1 + i % 9, i)).chain([some(131, 3), some(20, 8)]).collect();
     let together = Unit::Answers { prompt: prompt.clone(), answers: many.clone() };
-    let together = runner.run(&together, &slices).unwrap();
+    let together = runner.one(&together, &slices).unwrap();
     for (answer, got) in many.iter().zip(&together) {
         let tolerance = 1e-4 * answer.len() as f64;
-        close(*got, runner.run(&answers(&prompt, &[answer]), &slices).unwrap()[0], tolerance);
-        close(*got, runner.run(&text(&prompt, answer), &slices).unwrap()[0], tolerance);
+        close(*got, runner.one(&answers(&prompt, &[answer]), &slices).unwrap()[0], tolerance);
+        close(*got, runner.one(&text(&prompt, answer), &slices).unwrap()[0], tolerance);
     }
 }
 
@@ -255,27 +261,138 @@ fn a_kept_prompt_and_answers_of_one_token_cost_no_pass() {
     let slices = Counted::endless();
     let passes = |runner: &mut Runner, unit: &Unit| {
         let before = slices.slices.load(Ordering::SeqCst);
-        runner.run(unit, &slices).unwrap();
+        runner.one(unit, &slices).unwrap();
         slices.slices.load(Ordering::SeqCst) - before
     };
     assert_eq!(passes(&mut runner, &answers(&some(9, 1), &[&some(1, 2), &some(1, 3)])), 1);
     assert_eq!(passes(&mut runner, &answers(&some(9, 1), &[&some(1, 4)])), 0);
     assert_eq!(passes(&mut runner, &answers(&some(9, 1), &[&some(4, 4), &some(3, 5)])), 1);
-    assert_eq!(passes(&mut runner, &answers(&some(130, 1), &[&some(1, 4)])), 2);
+    assert_eq!(passes(&mut runner, &answers(&some(130, 1), &[&some(1, 4)])), 1);
 }
 
 #[test]
-fn packs_hold_every_answer_once_within_their_bounds() {
+fn packs_hold_every_item_once_within_their_bounds() {
     let lengths = [100, 29, 1, 200, 1, 128, 127, 1, 1];
-    let all: Vec<usize> = (0..lengths.len()).collect();
-    let packed = packs(&all, |i| lengths[i]);
-    assert_eq!(packed.concat(), all);
+    let packed = packs(&lengths, |length| *length, (128, 16));
+    assert_eq!(packed.concat(), lengths);
     for pack in &packed {
-        let filled: usize = pack.iter().map(|i| lengths[*i]).sum();
-        assert!(pack.len() <= TOGETHER && (filled <= CHUNK || pack.len() == 1));
+        assert!(pack.len() == 1 || pack.iter().sum::<usize>() <= 128);
     }
-    let tiny = packs(&(0..40).collect::<Vec<_>>(), |_| 1);
-    assert_eq!(tiny.iter().map(Vec::len).collect::<Vec<_>>(), [16, 16, 8]);
+    let tiny = packs(&[1; 40], |length| *length, (128, 16));
+    assert_eq!(tiny.iter().map(|pack| pack.len()).collect::<Vec<_>>(), [16, 16, 8]);
+    assert!(packs(&[], |length| *length, (1, 1)).is_empty());
+}
+
+/// Units of every kind that a language model has, some of which begin alike; `rounds` of each and some more.
+fn units_of_language(rounds: usize) -> Vec<Arc<Unit>> {
+    let after = |length: usize, more: usize, seed: usize| [some(length, 1), some(more, seed)].concat();
+    let mut units = Vec::new();
+    for i in 0..rounds {
+        let prompt = after([0, 20, 33, 90][i % 4], 1 + 7 * (i % 5), 20 + i);
+        let many: Vec<Vec<u32>> = (0..1 + i % 4).map(|a| some(1 + (a * 5 + i) % 11, 40 + a + i)).collect();
+        units.push(Unit::Answers { prompt: prompt.clone(), answers: many });
+        units.push(text(&after(10 * (i % 3), 1, i % 2), &after(0, 3 + 9 * i, 60 + i)));
+        units.push(Unit::Completion { prompt, new: 1 + i % 6 });
+    }
+    units.push(answers(&after(90, 1, 20), &[&some(3, 1), &some(3, 1)]));
+    units.push(answers(&after(90, 2, 20), &[&some(150, 3), &some(2, 4)]));
+    let gaps = (0..120).map(|i| i % 7 > 4 || i % 40 > 30).collect();
+    units.push(Unit::Text { tokens: some(120, 1), learnt: gaps });
+    units.into_iter().map(Arc::new).collect()
+}
+
+fn units_of_classes() -> Vec<Arc<Unit>> {
+    (0..40).map(|i| Arc::new(Unit::Classes(some(1 + (i * 17) % 120, i)))).collect()
+}
+
+/// Compares the bits of units packed with those of each alone, by runners that know nothing before.
+fn packed_equals_one_by_one(model: &Arc<dyn CausalLm>, adapter: Option<&(Arc<Adapter>, f32)>, units: &[Arc<Unit>]) {
+    let labels = adapter.and_then(|(adapter, _)| Some(adapter.info().classes.as_ref()?.names.len()));
+    let runner = |packs: bool| {
+        let detail = Detail { min_k: vec![0.2, 0.001], plus_plus: vec![0.5] };
+        let order = (0..model.info().labels.or(labels).unwrap_or(0)).collect();
+        Runner::bounded(Arc::clone(model), adapter.cloned(), packs, (order, detail))
+    };
+    let bits = |result: &Vec<f64>| result.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    let slices = Counted::endless();
+    let alone: Vec<_> = units.iter().map(|unit| bits(&runner(false).one(unit, &slices).unwrap())).collect();
+    let needed = slices.slices.swap(0, Ordering::SeqCst);
+    let mut packing = runner(true);
+    let mut packed = Vec::new();
+    while packed.len() < units.len() {
+        let left = &units[packed.len()..];
+        let some: Vec<&Unit> = left[..packing.together(left)].iter().map(|unit| &**unit).collect();
+        packed.extend(packing.run(&some, &slices).unwrap().iter().map(bits));
+    }
+    assert_eq!(packed, alone);
+    assert!(slices.slices.load(Ordering::SeqCst) * 2 < needed, "passes are shared");
+}
+
+#[test]
+fn packed_equals_one_by_one_without_an_adapter() {
+    for folder in folders("language") {
+        let model = model(&folder);
+        let classifies = model.info().labels.is_some();
+        packed_equals_one_by_one(&model, None, &if classifies { units_of_classes() } else { units_of_language(12) });
+    }
+}
+
+#[test]
+fn packed_equals_one_by_one_with_every_adapter() {
+    for folder in folders("adapters") {
+        let Some(base) = json(&folder.join("expected.json"))["base"].as_str().map(golden) else { continue };
+        if !folder.join("adapter_model.safetensors").exists() {
+            continue;
+        }
+        let model = model(&base);
+        let adapter = (load(&model, &folder), 1.0);
+        let classifies = model.info().labels.is_some() || adapter.0.info().classes.is_some();
+        let units = if classifies { units_of_classes() } else { units_of_language(5) };
+        packed_equals_one_by_one(&model, Some(&adapter), &units);
+    }
+}
+
+#[test]
+fn what_prompts_and_texts_begin_with_is_computed_once() {
+    struct Watched(Arc<dyn CausalLm>, AtomicUsize);
+
+    impl CausalLm for Watched {
+        fn info(&self) -> &crate::model::ModelInfo {
+            self.0.info()
+        }
+
+        fn new_cache(&self) -> crate::model::KvCache {
+            self.0.new_cache()
+        }
+
+        fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut crate::model::KvCache]) -> Result<Tensor, ModelError> {
+            assert!(batch.tokens.len() <= PACKED.tokens);
+            self.1.fetch_add(batch.tokens.len(), Ordering::SeqCst);
+            self.0.forward(batch, caches)
+        }
+
+        fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError> {
+            self.0.classify(batch)
+        }
+
+        fn load_adapter(&self, _: &[u8], _: &[u8]) -> Result<Adapter, crate::lora::LoraError> {
+            Err(crate::lora::LoraError::Unsupported("adapters here".into()))
+        }
+    }
+
+    let watched = Arc::new(Watched(language(), AtomicUsize::new(0)));
+    let mut runner = runner(&(Arc::clone(&watched) as Arc<dyn CausalLm>), None);
+    let mut tokens = |units: &[Unit]| {
+        runner.run(&units.iter().collect::<Vec<_>>(), &Counted::endless()).unwrap();
+        watched.1.swap(0, Ordering::SeqCst)
+    };
+    let prompt = |own: usize, seed: usize| answers(&[some(90, 1), some(own, seed)].concat(), &[&some(1, 2)]);
+    assert_eq!(tokens(&[prompt(5, 2), prompt(6, 3), prompt(7, 4)]), 90 + 5 + 6 + 7);
+    // What the last prompt before begins with is held.
+    assert_eq!(tokens(&[prompt(8, 5), prompt(9, 6), prompt(9, 6)]), 8 + 9);
+    let texts = [text(&some(40, 1), &some(5, 2)), text(&some(40, 1), &some(6, 3))];
+    // The last token of the beginning is read for another token each time; that of a text is not computed.
+    assert_eq!(tokens(&texts), 39 + 5 + 6);
 }
 
 #[test]
@@ -284,8 +401,8 @@ fn details_are_those_of_the_statistics_over_all_tokens() {
     let (prompt, rest) = (some(1, 1), some(139, 2));
     let detail = Detail { min_k: vec![0.2, 0.001], plus_plus: vec![0.5] };
     let mut detailed = Runner::new(Arc::clone(&model), None, Vec::new(), detail);
-    let got = detailed.run(&text(&prompt, &rest), &Counted::endless()).unwrap();
-    let plain = runner(&model, None).run(&text(&prompt, &rest), &Counted::endless()).unwrap();
+    let got = detailed.one(&text(&prompt, &rest), &Counted::endless()).unwrap();
+    let plain = runner(&model, None).one(&text(&prompt, &rest), &Counted::endless()).unwrap();
     close(got[0], plain[0], 1e-9 * rest.len() as f64 * 100.0);
     assert_eq!((got.len(), got[1]), (5, 139.0));
     assert!(got[2] < got[0] / got[1], "the least likely are less likely than the mean");
@@ -296,18 +413,18 @@ fn details_are_those_of_the_statistics_over_all_tokens() {
 #[test]
 fn it_stops_between_slices_and_goes_on_with_the_same_bits() {
     let model = language();
-    let unit = answers(&some(140, 1), &[&some(2, 5), &some(60, 6), &some(90, 7)]);
+    let unit = answers(&some(140, 1), &[&some(2, 5), &some(90, 6), &some(90, 7), &some(90, 8)]);
     let mut one = runner(&model, None);
     let endless = Counted::endless();
-    let expected = one.run(&unit, &endless).unwrap();
+    let expected = one.one(&unit, &endless).unwrap();
     let needed = endless.slices.load(Ordering::SeqCst);
     assert!(needed > 2);
     for most in 0..needed {
         let mut stopped = runner(&model, None);
         let few = Counted { slices: AtomicUsize::new(0), most };
-        let error = stopped.run(&unit, &few).unwrap_err();
+        let error = stopped.one(&unit, &few).unwrap_err();
         assert!(matches!(error, AuditError::Stopped(_)), "{error}");
-        assert_eq!(stopped.run(&unit, &endless).unwrap(), expected);
+        assert_eq!(stopped.one(&unit, &endless).unwrap(), expected);
     }
 }
 
