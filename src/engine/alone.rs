@@ -1,19 +1,56 @@
 //! What is computed apart from the packed steps, slice by slice: scores and classes.
 //!
-//! Only tells them apart; neither computes nor decides when.
+//! Only tells them apart, and says how large a slice is; neither computes nor decides when.
 
 use std::time::Instant;
 
 use tracing::Span;
 
 use super::EngineError;
-use super::classify::ClassifyTask;
+use super::classify::{self, ClassifyTask};
 use super::handle::Ticket;
-use super::score::{ScoreTask, Slice};
+use super::scheduler::Id;
+use super::score::{self, ScoreTask, Slice};
 use super::sequence::Times;
 use crate::model::CausalLm;
 
-/// A request that is computed alone.
+/// Most tokens, and rows of logits, of a slice when nothing else runs.
+const FREE: (usize, usize) = (512, 256);
+/// The same beside steps, which wait for it, and wherever a request is computed alone.
+const BESIDE: (usize, usize) = (128, 64);
+
+/// How much a slice may still take.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) tokens: usize,
+    /// Of logits, each of the size of the vocabulary.
+    pub(super) rows: usize,
+    /// Whether several requests share it.
+    pub(super) packs: bool,
+}
+
+impl Room {
+    /// Returns that of a whole slice.
+    pub(super) fn new(packs: bool, step_tokens: usize, beside_steps: bool) -> Self {
+        let (tokens, rows) = if packs && !beside_steps { FREE } else { BESIDE };
+        let most = step_tokens.max(1);
+        Self { tokens: tokens.min(most), rows: rows.min(most), packs }
+    }
+
+    /// Takes some of it, and returns whether there is room for more.
+    pub(super) fn take(&mut self, tokens: usize, rows: usize) -> bool {
+        self.tokens = self.tokens.saturating_sub(tokens);
+        self.rows = self.rows.saturating_sub(rows);
+        self.packs && self.is_open()
+    }
+
+    /// Returns whether anything has room.
+    pub(super) fn is_open(&self) -> bool {
+        self.tokens > 0 && self.rows > 0
+    }
+}
+
+/// A request that is computed apart from the steps.
 #[derive(Debug)]
 pub(super) enum Alone {
     /// Log-probabilities.
@@ -22,18 +59,24 @@ pub(super) enum Alone {
     Classify(Box<ClassifyTask>),
 }
 
-impl Alone {
-    /// Computes one slice.
-    ///
-    /// # Errors
-    /// When the model fails.
-    pub(super) fn advance(&mut self, model: &dyn CausalLm) -> Result<Slice, EngineError> {
-        match self {
-            Self::Score(task) => task.advance(model),
-            Self::Classify(task) => task.advance(model).map(|n| Slice { prompt: n, scored: 0, computed: n }),
+/// Computes one slice: of the first request, and of as many others of its kind as share it. Returns what it did for each.
+pub(super) fn advance(
+    tasks: Vec<(Id, &mut Alone)>,
+    model: &dyn CausalLm,
+    room: Room,
+) -> Vec<(Id, Result<Slice, EngineError>)> {
+    let (mut scores, mut classes) = (Vec::new(), Vec::new());
+    let scores_first = matches!(tasks.first(), Some((_, Alone::Score(_))));
+    for (id, task) in tasks {
+        match task {
+            Alone::Score(task) => scores.push((id, &mut **task)),
+            Alone::Classify(task) => classes.push((id, &mut **task)),
         }
     }
+    if scores_first { score::advance(scores, model, room) } else { classify::advance(classes, model, room) }
+}
 
+impl Alone {
     /// Returns whether nothing is left to compute.
     pub(super) fn is_done(&self) -> bool {
         match self {

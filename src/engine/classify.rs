@@ -1,8 +1,9 @@
-//! Class logits of whole sequences, one after the other.
+//! Class logits of whole sequences.
 //!
-//! As with scores nothing is packed with other requests, so that a result depends on text and adapter only. Does not
-//! decide when it runs: one call of [`ClassifyTask::advance`] is one sequence, which has to be computed at once because
-//! its class stands at its end. Turns no logit into a probability.
+//! As with scores, sequences share passes on the CPU, with those of other requests for the same adapter too, and each is
+//! computed alone on a GPU: a result depends on text and adapter only. Does not decide when it runs, or with whom: one
+//! call of [`advance`] is one slice. A sequence has to be computed at once because its class stands at its end. Turns no
+//! logit into a probability.
 //! Units: tokens; logits in f32.
 
 use std::sync::Arc;
@@ -10,8 +11,11 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::Span;
 
+use super::alone::Room;
 use super::handle::Ticket;
-use super::pass::{classify, rows};
+use super::pass::{classify, fault, rows};
+use super::scheduler::Id;
+use super::score::Slice;
 use super::sequence::Times;
 use super::{ClassLogits, ClassifyRequest, EngineError};
 use crate::lora::{LoraBatch, Run};
@@ -44,22 +48,30 @@ impl ClassifyTask {
         Self { request, reply, ticket: Some(ticket), span: Span::current(), times, done: Vec::new() }
     }
 
-    /// Computes one sequence and returns its length.
-    ///
-    /// # Errors
-    /// When the model fails, or its logits are no numbers.
-    pub(super) fn advance(&mut self, model: &dyn CausalLm) -> Result<usize, EngineError> {
-        let Some(tokens) = self.request.sequences.get(self.done.len()) else { return Ok(0) };
-        let run = |adapter: &Arc<_>| Run { adapter: Arc::clone(adapter), rows: 0..tokens.len(), scale: 1.0 };
-        let lora = LoraBatch { runs: self.request.adapter.iter().map(run).collect(), dropout: None };
-        let segments = [Segment { len: tokens.len(), logits: Rows::None }];
-        let logits = classify(model, &Batch { tokens, segments: &segments, lora: &lora })?;
-        let row = rows(&logits, 1, |row, _| row.to_vec())?;
-        if row.iter().any(|logit| !logit.is_finite()) {
-            return Err(super::pass::fault("the model returned a logit that is no finite number"));
+    /// Returns how many of the next sequences there is room for; the first of a slice always has room.
+    fn next(&self, room: &mut Room, first: bool) -> usize {
+        let mut count = 0;
+        for sequence in &self.request.sequences[self.done.len()..] {
+            if sequence.len() > room.tokens && !(first && count == 0) {
+                break;
+            }
+            count += 1;
+            if !room.take(sequence.len(), 0) {
+                break;
+            }
         }
-        self.done.push(row);
-        Ok(tokens.len())
+        count
+    }
+
+    /// Takes the logits `[sequences, labels]` of the next sequences.
+    fn absorb(&mut self, all: &[f32], labels: usize) -> Result<Slice, EngineError> {
+        if all.iter().any(|logit| !logit.is_finite()) {
+            return Err(fault("the model returned a logit that is no finite number"));
+        }
+        let first = self.done.len();
+        self.done.extend(all.chunks_exact(labels).map(<[f32]>::to_vec));
+        let computed = self.request.sequences[first..self.done.len()].iter().map(Vec::len).sum();
+        Ok(Slice { prompt: computed, scored: 0, computed })
     }
 
     /// Returns whether every sequence is done.
@@ -74,4 +86,59 @@ impl ClassifyTask {
         // The caller may have left: then nobody wants to know.
         let _ = self.reply.send(Ok(self.done));
     }
+}
+
+/// Computes one slice: sequences of the first request, and of others for the same adapter, as many as there is room for.
+/// Returns what it did for each of these requests.
+///
+/// An error of the model is that of all whose sequences it was given.
+pub(super) fn advance(
+    tasks: Vec<(Id, &mut ClassifyTask)>,
+    model: &dyn CausalLm,
+    mut room: Room,
+) -> Vec<(Id, Result<Slice, EngineError>)> {
+    let mut parts: Vec<(Id, &mut ClassifyTask, usize)> = Vec::new();
+    // A head that an adapter brings is the head of a whole pass.
+    let adapter = |task: &ClassifyTask| task.request.adapter.as_ref().map(Arc::as_ptr);
+    let shared = tasks.first().map(|(_, task)| adapter(task));
+    for (id, task) in tasks {
+        let count = if Some(adapter(task)) == shared { task.next(&mut room, parts.is_empty()) } else { 0 };
+        if count > 0 {
+            parts.push((id, task, count));
+        }
+        if !room.is_open() {
+            break;
+        }
+    }
+    let ids: Vec<Id> = parts.iter().map(|(id, ..)| *id).collect();
+    compute(parts, model).unwrap_or_else(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, requests = ids.len(), "slice failed");
+        ids.into_iter().map(|id| (id, Err(fault(&error.to_string())))).collect()
+    })
+}
+
+/// Computes the next sequences of each request in one pass.
+fn compute(
+    parts: Vec<(Id, &mut ClassifyTask, usize)>,
+    model: &dyn CausalLm,
+) -> Result<Vec<(Id, Result<Slice, EngineError>)>, EngineError> {
+    let mut sequences: Vec<&[u32]> = Vec::new();
+    for (_, task, count) in &parts {
+        sequences.extend(task.request.sequences[task.done.len()..][..*count].iter().map(Vec::as_slice));
+    }
+    let tokens = sequences.concat();
+    let segment = |sequence: &&[u32]| Segment { len: sequence.len(), logits: Rows::None };
+    let segments: Vec<Segment> = sequences.iter().map(segment).collect();
+    let run = |adapter: &Arc<_>| Run { adapter: Arc::clone(adapter), rows: 0..tokens.len(), scale: 1.0 };
+    let adapter = parts.first().and_then(|(_, task, _)| task.request.adapter.as_ref());
+    let lora = LoraBatch { runs: adapter.into_iter().map(run).collect(), dropout: None };
+    let logits = classify(model, &Batch { tokens: &tokens, segments: &segments, lora: &lora })?;
+    Ok(rows(&logits, segments.len(), |mut all, labels| {
+        let absorb = |(id, task, count): (Id, &mut ClassifyTask, usize)| {
+            let (own, rest) = all.split_at(count * labels);
+            all = rest;
+            (id, task.absorb(own, labels))
+        };
+        parts.into_iter().map(absorb).collect()
+    })?)
 }

@@ -27,7 +27,7 @@ pub(super) struct Limits {
 pub(super) enum Work {
     /// Packed with others; begins with this many known tokens.
     Packed(usize),
-    /// In slices of its own, never beside others.
+    /// In slices apart from the steps.
     Alone,
 }
 
@@ -67,8 +67,8 @@ pub(super) struct Plan {
     pub(super) admitted: Vec<Id>,
     /// Computed together.
     pub(super) packed: Vec<Chunk>,
-    /// Gets one slice of its own after that.
-    pub(super) alone: Option<Id>,
+    /// After that one slice is theirs: the first has its turn, others may share it.
+    pub(super) alone: Vec<Id>,
 }
 
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl Scheduler {
     pub(super) fn schedule(&mut self, plan: &mut Plan) {
         plan.admitted.clear();
         plan.packed.clear();
-        plan.alone = None;
+        plan.alone.clear();
         let mut tokens = self.limits.step_tokens;
         let behind = self.running.iter().filter(|e| e.known > e.computed);
         for entry in behind.take(self.limits.running) {
@@ -134,7 +134,7 @@ impl Scheduler {
             }
             self.running.push(entry);
         }
-        plan.alone = self.running.iter().find(|e| e.demand.work == Work::Alone).map(|e| e.id);
+        plan.alone.extend(self.running.iter().filter(|e| e.demand.work == Work::Alone).map(|e| e.id));
     }
 
     /// Notes that `computed` tokens of a sequence were computed, and whether its next token is known now.
@@ -155,7 +155,7 @@ impl Scheduler {
         self.running.push(sibling);
     }
 
-    /// Lets another request that is computed alone have the next turn.
+    /// Lets another request that is computed in slices have the next turn.
     pub(super) fn rotate_alone(&mut self, id: Id) {
         if let Some(at) = self.running.iter().position(|e| e.id == id) {
             let entry = self.running.remove(at);
@@ -284,8 +284,8 @@ mod tests {
         let mut plan = Plan::default();
         let turns = std::array::from_fn(|_| {
             scheduler.schedule(&mut plan);
-            scheduler.rotate_alone(plan.alone.unwrap());
-            plan.alone.unwrap()
+            scheduler.rotate_alone(plan.alone[0]);
+            plan.alone[0]
         });
         assert_eq!(turns, [1, 2, 1, 2]);
     }
@@ -329,10 +329,10 @@ mod tests {
                 prop_assert!(plan.packed.len() <= running);
                 prop_assert!(plan.packed.iter().all(|c| c.tokens > 0));
                 prop_assert!(scheduler.reserved_bytes() <= kv_bytes);
-                prop_assert!(scheduler.is_empty() || plan.alone.is_some() || !plan.packed.is_empty());
+                prop_assert!(scheduler.is_empty() || !plan.alone.is_empty() || !plan.packed.is_empty());
                 admitted.extend(plan.admitted.iter().copied());
                 let sampled = plan.packed.iter().map(|c| (c.id, c.tokens, c.complete));
-                let turns = sampled.chain(plan.alone.map(|id| (id, 0, true))).collect::<Vec<_>>();
+                let turns = sampled.chain(plan.alone.first().map(|id| (*id, 0, true))).collect::<Vec<_>>();
                 for (id, tokens, complete) in turns {
                     scheduler.advance(id, tokens, complete && tokens > 0);
                     if !complete {

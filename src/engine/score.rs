@@ -1,10 +1,10 @@
 //! Log-probabilities of candidates after one prompt, the same bits on every repeat.
 //!
-//! On a GPU a product's last bits depend on the number of rows that it is computed with. So nothing here is packed with
-//! other requests: the prompt is computed alone in chunks of a fixed size, and each candidate on a fork of the prompt's
-//! cache, in chunks of a fixed size. On the CPU no row depends on those beside it (`ops::cpu`), so several short
-//! candidates share a pass there. A score depends on prompt, candidate and adapter only.
-//! Does not decide when it runs: one call of [`ScoreTask::advance`] is one slice.
+//! On the CPU no row of a product depends on those beside it (`ops::cpu`), so requests share passes there: prompts of
+//! several, then their candidates on forks of the prompts' caches. On a GPU a product's last bits depend on the number of
+//! rows that it is computed with, so there the prompt is computed alone in chunks of a fixed size, and each candidate on
+//! a fork of the prompt's cache, in chunks of a fixed size. A score depends on prompt, candidate and adapter only.
+//! Does not decide when it runs, or with whom: one call of [`advance`] is one slice.
 //! Units: tokens; natural logarithms in f64.
 
 use std::sync::Arc;
@@ -13,18 +13,15 @@ use rayon::prelude::*;
 use tokio::sync::oneshot;
 use tracing::Span;
 
+use super::alone::Room;
 use super::handle::Ticket;
-use super::pass::{fork, forward, rows};
+use super::pass::{fault, fork, forward, rows};
 use super::sampler::{first_maximum, log_sum_exp};
+use super::scheduler::Id;
 use super::sequence::Times;
 use super::{EngineError, ScoreRequest, Scored};
-use crate::lora::{Adapter, LoraBatch, Run};
+use crate::lora::{LoraBatch, Run};
 use crate::model::{Batch, CausalLm, KvCache, Rows, Segment};
-
-/// Most prompt tokens of a slice.
-const PROMPT_CHUNK: usize = 128;
-/// Most candidate tokens of a slice: each has a row of logits of the size of the vocabulary.
-const CANDIDATE_CHUNK: usize = 64;
 
 /// Where the scores go.
 pub(super) type Answer = oneshot::Sender<Result<Vec<Scored>, EngineError>>;
@@ -59,7 +56,25 @@ pub(super) struct ScoreTask {
     scored: Vec<Scored>,
     /// The candidate that is being computed.
     current: Scored,
-    step_tokens: usize,
+}
+
+/// What a request computes in a slice.
+struct Piece {
+    tokens: Vec<u32>,
+    segments: Vec<Segment>,
+    /// One a segment.
+    caches: Vec<KvCache>,
+    rows: usize,
+    what: What,
+}
+
+enum What {
+    /// The next tokens of the prompt.
+    Prompt,
+    /// This many whole candidates.
+    Candidates(usize),
+    /// The next tokens of one candidate.
+    Chunk,
 }
 
 /// Returns the tokens of cache that a request needs: the prompt's, and a fork with the longest candidate.
@@ -77,9 +92,8 @@ impl ScoreTask {
         reply: Answer,
         ticket: Ticket,
         times: Times,
-        model: (&dyn CausalLm, usize),
+        model: &dyn CausalLm,
     ) -> Self {
-        let (model, step_tokens) = model;
         Self {
             request,
             reply,
@@ -92,29 +106,7 @@ impl ScoreTask {
             fork: None,
             scored: Vec::new(),
             current: Scored { logprobs: Vec::new(), is_greedy: true },
-            step_tokens: step_tokens.max(1),
         }
-    }
-
-    /// Computes one slice.
-    ///
-    /// # Errors
-    /// When the model fails or its logits are no numbers.
-    pub(super) fn advance(&mut self, model: &dyn CausalLm) -> Result<Slice, EngineError> {
-        if self.first_row.is_empty() {
-            return self.advance_prompt(model);
-        }
-        let mut slice = Slice::default();
-        // Candidates of one token need no pass: the row after the prompt has them all.
-        while slice.computed == 0 && !self.is_done() {
-            let together = self.together(model);
-            if together > 1 {
-                self.advance_together(model, together, &mut slice)?;
-            } else {
-                self.advance_candidate(model, &mut slice)?;
-            }
-        }
-        Ok(slice)
     }
 
     /// Returns whether every candidate is scored.
@@ -130,31 +122,32 @@ impl ScoreTask {
         let _ = self.reply.send(Ok(self.scored));
     }
 
-    fn advance_prompt(&mut self, model: &dyn CausalLm) -> Result<Slice, EngineError> {
-        let rest = &self.request.prompt[self.cache.len()..];
-        let chunk = &rest[..rest.len().min(PROMPT_CHUNK).min(self.step_tokens)];
-        let last = chunk.len() == rest.len();
-        let wanted = if last { Rows::Last(1) } else { Rows::None };
-        let lora = lora(&self.request, chunk.len());
-        let segments = [Segment { len: chunk.len(), logits: wanted }];
-        let batch = Batch { tokens: chunk, segments: &segments, lora: &lora };
-        let logits = forward(model, &batch, &mut [&mut self.cache])?;
-        if last {
-            self.first_row = rows(&logits, 1, |row, _| row.to_vec())?;
-            self.first_sum = log_sum_exp(&self.first_row)?;
+    /// Returns what comes next, as much of it as there is room for.
+    fn next(&mut self, room: &Room) -> Result<Piece, EngineError> {
+        if self.first_row.is_empty() {
+            let rest = &self.request.prompt[self.cache.len()..];
+            let chunk = &rest[..rest.len().min(room.tokens)];
+            let rows = usize::from(chunk.len() == rest.len());
+            let logits = if rows == 1 { Rows::Last(1) } else { Rows::None };
+            let segments = vec![Segment { len: chunk.len(), logits }];
+            let (tokens, caches) = (chunk.to_vec(), vec![std::mem::take(&mut self.cache)]);
+            return Ok(Piece { tokens, segments, caches, rows, what: What::Prompt });
         }
-        Ok(Slice { prompt: chunk.len(), computed: chunk.len(), scored: 0 })
+        match self.together(room) {
+            0 => self.chunk(room),
+            count => self.candidates(count),
+        }
     }
 
-    /// Returns how many of the next candidates share a pass: as many as fit into a chunk, and into the memory of one
-    /// fork that shares nothing with the prompt, which is what was reserved.
-    fn together(&self, model: &dyn CausalLm) -> usize {
-        if model.info().device != "cpu" || !self.current.logprobs.is_empty() {
-            return 1;
+    /// Returns how many of the next candidates share a pass: as many as there is room for, and as fit into the memory of
+    /// one fork that shares nothing with the prompt, which is what was reserved.
+    fn together(&self, room: &Room) -> usize {
+        if !room.packs || !self.current.logprobs.is_empty() {
+            return 0;
         }
         let prompt = self.cache.len();
         let longest = self.request.candidates.iter().map(Vec::len).max().unwrap_or(0);
-        let (mut tokens, mut memory) = (CANDIDATE_CHUNK.min(self.step_tokens), KvCache::capacity(prompt + longest));
+        let (mut tokens, mut memory) = (room.rows.min(room.tokens), KvCache::capacity(prompt + longest));
         let mut count = 0;
         for candidate in &self.request.candidates[self.scored.len()..] {
             let more = candidate.len() - 1;
@@ -167,12 +160,9 @@ impl ScoreTask {
         count
     }
 
-    /// Scores whole candidates in one pass.
-    fn advance_together(&mut self, model: &dyn CausalLm, count: usize, slice: &mut Slice) -> Result<(), EngineError> {
-        let first = self.scored.len();
-        let candidates = &self.request.candidates[first..first + count];
+    fn candidates(&self, count: usize) -> Result<Piece, EngineError> {
         let (mut tokens, mut segments, mut caches) = (Vec::new(), Vec::new(), Vec::new());
-        for candidate in candidates {
+        for candidate in &self.request.candidates[self.scored.len()..][..count] {
             let known = &candidate[..candidate.len() - 1];
             if !known.is_empty() {
                 tokens.extend_from_slice(known);
@@ -180,68 +170,151 @@ impl ScoreTask {
                 caches.push(fork(&self.cache)?);
             }
         }
-        let best = first_maximum(&self.first_row)?;
-        let begun = candidates.iter().map(|candidate| {
-            let logprob = f64::from(self.first_row[candidate[0] as usize]) - self.first_sum;
-            Scored { logprobs: vec![logprob], is_greedy: candidate[0] == best }
-        });
-        let mut scored: Vec<Scored> = begun.collect();
-        if !tokens.is_empty() {
-            let lora = lora(&self.request, tokens.len());
-            let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
-            let logits = forward(model, &batch, &mut caches.iter_mut().collect::<Vec<_>>())?;
-            rows(&logits, tokens.len(), |all, vocab| -> Result<(), EngineError> {
-                let targets: Vec<u32> = candidates.iter().flat_map(|candidate| &candidate[1..]).copied().collect();
-                let mut judged = judge(all, vocab, &targets)?.into_iter();
-                for (candidate, scored) in candidates.iter().zip(&mut scored) {
-                    scored.extend(judged.by_ref().take(candidate.len() - 1));
-                }
-                Ok(())
-            })??;
-        }
-        slice.computed += tokens.len();
-        slice.scored += tokens.len() + count;
-        self.scored.append(&mut scored);
-        Ok(())
+        let rows = tokens.len();
+        Ok(Piece { tokens, segments, caches, rows, what: What::Candidates(count) })
     }
 
-    fn advance_candidate(&mut self, model: &dyn CausalLm, slice: &mut Slice) -> Result<(), EngineError> {
+    fn chunk(&mut self, room: &Room) -> Result<Piece, EngineError> {
         let candidate = &self.request.candidates[self.scored.len()];
-        if self.current.logprobs.is_empty() {
-            let first = candidate[0];
-            self.current.logprobs.push(f64::from(self.first_row[first as usize]) - self.first_sum);
-            self.current.is_greedy = first_maximum(&self.first_row)? == first;
+        let rest = &candidate[self.current.logprobs.len().saturating_sub(1)..candidate.len() - 1];
+        let tokens = rest[..rest.len().min(room.rows).min(room.tokens)].to_vec();
+        let cache = match self.fork.take() {
+            Some(cache) => cache,
+            None => fork(&self.cache)?,
+        };
+        let rows = tokens.len();
+        let segments = vec![Segment { len: rows, logits: Rows::Last(rows) }];
+        Ok(Piece { tokens, segments, caches: vec![cache], rows, what: What::Chunk })
+    }
+
+    /// Takes what a slice computed: `all` is `[rows of the piece, vocab]`.
+    fn absorb(&mut self, mut piece: Piece, all: &[f32], vocab: usize) -> Result<Slice, EngineError> {
+        let mut slice = Slice { computed: piece.tokens.len(), ..Slice::default() };
+        match piece.what {
+            What::Prompt => {
+                slice.prompt = piece.tokens.len();
+                self.cache = piece.caches.pop().unwrap_or_default();
+                if piece.rows == 1 {
+                    self.first_row = all.to_vec();
+                    self.first_sum = log_sum_exp(all)?;
+                }
+            }
+            What::Candidates(count) => {
+                let candidates = &self.request.candidates[self.scored.len()..][..count];
+                let targets: Vec<u32> = candidates.iter().flat_map(|candidate| &candidate[1..]).copied().collect();
+                let mut judged = judge(all, vocab, &targets)?.into_iter();
+                let mut scored = Vec::with_capacity(count);
+                for candidate in candidates {
+                    let mut begun = self.begun(candidate[0])?;
+                    begun.extend(judged.by_ref().take(candidate.len() - 1));
+                    slice.scored += candidate.len();
+                    scored.push(begun);
+                }
+                self.scored.append(&mut scored);
+            }
+            What::Chunk => {
+                let candidate = &self.request.candidates[self.scored.len()];
+                if self.current.logprobs.is_empty() {
+                    self.current = self.begun(candidate[0])?;
+                    slice.scored += 1;
+                }
+                let done = self.current.logprobs.len();
+                let judged = judge(all, vocab, &candidate[done..done + piece.rows])?;
+                self.current.extend(judged.into_iter());
+                slice.scored += piece.rows;
+                if self.current.logprobs.len() == candidate.len() {
+                    let next = Scored { logprobs: Vec::new(), is_greedy: true };
+                    self.scored.push(std::mem::replace(&mut self.current, next));
+                } else {
+                    self.fork = piece.caches.pop();
+                }
+            }
+        }
+        // Candidates of one token need no pass: the row after the prompt has them all.
+        while !self.first_row.is_empty()
+            && self.current.logprobs.is_empty()
+            && let Some([only]) = self.request.candidates.get(self.scored.len()).map(Vec::as_slice)
+        {
+            let scored = self.begun(*only)?;
+            self.scored.push(scored);
             slice.scored += 1;
         }
-        let done = self.current.logprobs.len();
-        if done < candidate.len() {
-            let chunk = &candidate[done - 1..candidate.len() - 1];
-            let chunk = &chunk[..chunk.len().min(CANDIDATE_CHUNK).min(self.step_tokens)];
-            let mut cache = match self.fork.take() {
-                Some(cache) => cache,
-                None => fork(&self.cache)?,
-            };
-            let lora = lora(&self.request, chunk.len());
-            let segments = [Segment { len: chunk.len(), logits: Rows::Last(chunk.len()) }];
-            let batch = Batch { tokens: chunk, segments: &segments, lora: &lora };
-            let logits = forward(model, &batch, &mut [&mut cache])?;
-            let targets = &candidate[done..done + chunk.len()];
-            let current = &mut self.current;
-            rows(&logits, chunk.len(), |all, vocab| -> Result<(), EngineError> {
-                current.extend(judge(all, vocab, targets)?.into_iter());
-                Ok(())
-            })??;
-            slice.computed += chunk.len();
-            slice.scored += chunk.len();
-            self.fork = Some(cache);
-        }
-        if self.current.logprobs.len() == candidate.len() {
-            self.fork = None;
-            let next = Scored { logprobs: Vec::new(), is_greedy: true };
-            self.scored.push(std::mem::replace(&mut self.current, next));
-        }
-        Ok(())
+        Ok(slice)
     }
+
+    /// Returns a candidate with its first token scored.
+    fn begun(&self, first: u32) -> Result<Scored, EngineError> {
+        let logprob = f64::from(self.first_row[first as usize]) - self.first_sum;
+        Ok(Scored { logprobs: vec![logprob], is_greedy: first_maximum(&self.first_row)? == first })
+    }
+}
+
+/// Computes one slice: of the first requests, as many as there is room for. Returns what it did for each of these.
+///
+/// An error of the model is that of all whose tokens it was given.
+pub(super) fn advance(
+    tasks: Vec<(Id, &mut ScoreTask)>,
+    model: &dyn CausalLm,
+    mut room: Room,
+) -> Vec<(Id, Result<Slice, EngineError>)> {
+    let (mut done, mut parts) = (Vec::new(), Vec::new());
+    for (id, task) in tasks {
+        match task.next(&room) {
+            Ok(piece) => {
+                let left = room.take(piece.tokens.len(), piece.rows);
+                parts.push((id, task, piece));
+                if !left {
+                    break;
+                }
+            }
+            Err(error) => done.push((id, Err(error))),
+        }
+    }
+    parts.sort_by_key(|(_, task, _)| task.request.adapter.as_ref().map_or(0, |a| Arc::as_ptr(a) as usize));
+    if parts.is_empty() {
+        return done;
+    }
+    let ids: Vec<Id> = parts.iter().map(|(id, ..)| *id).collect();
+    match compute(parts, model) {
+        Ok(computed) => done.extend(computed),
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, requests = ids.len(), "slice failed");
+            done.extend(ids.into_iter().map(|id| (id, Err(fault(&error.to_string())))));
+        }
+    }
+    done
+}
+
+/// Computes pieces in one pass; those of one adapter are neighbours.
+fn compute(
+    mut parts: Vec<(Id, &mut ScoreTask, Piece)>,
+    model: &dyn CausalLm,
+) -> Result<Vec<(Id, Result<Slice, EngineError>)>, EngineError> {
+    let (mut tokens, mut segments, mut lora, mut wanted) = (Vec::new(), Vec::new(), LoraBatch::default(), 0);
+    for (_, task, piece) in &parts {
+        let start = tokens.len();
+        tokens.extend_from_slice(&piece.tokens);
+        segments.extend_from_slice(&piece.segments);
+        wanted += piece.rows;
+        let Some(adapter) = &task.request.adapter else { continue };
+        match lora.runs.last_mut() {
+            Some(run) if Arc::ptr_eq(&run.adapter, adapter) => run.rows.end = tokens.len(),
+            Some(_) | None => {
+                lora.runs.push(Run { adapter: Arc::clone(adapter), rows: start..tokens.len(), scale: 1.0 });
+            }
+        }
+    }
+    let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
+    let mut caches: Vec<&mut KvCache> = parts.iter_mut().flat_map(|(.., piece)| &mut piece.caches).collect();
+    let logits = forward(model, &batch, &mut caches)?;
+    Ok(rows(&logits, wanted, |mut all, vocab| {
+        let absorb = |(id, task, piece): (Id, &mut ScoreTask, Piece)| {
+            let (own, rest) = all.split_at(piece.rows * vocab);
+            all = rest;
+            (id, task.absorb(piece, own, vocab))
+        };
+        parts.into_iter().map(absorb).collect()
+    })?)
 }
 
 impl Scored {
@@ -260,10 +333,4 @@ fn judge(all: &[f32], vocab: usize, targets: &[u32]) -> Result<Vec<(f64, bool)>,
         Ok((f64::from(row[*target as usize]) - log_sum_exp(row)?, first_maximum(row)? == *target))
     };
     all.par_chunks_exact(vocab).zip(targets).map(one).collect()
-}
-
-/// Returns the request's adapter over all rows.
-fn lora(request: &ScoreRequest, rows: usize) -> LoraBatch {
-    let run = |adapter: &Arc<Adapter>| Run { adapter: adapter.clone(), rows: 0..rows, scale: 1.0 };
-    LoraBatch { runs: request.adapter.iter().map(run).collect(), dropout: None }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::alone::Alone;
+use super::alone::{self, Alone, Room};
 use super::classify::ClassifyTask;
 use super::handle::{Command, Shared, Submission};
 use super::pass::{fault, fork, forward, rows};
@@ -109,8 +109,7 @@ impl Core {
                 let Submission { request, answer, demand, ticket, times, span } = *submission;
                 let _entered = span.enter();
                 let id = self.new_id();
-                let model = (self.model.as_ref(), self.settings.max_step_tokens);
-                let task = ScoreTask::new(request, answer, ticket, times, model);
+                let task = ScoreTask::new(request, answer, ticket, times, self.model.as_ref());
                 self.alone.insert(id, Alone::Score(Box::new(task)));
                 self.scheduler.enqueue(id, demand);
             }
@@ -150,7 +149,7 @@ impl Core {
         self.scheduler.enqueue(id, demand);
     }
 
-    /// Computes one step, and one slice of what is computed alone.
+    /// Computes one step, and one slice of what is computed apart from steps.
     pub(super) fn turn(&mut self) {
         self.drop_ended(Instant::now());
         let mut plan = std::mem::take(&mut self.plan);
@@ -159,8 +158,8 @@ impl Core {
         if !plan.packed.is_empty() {
             self.packed_step(&mut plan.packed);
         }
-        if let Some(id) = plan.alone {
-            self.alone_slice(id);
+        if !plan.alone.is_empty() {
+            self.alone_slice(&plan);
         }
         self.plan = plan;
         self.publish();
@@ -377,29 +376,46 @@ impl Core {
         let _ = group.events.try_send(Event::Done);
     }
 
-    fn alone_slice(&mut self, id: Id) {
-        let Some(task) = self.alone.get_mut(&id) else { return };
+    fn alone_slice(&mut self, plan: &Plan) {
         let started = Instant::now();
-        match task.advance(self.model.as_ref()) {
-            Ok(slice) => {
-                self.metrics.prompt_tokens.inc_by(slice.prompt as u64);
-                self.metrics.scored_tokens.inc_by(slice.scored as u64);
-                self.metrics.iteration_tokens.observe(slice.computed as f64);
-                self.shared.measure(slice.computed, started.elapsed());
-                self.scheduler.rotate_alone(id);
-                if task.is_done() {
-                    self.scheduler.remove(id);
-                    let Some(task) = self.alone.remove(&id) else { return };
-                    self.metrics.e2e_request_latency.observe(task.arrival().elapsed().as_secs_f64());
-                    self.metrics.request_success.with_label_values(&["stop"]).inc();
-                    task.finish();
+        let packs = self.model.info().device == "cpu";
+        let room = Room::new(packs, self.settings.max_step_tokens, !plan.packed.is_empty());
+        let turn = |id: &Id| plan.alone.iter().position(|other| other == id);
+        let tasks = self.alone.iter_mut().filter_map(|(id, task)| Some((turn(id)?, (*id, task))));
+        let mut tasks: Vec<_> = tasks.collect();
+        tasks.sort_by_key(|(turn, _)| *turn);
+        let tasks = tasks.into_iter().map(|(_, task)| task).collect();
+        let outcomes = alone::advance(tasks, self.model.as_ref(), room);
+        let computed = outcomes.iter().flat_map(|(_, outcome)| outcome).map(|slice| slice.computed).sum();
+        self.metrics.iteration_tokens.observe(computed as f64);
+        self.shared.measure(computed, started.elapsed());
+        for (id, outcome) in outcomes {
+            match outcome {
+                Ok(slice) => {
+                    self.metrics.prompt_tokens.inc_by(slice.prompt as u64);
+                    self.metrics.scored_tokens.inc_by(slice.scored as u64);
+                    self.scheduler.rotate_alone(id);
+                    if self.alone.get(&id).is_some_and(Alone::is_done) {
+                        self.finish_alone(id);
+                    }
+                }
+                Err(error) => {
+                    if let Some(task) = self.alone.get(&id) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(parent: task.span(), error, "request failed");
+                    }
+                    self.fail(id, Some(error));
                 }
             }
-            Err(error) => {
-                tracing::error!(parent: task.span(), error = &error as &dyn std::error::Error, "request failed");
-                self.fail(id, Some(error));
-            }
         }
+    }
+
+    fn finish_alone(&mut self, id: Id) {
+        self.scheduler.remove(id);
+        let Some(task) = self.alone.remove(&id) else { return };
+        self.metrics.e2e_request_latency.observe(task.arrival().elapsed().as_secs_f64());
+        self.metrics.request_success.with_label_values(&["stop"]).inc();
+        task.finish();
     }
 
     /// Ends a request early; without an error nobody listens.

@@ -15,8 +15,8 @@ fn answer(bench: &mut Bench, request: ClassifyRequest) -> Result<ClassLogits, En
 }
 
 #[test]
-fn each_sequence_gets_its_logits_in_a_pass_of_its_own() {
-    let mut bench = Bench::new(alphabet());
+fn on_a_gpu_each_sequence_gets_its_logits_in_a_pass_of_its_own() {
+    let mut bench = Bench::on("cuda:0", alphabet(), EngineSettings::default());
     let asked: [&[u32]; 3] = [&[0, 1, 1], &[2; 40], &[5]];
     let logits = answer(&mut bench, classes(&asked, None)).unwrap();
     assert_eq!(logits, [[1.0, 2.0, 0.0], [0.0, 0.0, 40.0], [0.0; 3]]);
@@ -28,20 +28,41 @@ fn each_sequence_gets_its_logits_in_a_pass_of_its_own() {
 }
 
 #[test]
+fn on_the_cpu_sequences_for_one_adapter_share_passes() {
+    let mut bench = Bench::new(alphabet());
+    let adapter = Arc::new(LoraAdapter::blank(2));
+    let ask = |bench: &Bench, sequences: &[&[u32]], adapter: Option<&Arc<LoraAdapter>>| {
+        let request = ClassifyRequest { adapter: adapter.cloned(), ..classes(sequences, None) };
+        bench.engine.classify(request).unwrap()
+    };
+    let mut first = ask(&bench, &[&[0, 1, 1], &[2; 40]], None);
+    let mut moved = ask(&bench, &[&[0, 1]], Some(&adapter));
+    let mut second = ask(&bench, &[&[5]], None);
+    let mut third = ask(&bench, &[&[2]], Some(&adapter));
+    bench.run();
+    assert_eq!(first.try_recv().unwrap().unwrap(), [[1.0, 2.0, 0.0], [0.0, 0.0, 40.0]]);
+    assert_eq!(second.try_recv().unwrap().unwrap(), [[0.0; 3]]);
+    assert_eq!(moved.try_recv().unwrap().unwrap(), [[201.0, 201.0, 200.0]]);
+    assert_eq!(third.try_recv().unwrap().unwrap(), [[200.0, 200.0, 201.0]]);
+    assert_eq!(*bench.model.passes.lock().unwrap(), [vec![3, 40, 1], vec![2, 1]]);
+    bench.assert_empty();
+}
+
+#[test]
 fn decoding_goes_on_between_the_sequences() {
     let mut bench = Bench::new(alphabet());
-    let mut many = bench.engine.classify(classes(&[&[1; 30][..]; 20], None)).unwrap();
+    let mut many = bench.engine.classify(classes(&[&[1; 30][..]; 60], None)).unwrap();
     let mut events = bench.engine.generate(request(&[0], 4)).unwrap();
     (0..4).for_each(|_| assert!(bench.turn()));
     assert!(many.try_recv().is_err());
     assert_eq!(completions(&mut events).unwrap()[0].text, "bcde");
-    // Two that are computed alone take turns.
+    // Two that are computed in slices take turns.
     let mut few = bench.engine.classify(classes(&[&[2; 5]], None)).unwrap();
     (0..2).for_each(|_| assert!(bench.turn()));
     assert_eq!(few.try_recv().unwrap().unwrap(), [[0.0, 0.0, 5.0]]);
     assert!(many.try_recv().is_err());
     bench.run();
-    assert_eq!(many.try_recv().unwrap().unwrap().len(), 20);
+    assert_eq!(many.try_recv().unwrap().unwrap().len(), 60);
 }
 
 #[test]

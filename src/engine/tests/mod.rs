@@ -93,7 +93,8 @@ impl CausalLm for Scripted {
 
     /// One label for each of the first three ids: how often it occurs; 100 more for each of the adapter's rank.
     fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError> {
-        assert_eq!(batch.segments.iter().map(|s| s.len).collect::<Vec<_>>(), [batch.tokens.len()]);
+        assert_eq!(batch.segments.iter().map(|s| s.len).sum::<usize>(), batch.tokens.len());
+        self.passes.lock().unwrap().push(batch.segments.iter().map(|s| s.len).collect());
         self.tokens.lock().unwrap().push(batch.tokens.to_vec());
         let poison = *self.poison.lock().unwrap();
         if poison.is_some_and(|p| batch.tokens.contains(&p)) {
@@ -102,11 +103,17 @@ impl CausalLm for Scripted {
         }
         assert!(batch.lora.runs.iter().all(|run| run.rows == (0..batch.tokens.len())));
         let shift: usize = batch.lora.runs.iter().map(|run| 100 * rank_of(&run.adapter)).sum();
-        let logit = |label: u32| match batch.tokens.iter().filter(|id| **id == label).count() {
+        let logit = |tokens: &[u32], label: u32| match tokens.iter().filter(|id| **id == label).count() {
             13 => f32::NAN,
             count => (count + shift) as f32,
         };
-        Ok(Tensor::from_vec((0..3).map(logit).collect(), (1, 3), &Device::Cpu)?)
+        let (mut start, mut logits) = (0, Vec::new());
+        for segment in batch.segments {
+            let tokens = &batch.tokens[start..start + segment.len];
+            logits.extend((0..3).map(|label| logit(tokens, label)));
+            start += segment.len;
+        }
+        Ok(Tensor::from_vec(logits, (batch.segments.len(), 3), &Device::Cpu)?)
     }
 
     fn load_adapter(&self, _: &[u8], _: &[u8]) -> Result<LoraAdapter, LoraError> {
@@ -172,6 +179,10 @@ impl Bench {
     }
 
     fn with(rule: Rule, settings: EngineSettings) -> Self {
+        Self::on("cpu", rule, settings)
+    }
+
+    fn on(device: &str, rule: Rule, settings: EngineSettings) -> Self {
         let info = ModelInfo {
             architecture: "Scripted".into(),
             fingerprint: String::new(),
@@ -182,7 +193,7 @@ impl Bench {
             eos_token_ids: vec![EOS],
             labels: None,
             classes: None,
-            device: "cpu".into(),
+            device: device.into(),
             kv_bytes_per_token: 10,
         };
         let (poison, panics) = (Mutex::default(), AtomicBool::new(false));

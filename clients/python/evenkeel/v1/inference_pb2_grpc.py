@@ -111,8 +111,8 @@ class InferenceServiceServicer(object):
         and the prompt's tokens taken off the front. Where the prompt's own encoding is not the beginning of that, and after
         `messages` or `prompt_token_ids`, the candidate is encoded alone, without special tokens.
 
-        Each candidate is computed in a shape of its own, so that the same request gives the same bits whatever else
-        the server does.
+        The same request gives the same bits whatever else the server does: on the CPU nothing depends on what shares its
+        pass, on a GPU each candidate is computed in a shape of its own.
 
         Errors: as Generate.
         """
@@ -123,8 +123,8 @@ class InferenceServiceServicer(object):
     def Classify(self, request, context):
         """Returns the label of each text, by the classification head of the base model or of the adapter.
 
-        Each text is computed alone, so that the same text gives the same bits whatever else the server does. All inputs are
-        checked before the first one is computed.
+        The same text gives the same bits whatever else the server does: on the CPU nothing depends on what shares its pass,
+        on a GPU each text is computed alone. All inputs are checked before the first one is computed.
 
         Errors: INVALID_FIELD also for an input longer than the context; CHAT_TEMPLATE (INVALID_ARGUMENT) when the template
         refuses the messages; NO_CLASSIFIER (FAILED_PRECONDITION) when neither base model nor adapter has a classification
