@@ -19,6 +19,9 @@ const FREE: (usize, usize) = (512, 256);
 /// The same beside steps, which wait for it, and wherever a request is computed alone.
 const BESIDE: (usize, usize) = (128, 64);
 
+/// What a slice did for each request that had a part in it.
+pub(super) type Outcomes = Vec<(Id, Result<Slice, EngineError>)>;
+
 /// How much a slice may still take.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -39,9 +42,9 @@ impl Room {
 
     /// Takes some of it, and returns whether there is room for more.
     pub(super) fn take(&mut self, tokens: usize, rows: usize) -> bool {
-        self.tokens = self.tokens.saturating_sub(tokens);
-        self.rows = self.rows.saturating_sub(rows);
-        self.packs && self.is_open()
+        let left = |of: usize, taken: usize| if self.packs { of.saturating_sub(taken) } else { 0 };
+        (self.tokens, self.rows) = (left(self.tokens, tokens), left(self.rows, rows));
+        self.is_open()
     }
 
     /// Returns whether anything has room.
@@ -59,12 +62,8 @@ pub(super) enum Alone {
     Classify(Box<ClassifyTask>),
 }
 
-/// Computes one slice: of the first request, and of as many others of its kind as share it. Returns what it did for each.
-pub(super) fn advance(
-    tasks: Vec<(Id, &mut Alone)>,
-    model: &dyn CausalLm,
-    room: Room,
-) -> Vec<(Id, Result<Slice, EngineError>)> {
+/// Computes one slice: of the first request, and of as many others of its kind as share it.
+pub(super) fn advance(tasks: Vec<(Id, &mut Alone)>, model: &dyn CausalLm, room: Room) -> Outcomes {
     let (mut scores, mut classes) = (Vec::new(), Vec::new());
     let scores_first = matches!(tasks.first(), Some((_, Alone::Score(_))));
     for (id, task) in tasks {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::alone::Room;
+use super::alone::{Outcomes, Room};
 use super::handle::Ticket;
 use super::pass::{classify, fault, rows};
 use super::scheduler::Id;
@@ -89,14 +89,9 @@ impl ClassifyTask {
 }
 
 /// Computes one slice: sequences of the first request, and of others for the same adapter, as many as there is room for.
-/// Returns what it did for each of these requests.
 ///
 /// An error of the model is that of all whose sequences it was given.
-pub(super) fn advance(
-    tasks: Vec<(Id, &mut ClassifyTask)>,
-    model: &dyn CausalLm,
-    mut room: Room,
-) -> Vec<(Id, Result<Slice, EngineError>)> {
+pub(super) fn advance(tasks: Vec<(Id, &mut ClassifyTask)>, model: &dyn CausalLm, mut room: Room) -> Outcomes {
     let mut parts: Vec<(Id, &mut ClassifyTask, usize)> = Vec::new();
     // A head that an adapter brings is the head of a whole pass.
     let adapter = |task: &ClassifyTask| task.request.adapter.as_ref().map(Arc::as_ptr);
@@ -118,10 +113,7 @@ pub(super) fn advance(
 }
 
 /// Computes the next sequences of each request in one pass.
-fn compute(
-    parts: Vec<(Id, &mut ClassifyTask, usize)>,
-    model: &dyn CausalLm,
-) -> Result<Vec<(Id, Result<Slice, EngineError>)>, EngineError> {
+fn compute(parts: Vec<(Id, &mut ClassifyTask, usize)>, model: &dyn CausalLm) -> Result<Outcomes, EngineError> {
     let mut sequences: Vec<&[u32]> = Vec::new();
     for (_, task, count) in &parts {
         sequences.extend(task.request.sequences[task.done.len()..][..*count].iter().map(Vec::as_slice));

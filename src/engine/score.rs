@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::alone::Room;
+use super::alone::{Outcomes, Room};
 use super::handle::Ticket;
 use super::pass::{fault, fork, forward, rows};
 use super::sampler::{first_maximum, log_sum_exp};
@@ -249,14 +249,10 @@ impl ScoreTask {
     }
 }
 
-/// Computes one slice: of the first requests, as many as there is room for. Returns what it did for each of these.
+/// Computes one slice: of the first requests, as many as there is room for.
 ///
 /// An error of the model is that of all whose tokens it was given.
-pub(super) fn advance(
-    tasks: Vec<(Id, &mut ScoreTask)>,
-    model: &dyn CausalLm,
-    mut room: Room,
-) -> Vec<(Id, Result<Slice, EngineError>)> {
+pub(super) fn advance(tasks: Vec<(Id, &mut ScoreTask)>, model: &dyn CausalLm, mut room: Room) -> Outcomes {
     let (mut done, mut parts) = (Vec::new(), Vec::new());
     for (id, task) in tasks {
         match task.next(&room) {
@@ -286,10 +282,7 @@ pub(super) fn advance(
 }
 
 /// Computes pieces in one pass; those of one adapter are neighbours.
-fn compute(
-    mut parts: Vec<(Id, &mut ScoreTask, Piece)>,
-    model: &dyn CausalLm,
-) -> Result<Vec<(Id, Result<Slice, EngineError>)>, EngineError> {
+fn compute(mut parts: Vec<(Id, &mut ScoreTask, Piece)>, model: &dyn CausalLm) -> Result<Outcomes, EngineError> {
     let (mut tokens, mut segments, mut lora, mut wanted) = (Vec::new(), Vec::new(), LoraBatch::default(), 0);
     for (_, task, piece) in &parts {
         let start = tokens.len();

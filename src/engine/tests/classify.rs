@@ -21,9 +21,13 @@ fn on_a_gpu_each_sequence_gets_its_logits_in_a_pass_of_its_own() {
     let logits = answer(&mut bench, classes(&asked, None)).unwrap();
     assert_eq!(logits, [[1.0, 2.0, 0.0], [0.0, 0.0, 40.0], [0.0; 3]]);
     assert_eq!(*bench.model.tokens.lock().unwrap(), asked);
+    let both = [&[1][..], &[1, 2]].map(|sequence| bench.engine.classify(classes(&[sequence], None)).unwrap());
+    bench.run();
+    assert_eq!(both.map(|mut answer| answer.try_recv().unwrap().unwrap().len()), [1, 1]);
+    assert_eq!(bench.model.tokens.lock().unwrap()[3..], [vec![1], vec![1, 2]]);
     let moved = answer(&mut bench, classes(&asked[..1], Some(3))).unwrap();
     assert_eq!(moved, [[301.0, 302.0, 300.0]]);
-    assert_eq!((bench.metrics.prompt_tokens.get(), bench.ended("stop")), (47, 2));
+    assert_eq!((bench.metrics.prompt_tokens.get(), bench.ended("stop")), (50, 4));
     bench.assert_empty();
 }
 
