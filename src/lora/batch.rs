@@ -131,7 +131,7 @@ impl LoraBatch {
     }
 
     /// Returns the runs that change a site, after checking all of them.
-    pub(super) fn touching(&self, site: SiteId, rows: usize) -> Result<Vec<(&Run, &Change)>> {
+    pub(crate) fn touching(&self, site: SiteId, rows: usize) -> Result<Vec<(&Run, &Change)>> {
         let mut next = 0;
         let mut touching = Vec::new();
         for run in &self.runs {

@@ -14,10 +14,11 @@ use super::cache::KvCache;
 use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
-use super::{Batch, CausalLm, Differentiable, Layout, ModelError, ModelInfo, Rows, Segment};
+use super::{Batch, CausalLm, Computed, Differentiable, Layout, ModelError, ModelInfo, Rows, Segment};
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::{Linear, rope, silu_mul};
 
+mod learning;
 mod serving;
 mod sites;
 #[cfg(test)]
@@ -440,6 +441,16 @@ impl Differentiable for Llama {
 
     fn block(&self, layer: usize, x: &Tensor, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError> {
         Ok(self.pass_block(layer, x, &Pass { lora, layout }, None)?)
+    }
+
+    fn learn<'a>(
+        &'a self,
+        layer: usize,
+        x: &Tensor,
+        layout: &'a Layout,
+        lora: &'a LoraBatch,
+    ) -> Result<Option<Computed<'a>>, ModelError> {
+        self.learn_block(layer, x, layout, lora)
     }
 
     fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError> {

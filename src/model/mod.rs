@@ -28,6 +28,7 @@ use candle_core::{Device, Tensor};
 pub use self::cache::KvCache;
 pub use self::llama::Llama;
 use crate::lora::{self, Adapter, LoraBatch, LoraError, Run};
+use crate::ops::learning::Learnt;
 
 /// What the rest of the house needs to know of a base model.
 #[derive(Debug, Clone)]
@@ -156,6 +157,18 @@ pub trait Differentiable: Send + Sync {
     /// When the device fails.
     fn block(&self, layer: usize, x: &Tensor, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError>;
 
+    /// Returns the output of a block and its own backward, where it has one; elsewhere the graph of [`Self::block`] does it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn learn<'a>(
+        &'a self,
+        layer: usize,
+        x: &Tensor,
+        layout: &'a Layout,
+        lora: &'a LoraBatch,
+    ) -> Result<Option<Computed<'a>>, ModelError>;
+
     /// Returns logits of rows of the last block's output, `[rows, vocab]`, or `[rows, labels]` with `classify`; the
     /// adapters of `lora` are those of these rows.
     ///
@@ -175,6 +188,18 @@ pub trait Differentiable: Send + Sync {
 
     /// Returns what adapters are bound to.
     fn base(&self) -> &dyn lora::Base;
+}
+
+/// The output of a block, and its backward.
+pub type Computed<'a> = (Tensor, Box<dyn Backward + 'a>);
+
+/// The backward of a block that was computed.
+pub trait Backward {
+    /// Returns the gradient of the block's input, and the tensors of the adapters with theirs.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn run(&self, gradient: &Tensor) -> Result<(Tensor, Vec<Learnt>), ModelError>;
 }
 
 /// Reads a base model: a transformers folder or a GGUF file.

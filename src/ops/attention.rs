@@ -35,35 +35,48 @@ pub fn attend_all(
         candle_core::bail!("queries {:?} do not fit keys {:?} and values {:?}", q.shape(), k.shape(), v.shape());
     }
     let heads = Heads { heads: query_heads, kv_heads, head_dim, window };
-    let mut out = vec![0.0; tokens * query_heads * head_dim];
-    with_slices(inputs.each_ref(), |[q, k, v]| {
-        let mut first = 0;
-        let own = |len: &usize| {
-            let rows = first..first + len;
-            first += len;
-            let mut own = KeysValues::new(heads);
-            let part = |x: &'_ [f32]| x[rows.start * kv_heads * head_dim..rows.end * kv_heads * head_dim].to_vec();
-            own.write(0, &part(k), &part(v));
-            (rows, own)
-        };
-        let seen: Vec<_> = lengths.iter().map(own).collect();
-        let sequences: Vec<_> =
-            seen.iter().map(|(rows, own)| Sequence { rows: rows.clone(), past: 0, seen: own }).collect();
-        attend(heads, q, &sequences, &mut out);
-        Ok(())
-    })?;
+    let out = with_slices(inputs.each_ref(), |[q, k, v]| Ok(attend_whole(heads, lengths, [q, k, v])))?;
     let lengths = lengths.to_vec();
     let value = Value::Owned(out, (tokens, query_heads * head_dim).into());
     let mixed = explicit(&[q, k, v], value, move |gradient| {
-        let mut outs = inputs.each_ref().map(|x| vec![0.0; x.elem_count()]);
         let [q, k, v] = &inputs;
-        with_slices([q, k, v, gradient], |[q, k, v, gradient]| {
-            let [for_q, for_k, for_v] = &mut outs;
-            attend_backward(heads, [q, k, v], gradient, &lengths, [for_q, for_k, for_v]);
-            Ok(())
+        let outs = with_slices([q, k, v, gradient], |[q, k, v, gradient]| {
+            Ok(attend_whole_backward(heads, &lengths, [q, k, v], gradient))
         })?;
         let tensors = outs.into_iter().zip(&inputs);
         tensors.map(|(data, like)| Tensor::from_vec(data, like.shape(), &Device::Cpu).map(Some)).collect()
     })?;
     Ok(Some(mixed))
+}
+
+/// Returns what the sequences of `lengths` mix, `[tokens, heads·head_dim]`; slices are shaped as in [`attend_all`].
+pub fn attend_whole(heads: Heads, lengths: &[usize], [q, k, v]: [&[f32]; 3]) -> Vec<f32> {
+    let width = heads.kv_heads * heads.head_dim;
+    let mut first = 0;
+    let own = |len: &usize| {
+        let rows = first..first + len;
+        first += len;
+        let mut own = KeysValues::new(heads);
+        own.write(0, &k[rows.start * width..rows.end * width], &v[rows.start * width..rows.end * width]);
+        (rows, own)
+    };
+    let seen: Vec<_> = lengths.iter().map(own).collect();
+    let sequences: Vec<_> =
+        seen.iter().map(|(rows, own)| Sequence { rows: rows.clone(), past: 0, seen: own }).collect();
+    let mut out = vec![0.0; q.len()];
+    attend(heads, q, &sequences, &mut out);
+    out
+}
+
+/// Returns the gradients of queries, keys and values.
+pub fn attend_whole_backward(
+    heads: Heads,
+    lengths: &[usize],
+    [q, k, v]: [&[f32]; 3],
+    gradient: &[f32],
+) -> [Vec<f32>; 3] {
+    let mut outs = [q, k, v].map(|x| vec![0.0; x.len()]);
+    let [for_q, for_k, for_v] = &mut outs;
+    attend_backward(heads, [q, k, v], gradient, lengths, [for_q, for_k, for_v]);
+    outs
 }

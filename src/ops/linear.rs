@@ -10,8 +10,9 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{CpuStorage, DType, Device, Module, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::cpu::{Format, Packed, Prepared, multiply_rows, product, product_exact, product_transposed, products};
+use super::cpu::{Format, Packed, Prepared, product, product_exact, product_transposed, products};
 use super::explicit::{Value, explicit};
+use super::learning::add_low_rank;
 use super::slices::{is_plain, product_of, with_slices};
 
 /// A frozen weight matrix `[output, input]`.
@@ -44,6 +45,14 @@ impl Linear {
     pub fn stored(format: GgmlDType, (outputs, inputs): (usize, usize), bytes: &[u8]) -> Option<Self> {
         let packed = Packed::new(packed_format(format)?, outputs, inputs, bytes)?;
         Some(Self { weight: Weight::Packed(packed.into()) })
+    }
+
+    /// Returns the weight as the kernels have it.
+    pub(super) fn packed(&self) -> Option<&Packed> {
+        match &self.weight {
+            Weight::Packed(packed) => Some(packed),
+            Weight::Dense(_) | Weight::Quantized(_) => None,
+        }
     }
 
     /// Returns the number of output rows.
@@ -258,7 +267,7 @@ fn packed_format(format: GgmlDType) -> Option<Format> {
 }
 
 /// Writes x·Wᵀ as training computes it: rows are rounded to bf16 where the weights are, and never to 8 bits.
-fn trained_product(weight: &Packed, x: &[f32], rows: usize, out: &mut [f32]) -> Result<()> {
+pub(super) fn trained_product(weight: &Packed, x: &[f32], rows: usize, out: &mut [f32]) -> Result<()> {
     if weight.is_quantised() {
         product_exact(weight, x, rows, out)?;
     } else {
@@ -299,18 +308,6 @@ fn adapted_packed(weight: &Arc<Packed>, x: &Tensor, a: &Tensor, b: &Tensor) -> R
         let for_a = Tensor::from_vec(product_of(&x_.t()?, &for_inner)?, a_.shape(), &Device::Cpu)?;
         let for_b = Tensor::from_vec(product_of(&inner.t()?, gradient)?, b_.shape(), &Device::Cpu)?;
         Ok(vec![Some(for_x), Some(for_a), Some(for_b)])
-    })
-}
-
-/// Adds inner·b to `out`, rows of it on each thread; `inner` is `[rows, rank]`, `b` `[rank, width]`.
-fn add_low_rank(inner: &[f32], rank: usize, b: &[f32], out: &mut [f32]) -> Result<()> {
-    let width = b.len() / rank.max(1);
-    if width == 0 {
-        return Ok(());
-    }
-    let rows = 64;
-    out.par_chunks_mut(rows * width).zip(inner.par_chunks(rows * rank)).try_for_each(|(out, inner)| {
-        Ok(multiply_rows((inner, inner.len() / rank, rank), (b, width), (out, width), true)?)
     })
 }
 

@@ -9,12 +9,13 @@ mod attention;
 pub mod cpu;
 mod explicit;
 mod fused;
+pub mod learning;
 mod linear;
 mod loss;
 mod rows;
 mod slices;
 
-pub use attention::attend_all;
+pub use attention::{attend_all, attend_whole, attend_whole_backward};
 pub use explicit::{Value, explicit, seed};
 pub use fused::{rms_norm, rope, silu_mul, softmax, softmax_backward};
 pub use linear::{Linear, dense_product, matmul};

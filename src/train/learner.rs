@@ -15,7 +15,8 @@ use super::parameters::Parameters;
 use super::{Average, MicroBatch, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
-use crate::model::{CausalLm, Differentiable, Layout, ModelError};
+use crate::model::{Backward, CausalLm, Differentiable, Layout, ModelError};
+use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, cross_entropy, seed};
 use crate::turns::Slices;
 
@@ -76,10 +77,18 @@ impl std::fmt::Debug for Learner {
     }
 }
 
-/// A block's input, and its output unless it is computed again.
-struct Kept {
+/// A block's input, and the way of its backward unless the block is computed again.
+struct Kept<'a> {
     input: Var,
-    output: Option<Tensor>,
+    way: Option<Way<'a>>,
+}
+
+/// How the backward of a block is computed.
+enum Way<'a> {
+    /// By the graph of this output.
+    Graph(Tensor),
+    /// By the block itself.
+    Own(Box<dyn Backward + 'a>),
 }
 
 /// Sums of gradients.
@@ -99,6 +108,30 @@ impl Sums<'_> {
             });
         }
         Ok(found)
+    }
+
+    /// Adds gradients of tensors that are parameters, or were made of some.
+    fn add(&mut self, learnt: Vec<Learnt>) -> Result<(), TrainError> {
+        let mut start: Option<Tensor> = None;
+        for (tensor, gradient) in learnt {
+            let place = self.parameters.list().iter().position(|own| own.var.as_tensor().id() == tensor.id());
+            if let Some(sum) = place.and_then(|place| self.sums.get_mut(place)) {
+                *sum = Some(match sum.take() {
+                    None => gradient,
+                    Some(sum) => (sum + gradient)?,
+                });
+                continue;
+            }
+            let seeded = seed(&tensor, gradient)?;
+            start = Some(match start {
+                None => seeded,
+                Some(sum) => (sum + seeded)?,
+            });
+        }
+        match start {
+            None => Ok(()),
+            Some(start) => self.take(start.backward()?).map(drop),
+        }
     }
 }
 
@@ -121,24 +154,41 @@ impl Pass<'_> {
         self.slices.run(work)
     }
 
-    /// Runs all blocks; `keep` says whether inputs and outputs are kept for a backward.
-    fn forward(
-        &self,
-        layout: &Layout,
-        lora: &LoraBatch,
+    /// Runs a block; with gradients unless `keep` wants nothing.
+    fn block<'b>(
+        &'b self,
+        layer: usize,
+        input: &Var,
+        (layout, lora): (&'b Layout, &'b LoraBatch),
+        keep: Keep,
+    ) -> Result<(Tensor, Way<'b>), TrainError> {
+        if !matches!(keep, Keep::Nothing)
+            && let Some((output, own)) = self.model.learn(layer, input.as_tensor(), layout, lora)?
+        {
+            return Ok((output, Way::Own(own)));
+        }
+        let output = self.model.block(layer, input.as_tensor(), layout, lora)?;
+        Ok((output.detach(), Way::Graph(output)))
+    }
+
+    /// Runs all blocks; `keep` says whether inputs and what is behind outputs are kept for a backward.
+    fn forward<'b>(
+        &'b self,
+        layout: &'b Layout,
+        lora: &'b LoraBatch,
         embedded: &Tensor,
         keep: Keep,
-    ) -> Result<(Tensor, Vec<Kept>), TrainError> {
+    ) -> Result<(Tensor, Vec<Kept<'b>>), TrainError> {
         let mut x = embedded.detach();
         let mut kept = Vec::new();
         for layer in 0..self.model.depth() {
             let input = Var::from_tensor(&x)?;
-            let output = self.slice(|| Ok(self.model.block(layer, input.as_tensor(), layout, lora)?))?;
-            x = output.detach();
+            let (output, way) = self.slice(|| self.block(layer, &input, (layout, lora), keep))?;
+            x = output;
             match keep {
                 Keep::Nothing => {}
-                Keep::Inputs => kept.push(Kept { input, output: None }),
-                Keep::All => kept.push(Kept { input, output: Some(output) }),
+                Keep::Inputs => kept.push(Kept { input, way: None }),
+                Keep::All => kept.push(Kept { input, way: Some(way) }),
             }
         }
         Ok((x, kept))
@@ -307,17 +357,25 @@ impl Learner {
             return Ok(losses);
         }
         let mut gradient = gradient;
-        for (layer, Kept { input, output }) in kept.into_iter().enumerate().rev() {
+        for (layer, Kept { input, way }) in kept.into_iter().enumerate().rev() {
             gradient = pass.slice(|| {
-                let output = match &output {
-                    Some(output) => output.clone(),
-                    None => pass.model.block(layer, input.as_tensor(), &layout, &lora)?,
+                let way = match way {
+                    Some(way) => way,
+                    None => pass.block(layer, &input, (&layout, &lora), Keep::All)?.1,
                 };
-                let mut found = sums.take(seed(&output, gradient.clone())?.backward()?)?;
-                let gradient = found.remove(input.as_tensor());
-                gradient
-                    .map(|g| g.detach())
-                    .ok_or(TrainError::Gradient { tensor: format!("the input of block {layer}"), fault: "missing" })
+                match way {
+                    Way::Own(own) => {
+                        let (gradient, learnt) = own.run(&gradient)?;
+                        sums.add(learnt)?;
+                        Ok(gradient)
+                    }
+                    Way::Graph(output) => {
+                        let mut found = sums.take(seed(&output, gradient.clone())?.backward()?)?;
+                        let fault = || format!("the input of block {layer}");
+                        let gradient = found.remove(input.as_tensor()).map(|gradient| gradient.detach());
+                        gradient.ok_or_else(|| TrainError::Gradient { tensor: fault(), fault: "missing" })
+                    }
+                }
             })?;
         }
         if embedded.track_op() {

@@ -8,6 +8,7 @@ use crate::model::open;
 use crate::model::testing::{forward, ids, largest_difference, llama, mistral, tensors, write};
 
 mod full;
+mod learning;
 
 fn model(config: &serde_json::Value) -> Llama {
     let folder = tempfile::tempdir().unwrap();

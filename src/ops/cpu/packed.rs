@@ -130,15 +130,18 @@ impl Packed {
         }
     }
 
-    /// Writes inputs `columns`, up to 16, of all outputs of a bf16 matrix as tiles of its transpose, `[outputs/2, 16, 2]`.
+    /// Writes inputs `columns`, up to 16 from an even one on, of all outputs of a bf16 matrix as a tile of its transpose,
+    /// `[outputs/2, 16, 2]`.
     pub(super) fn transpose_brains(&self, columns: Range<usize>, out: &mut [u16]) {
+        let pairs = columns.start / 2..columns.end.div_ceil(2);
         for (tile, out) in out.chunks_mut(LANES * LANES).enumerate() {
             let tile = self.tile(tile);
-            for (column, input) in columns.clone().enumerate() {
-                let from = &tile[input / 2 * 64 + input % 2 * 2..];
-                for (row, out) in out[2 * column..].chunks_mut(2 * LANES).enumerate() {
-                    let pair = &from[8 * row..];
-                    (out[0], out[1]) = (u16::from_le_bytes([pair[0], pair[1]]), u16::from_le_bytes([pair[4], pair[5]]));
+            for (to, from) in pairs.clone().enumerate() {
+                let line = &tile[from * 64..][..64];
+                // Two inputs of two outputs change places: a0 a1 b0 b1 becomes a0 b0 a1 b1.
+                for (four, out) in line.chunks_exact(8).zip(out.chunks_mut(2 * LANES)) {
+                    let at = |i: usize| u16::from_le_bytes([four[2 * i], four[2 * i + 1]]);
+                    out[4 * to..4 * to + 4].copy_from_slice(&[at(0), at(2), at(1), at(3)]);
                 }
             }
         }

@@ -1,0 +1,193 @@
+//! A block with a backward of its own, on the CPU: the same block as `pass_block`, on slices, without candle's graph.
+//!
+//! The graph makes a tensor of zeros and a sum of every gradient; here each is written once. For what fine-tuning is
+//! mostly made of: layers that an adapter changes by a low rank, or that learn whole. What is not known here (dropout,
+//! DoRA, biases, other devices) goes through the graph, whose tests hold both to the same numbers.
+//! Shapes: `[tokens, …]`, packed; every segment is a whole sequence.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::Llama;
+use crate::lora::{Change, LoraBatch, SiteId};
+use crate::model::layers::Projection;
+use crate::model::{Backward, Computed, Layout, ModelError};
+use crate::ops::cpu::Heads;
+use crate::ops::learning::{Layer, Learnt, Norm, add, gated, gated_backward, turn};
+use crate::ops::{attend_whole, attend_whole_backward, with_slices};
+
+/// A block, and what its backward needs of its forward.
+struct Learning<'a> {
+    heads: Heads,
+    lengths: Vec<usize>,
+    layout: &'a Layout,
+    norms: [Norm<'a>; 2],
+    /// Query, key, value, output, gate, up, down.
+    layers: [Layer<'a>; 7],
+    rows: usize,
+    input: Tensor,
+    /// After rotation.
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    mixed: Vec<f32>,
+    /// Between attention and MLP.
+    middle: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// x·Aᵀ of each layer.
+    inner: [Vec<f32>; 7],
+}
+
+impl Llama {
+    /// Returns the output of a block and its backward, or `None` where only the graph knows how.
+    pub(super) fn learn_block<'a>(
+        &'a self,
+        layer: usize,
+        x: &Tensor,
+        layout: &'a Layout,
+        lora: &'a LoraBatch,
+    ) -> Result<Option<Computed<'a>>, ModelError> {
+        let (block, rows) = (&self.blocks[layer], x.dim(0)?);
+        if !self.device.is_cpu() || x.dtype() != DType::F32 {
+            return Ok(None);
+        }
+        let [attention_site, mlp_site] = self.norms_of(layer);
+        let norms = [(attention_site, &block.attention_norm), (mlp_site, &block.mlp_norm)];
+        let [first, second] = norms.map(|(site, weight)| self.norm_at(lora, site, weight, rows));
+        let (Some(first), Some(second)) = (first?, second?) else { return Ok(None) };
+        let projections = [&block.query, &block.key, &block.value, &block.output, &block.gate, &block.up, &block.down];
+        let mut layers = Vec::with_capacity(projections.len());
+        for projection in projections {
+            let Some(layer) = layer_at(lora, projection, rows)? else { return Ok(None) };
+            layers.push(layer);
+        }
+        let Ok(layers) = <[Layer<'a>; 7]>::try_from(layers) else { return Ok(None) };
+        let mut learning = Learning {
+            heads: Heads {
+                heads: self.config.heads,
+                kv_heads: self.config.kv_heads,
+                head_dim: self.config.head_dim,
+                window: self.config.sliding_window,
+            },
+            lengths: layout.spans.iter().map(|span| span.rows.len()).collect(),
+            layout,
+            norms: [first, second],
+            layers,
+            rows,
+            input: x.detach(),
+            query: Vec::new(),
+            key: Vec::new(),
+            value: Vec::new(),
+            mixed: Vec::new(),
+            middle: Vec::new(),
+            gate: Vec::new(),
+            up: Vec::new(),
+            inner: Default::default(),
+        };
+        let output = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
+        let output = Tensor::from_vec(output, x.shape(), &Device::Cpu)?;
+        Ok(Some((output, Box::new(learning))))
+    }
+
+    fn norm_at<'a>(
+        &self,
+        lora: &'a LoraBatch,
+        site: SiteId,
+        weight: &'a Tensor,
+        rows: usize,
+    ) -> candle_core::Result<Option<Norm<'a>>> {
+        let eps = self.config.rms_norm_eps as f32;
+        let norm = match lora.touching(site, rows)?.as_slice() {
+            [] => Norm { weight, learns: false, eps },
+            [(run, Change::Replaced { weight, .. })] if run.rows.len() == rows => Norm { weight, learns: true, eps },
+            _ => return Ok(None),
+        };
+        Ok((norm.weight.dtype() == DType::F32).then_some(norm))
+    }
+}
+
+/// Returns a projection as training sees it, where it is one of those known.
+fn layer_at<'a>(
+    lora: &'a LoraBatch,
+    projection: &'a Projection,
+    rows: usize,
+) -> candle_core::Result<Option<Layer<'a>>> {
+    if projection.bias.is_some() {
+        return Ok(None);
+    }
+    let layer = match lora.touching(projection.site, rows)?.as_slice() {
+        [] => Layer::Frozen(&projection.weight, None),
+        [(run, Change::Replaced { weight, bias: None })] if run.rows.len() == rows => Layer::Whole(weight),
+        _ => match lora.low_rank(projection.site, rows)? {
+            Some(change) => Layer::Frozen(&projection.weight, Some(change)),
+            None => return Ok(None),
+        },
+    };
+    Ok(layer.is_known().then_some(layer))
+}
+
+impl Learning<'_> {
+    fn angles(&self) -> (&Tensor, &Tensor) {
+        (&self.layout.angles.cos, &self.layout.angles.sin)
+    }
+
+    fn forward(&mut self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
+        let (layers, rows) = (self.layers, self.rows);
+        let forward = |layer: usize, x: &[f32]| layers[layer].forward(x, rows);
+        let normed = self.norms[0].forward(x)?;
+        let [mut query, mut key, value] = [forward(0, &normed)?, forward(1, &normed)?, forward(2, &normed)?];
+        turn(&mut query.0, self.angles(), 1.0)?;
+        turn(&mut key.0, self.angles(), 1.0)?;
+        let mixed = attend_whole(self.heads, &self.lengths, [&query.0, &key.0, &value.0]);
+        let mut middle = forward(3, &mixed)?;
+        add(&mut middle.0, x);
+        let normed = self.norms[1].forward(&middle.0)?;
+        let [gate, up] = [forward(4, &normed)?, forward(5, &normed)?];
+        let (mut output, inner) = forward(6, &gated(&gate.0, &up.0))?;
+        add(&mut output, &middle.0);
+        self.inner = [query.1, key.1, value.1, middle.1, gate.1, up.1, inner];
+        (self.query, self.key, self.value, self.mixed) = (query.0, key.0, value.0, mixed);
+        (self.middle, self.gate, self.up) = (middle.0, gate.0, up.0);
+        Ok(output)
+    }
+
+    fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> candle_core::Result<Vec<f32>> {
+        let mut backward = |layer: usize, x: &[f32], gradient: &[f32]| {
+            self.layers[layer].backward((x, &self.inner[layer]), gradient, self.rows, learnt)
+        };
+        let for_gated = backward(6, &gated(&self.gate, &self.up), gradient)?;
+        let [for_gate, for_up] = gated_backward(&self.gate, &self.up, &for_gated);
+        let normed = self.norms[1].forward(&self.middle)?;
+        let mut for_normed = backward(4, &normed, &for_gate)?;
+        add(&mut for_normed, &backward(5, &normed, &for_up)?);
+        let mut for_middle = self.norms[1].backward(&self.middle, &for_normed, learnt)?;
+        add(&mut for_middle, gradient);
+
+        let mut backward = |layer: usize, x: &[f32], gradient: &[f32]| {
+            self.layers[layer].backward((x, &self.inner[layer]), gradient, self.rows, learnt)
+        };
+        let for_mixed = backward(3, &self.mixed, &for_middle)?;
+        let seen = [&self.query[..], &self.key, &self.value];
+        let [mut for_query, mut for_key, for_value] =
+            attend_whole_backward(self.heads, &self.lengths, seen, &for_mixed);
+        turn(&mut for_query, self.angles(), -1.0)?;
+        turn(&mut for_key, self.angles(), -1.0)?;
+        let normed = self.norms[0].forward(x)?;
+        let mut for_normed = backward(0, &normed, &for_query)?;
+        add(&mut for_normed, &backward(1, &normed, &for_key)?);
+        add(&mut for_normed, &backward(2, &normed, &for_value)?);
+        let mut for_x = self.norms[0].backward(x, &for_normed, learnt)?;
+        add(&mut for_x, &for_middle);
+        Ok(for_x)
+    }
+}
+
+impl Backward for Learning<'_> {
+    fn run(&self, gradient: &Tensor) -> Result<(Tensor, Vec<Learnt>), ModelError> {
+        let mut learnt = Vec::new();
+        let for_x = rayon::scope(|_| {
+            with_slices([&self.input, gradient], |[x, gradient]| self.backward(x, gradient, &mut learnt))
+        })?;
+        Ok((Tensor::from_vec(for_x, self.input.shape(), &Device::Cpu)?, learnt))
+    }
+}
