@@ -85,7 +85,9 @@ impl Layer<'_> {
                 let (mut for_x, mut for_weight) = (vec![0.0; rows * input], vec![0.0; output * input]);
                 with_slices([weight], |[weight]| {
                     multiply(view(gradient, (rows, output))?, view(weight, (output, input))?, &mut for_x)?;
-                    Ok(multiply(turned(gradient, (output, rows))?, view(x, (rows, input))?, &mut for_weight)?)
+                    // Laid out anew: columns of many rows are far apart.
+                    let turned = transposed(gradient, rows, output);
+                    Ok(multiply(view(&turned, (output, rows))?, view(x, (rows, input))?, &mut for_weight)?)
                 })?;
                 learnt.push(((*weight).clone(), Tensor::from_vec(for_weight, (output, input), &Device::Cpu)?));
                 Ok(for_x)
@@ -124,6 +126,21 @@ fn view(data: &[f32], shape: (usize, usize)) -> Result<View<'_>> {
 fn turned(data: &[f32], shape: (usize, usize)) -> Result<View<'_>> {
     let Some(view) = View::new(data, shape, (1, shape.0)) else { bail!("{} numbers are not {shape:?}", data.len()) };
     Ok(view)
+}
+
+/// Returns the transpose of `[rows, columns]`.
+fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const TOGETHER: usize = 16;
+    let mut out = vec![0.0; data.len()];
+    out.par_chunks_mut((TOGETHER * rows).max(1)).enumerate().for_each(|(part, out)| {
+        let first = part * TOGETHER;
+        for (row, data) in data.chunks_exact(columns).enumerate() {
+            for (column, value) in data[first..columns.min(first + TOGETHER)].iter().enumerate() {
+                out[column * rows + row] = *value;
+            }
+        }
+    });
+    out
 }
 
 /// Writes x·aᵀ; `a` is `[r, inputs]`.
