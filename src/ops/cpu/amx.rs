@@ -2,8 +2,8 @@
 //!
 //! Weights lie in memory as the instructions read them, rows of activations in blocks of 16 (`Prepared`). Rows that a
 //! block lacks are computed and dropped, so that a row has the same bits whatever stands beside it. Integers are not
-//! multiplied here: with a scale for 32 inputs every product of tiles would go through memory to be scaled, which costs
-//! as much as multiplying by vectors (seen on Sapphire Rapids).
+//! multiplied here: with a scale for 32 inputs every product of tiles would go through memory to be scaled, which was
+//! slower than multiplying by vectors (seen on Sapphire Rapids).
 //! After: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 
 use std::arch::asm;
