@@ -5,6 +5,7 @@
 
 use super::assess::AssessError;
 use crate::model::ModelError;
+use crate::model::pass::fault;
 use crate::turns::Stopped;
 
 /// Why an audit cannot begin, go on or end.
@@ -80,6 +81,7 @@ impl From<AssessError> for AuditError {
             AssessError::UnknownMeasure { .. } => setting("measures", error.to_string()),
             AssessError::Groups { .. } => setting("attributes", error.to_string()),
             AssessError::Rows { .. } => Self::Data(error.to_string()),
+            AssessError::Threads { .. } => fault(&error.to_string()).into(),
             AssessError::Stopped => Self::Stopped(Stopped),
         }
     }

@@ -11,7 +11,6 @@ use crate::audit::report::{BaseModel, Report};
 use crate::audit::scoring::{self, Progress as Step, Scored, Scorer, Subject};
 use crate::audit::settings::Settings as AuditSettings;
 use crate::dataset::{Dataset, DatasetError, Datasets};
-use crate::model::pass::fault;
 use crate::store::Catalog;
 use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer};
 use crate::turns::Slices;
@@ -210,9 +209,6 @@ impl AuditWork for Audit {
         let Scored { table, data, models, groups, warnings } = self.scorer.finish()?;
         let software = env!("CARGO_PKG_VERSION").to_owned();
         let provenance = Provenance { software, base: Some(self.base), data, models, groups, warnings };
-        // On threads of their own: these sleep while requests go first, and requests need those of the model.
-        let threads = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build();
-        let threads = threads.map_err(|error| fault(&format!("no threads for statistics: {error}")))?;
-        Ok(threads.install(|| assess(&self.settings, &table, provenance, stop))?)
+        Ok(assess(&self.settings, &table, provenance, stop)?)
     }
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::batch::is_scaled;
 use super::{Change, LinearDelta, LoraBatch, SiteId};
-use crate::ops::cpu::{dots, multiply_rows, steps};
+use crate::ops::cpu::{dots, multiply_rows, steps, threads};
 use crate::ops::{matmul, with_slices};
 
 /// Products of numbers below which threads are not asked to help.
@@ -103,13 +103,7 @@ fn change_rows(
 
 fn norm(x: &[f32], weight: &Tensor, eps: f64, out: &mut [f32]) -> Result<()> {
     with_slices([weight], |[weight]| {
-        let part = ROWS * weight.len().max(1);
-        if x.len() <= part {
-            steps::rms_norm(x, weight, eps as f32, out);
-        } else {
-            let parts = x.par_chunks(part).zip(out.par_chunks_mut(part));
-            parts.for_each(|(x, out)| steps::rms_norm(x, weight, eps as f32, out));
-        }
+        threads::rms_norm(x, weight, eps as f32, out);
         Ok(())
     })
 }

@@ -190,17 +190,12 @@ pub trait Differentiable: Send + Sync {
     fn base(&self) -> &dyn lora::Base;
 }
 
-/// The output of a block, and its backward.
-pub type Computed<'a> = (Tensor, Box<dyn Backward + 'a>);
+/// The backward of a block that was computed: from the gradient of its output to that of its input, and the tensors of
+/// the adapters with theirs.
+pub type Backward<'a> = Box<dyn Fn(&Tensor) -> Result<(Tensor, Vec<Learnt>), ModelError> + 'a>;
 
-/// The backward of a block that was computed.
-pub trait Backward {
-    /// Returns the gradient of the block's input, and the tensors of the adapters with theirs.
-    ///
-    /// # Errors
-    /// When the device fails.
-    fn run(&self, gradient: &Tensor) -> Result<(Tensor, Vec<Learnt>), ModelError>;
-}
+/// The output of a block, and its backward.
+pub type Computed<'a> = (Tensor, Backward<'a>);
 
 /// Reads a base model: a transformers folder or a GGUF file.
 ///

@@ -5,9 +5,8 @@
 //! Shapes are given at each function; the last dimension is contiguous.
 
 use candle_core::{D, DType, Result, Tensor};
-use rayon::prelude::*;
 
-use super::cpu::steps;
+use super::cpu::{steps, threads};
 use super::explicit::explicit;
 use super::rows::by_rows;
 use super::slices::{is_plain, with_slices};
@@ -92,14 +91,11 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     if is_plain(x) && is_plain(cos) && is_plain(sin) {
-        let (tokens, heads, head_dim) = x.dims3()?;
+        let (tokens, _, head_dim) = x.dims3()?;
         if cos.dims() == [tokens, head_dim / 2] && sin.dims() == cos.dims() {
             let mut turned = x.flatten_all()?.to_vec1::<f32>()?;
-            let width = heads * head_dim;
             with_slices([cos, sin], |[cos, sin]| {
-                let angles = cos.par_chunks((head_dim / 2).max(1)).zip(sin.par_chunks((head_dim / 2).max(1)));
-                let rows = turned.par_chunks_mut(width.max(1)).zip(angles).with_min_len(16);
-                rows.for_each(|(row, (cos, sin))| steps::rope(row, cos, sin, 1.0));
+                threads::rope(&mut turned, (cos, sin), tokens, 1.0);
                 Ok(())
             })?;
             return Tensor::from_vec(turned, x.shape(), x.device());

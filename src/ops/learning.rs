@@ -6,7 +6,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::cpu::{View, dots, multiply, multiply_rows, product_transposed, steps};
+use super::cpu::{View, dots, multiply, multiply_rows, product_transposed, steps, threads};
 use super::linear::{Linear, trained_product};
 use super::slices::with_slices;
 
@@ -14,8 +14,6 @@ use super::slices::with_slices;
 const ROWS: usize = 64;
 /// Rows whose share of a gradient of a low-rank matrix is summed by itself.
 const SHARE: usize = 256;
-/// Numbers that a thread takes at a time.
-const PART: usize = 1 << 14;
 
 /// A tensor in training, and its gradient.
 pub type Learnt = (Tensor, Tensor);
@@ -179,11 +177,6 @@ fn across(inner: &[f32], rank: usize, x: &[f32]) -> Result<Vec<f32>> {
     Ok(sum)
 }
 
-/// Adds `part` to `sum`.
-pub fn add(sum: &mut [f32], part: &[f32]) {
-    sum.par_chunks_mut(PART).zip(part.par_chunks(PART)).for_each(|(sum, part)| steps::add(sum, part));
-}
-
 /// A norm in training: its weight `[hidden]`, and whether it learns.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm<'a> {
@@ -203,9 +196,7 @@ impl Norm<'_> {
     pub fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let mut out = vec![0.0; x.len()];
         with_slices([self.weight], |[weight]| {
-            let part = ROWS * weight.len().max(1);
-            let parts = x.par_chunks(part).zip(out.par_chunks_mut(part));
-            parts.for_each(|(x, out)| steps::rms_norm(x, weight, self.eps, out));
+            threads::rms_norm(x, weight, self.eps, &mut out);
             Ok(())
         })?;
         Ok(out)
@@ -243,37 +234,4 @@ impl Norm<'_> {
         })?;
         Ok(for_x)
     }
-}
-
-/// Returns gate·σ(gate)·up.
-pub fn gated(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; gate.len()];
-    let parts = gate.par_chunks(PART).zip(up.par_chunks(PART)).zip(out.par_chunks_mut(PART));
-    parts.for_each(|((gate, up), out)| steps::silu_mul(gate, up, out));
-    out
-}
-
-/// Returns the gradients of gate and up.
-pub fn gated_backward(gate: &[f32], up: &[f32], gradient: &[f32]) -> [Vec<f32>; 2] {
-    let [mut for_gate, mut for_up] = [(); 2].map(|()| vec![0.0; gate.len()]);
-    let from = gate.par_chunks(PART).zip(up.par_chunks(PART)).zip(gradient.par_chunks(PART));
-    let to = for_gate.par_chunks_mut(PART).zip(for_up.par_chunks_mut(PART));
-    from.zip(to).for_each(|(((gate, up), gradient), (for_gate, for_up))| {
-        steps::silu_mul_backward(gate, up, gradient, for_gate, for_up);
-    });
-    [for_gate, for_up]
-}
-
-/// Rotates rows of heads by the angles of each row, `[rows, head_dim/2]`; back with a `direction` of -1.
-///
-/// # Errors
-/// When the angles are not f32 on the CPU.
-pub fn turn(x: &mut [f32], (cos, sin): (&Tensor, &Tensor), direction: f32) -> Result<()> {
-    let (rows, half) = cos.dims2()?;
-    with_slices([cos, sin], |[cos, sin]| {
-        let angles = cos.par_chunks(half.max(1)).zip(sin.par_chunks(half.max(1)));
-        let rows = x.par_chunks_mut((x.len() / rows.max(1)).max(1)).zip(angles).with_min_len(16);
-        rows.for_each(|(row, (cos, sin))| steps::rope(row, cos, sin, direction));
-        Ok(())
-    })
 }

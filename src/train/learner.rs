@@ -88,7 +88,7 @@ enum Way<'a> {
     /// By the graph of this output.
     Graph(Tensor),
     /// By the block itself.
-    Own(Box<dyn Backward + 'a>),
+    Own(Backward<'a>),
 }
 
 /// Sums of gradients.
@@ -365,7 +365,7 @@ impl Learner {
                 };
                 match way {
                     Way::Own(own) => {
-                        let (gradient, learnt) = own.run(&gradient)?;
+                        let (gradient, learnt) = own(&gradient)?;
                         sums.add(learnt)?;
                         Ok(gradient)
                     }

@@ -89,12 +89,20 @@ pub enum AssessError {
         /// Its groups.
         groups: usize,
     },
+    /// The system has no threads for it.
+    #[error("no threads for statistics: {fault}")]
+    Threads {
+        /// What was said.
+        fault: String,
+    },
     /// The caller wanted it to end.
     #[error("the audit was stopped")]
     Stopped,
 }
 
 /// Computes the report. `stop` is asked every few resamples, from one thread at a time or several.
+///
+/// On threads of its own: these may sleep in `stop` while requests go first, and requests need those of the model.
 ///
 /// # Errors
 /// [`AssessError`].
@@ -104,6 +112,12 @@ pub fn assess(
     provenance: Provenance,
     stop: Stop<'_>,
 ) -> Result<Report, AssessError> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build();
+    let threads = threads.map_err(|error| AssessError::Threads { fault: error.to_string() })?;
+    threads.install(|| compute(settings, table, provenance, stop))
+}
+
+fn compute(settings: &Settings, table: &Table, provenance: Provenance, stop: Stop<'_>) -> Result<Report, AssessError> {
     if table.rows == 0 || table.rows > MAX_ROWS {
         return Err(AssessError::Rows { rows: table.rows });
     }

@@ -2,7 +2,7 @@
 //!
 //! The graph makes a tensor of zeros and a sum of every gradient; here each is written once. For what fine-tuning is
 //! mostly made of: layers that an adapter changes by a low rank, or that learn whole. What is not known here (dropout,
-//! DoRA, biases, other devices) goes through the graph, whose tests hold both to the same numbers.
+//! DoRA, biases, other devices) goes through the graph; a test compares the two.
 //! Shapes: `[tokens, …]`, packed; every segment is a whole sequence.
 
 use candle_core::{DType, Device, Tensor};
@@ -10,9 +10,10 @@ use candle_core::{DType, Device, Tensor};
 use super::Llama;
 use crate::lora::{Change, LoraBatch, SiteId};
 use crate::model::layers::Projection;
-use crate::model::{Backward, Computed, Layout, ModelError};
+use crate::model::{Computed, Layout, ModelError};
 use crate::ops::cpu::Heads;
-use crate::ops::learning::{Layer, Learnt, Norm, add, gated, gated_backward, turn};
+use crate::ops::cpu::threads::{add, gated, gated_backward, rope};
+use crate::ops::learning::{Layer, Learnt, Norm};
 use crate::ops::{attend_whole, attend_whole_backward, with_slices};
 
 /// A block, and what its backward needs of its forward.
@@ -86,7 +87,7 @@ impl Llama {
         };
         let output = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
         let output = Tensor::from_vec(output, x.shape(), &Device::Cpu)?;
-        Ok(Some((output, Box::new(learning))))
+        Ok(Some((output, Box::new(move |gradient| learning.run(gradient)))))
     }
 
     fn norm_at<'a>(
@@ -127,8 +128,18 @@ fn layer_at<'a>(
 }
 
 impl Learning<'_> {
-    fn angles(&self) -> (&Tensor, &Tensor) {
-        (&self.layout.angles.cos, &self.layout.angles.sin)
+    /// Rotates heads by the angles of their rows; back with a `direction` of -1.
+    fn turn(&self, x: &mut [f32], direction: f32) -> candle_core::Result<()> {
+        with_slices([&self.layout.angles.cos, &self.layout.angles.sin], |[cos, sin]| {
+            rope(x, (cos, sin), self.rows, direction);
+            Ok(())
+        })
+    }
+
+    fn gated(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.gate.len()];
+        gated(&self.gate, &self.up, &mut out);
+        out
     }
 
     fn forward(&mut self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
@@ -136,18 +147,19 @@ impl Learning<'_> {
         let forward = |layer: usize, x: &[f32]| layers[layer].forward(x, rows);
         let normed = self.norms[0].forward(x)?;
         let [mut query, mut key, value] = [forward(0, &normed)?, forward(1, &normed)?, forward(2, &normed)?];
-        turn(&mut query.0, self.angles(), 1.0)?;
-        turn(&mut key.0, self.angles(), 1.0)?;
+        self.turn(&mut query.0, 1.0)?;
+        self.turn(&mut key.0, 1.0)?;
         let mixed = attend_whole(self.heads, &self.lengths, [&query.0, &key.0, &value.0]);
         let mut middle = forward(3, &mixed)?;
         add(&mut middle.0, x);
         let normed = self.norms[1].forward(&middle.0)?;
         let [gate, up] = [forward(4, &normed)?, forward(5, &normed)?];
-        let (mut output, inner) = forward(6, &gated(&gate.0, &up.0))?;
+        (self.gate, self.up) = (gate.0, up.0);
+        let (mut output, inner) = forward(6, &self.gated())?;
         add(&mut output, &middle.0);
         self.inner = [query.1, key.1, value.1, middle.1, gate.1, up.1, inner];
         (self.query, self.key, self.value, self.mixed) = (query.0, key.0, value.0, mixed);
-        (self.middle, self.gate, self.up) = (middle.0, gate.0, up.0);
+        self.middle = middle.0;
         Ok(output)
     }
 
@@ -155,8 +167,9 @@ impl Learning<'_> {
         let mut backward = |layer: usize, x: &[f32], gradient: &[f32]| {
             self.layers[layer].backward((x, &self.inner[layer]), gradient, self.rows, learnt)
         };
-        let for_gated = backward(6, &gated(&self.gate, &self.up), gradient)?;
-        let [for_gate, for_up] = gated_backward(&self.gate, &self.up, &for_gated);
+        let for_gated = backward(6, &self.gated(), gradient)?;
+        let [mut for_gate, mut for_up] = [(); 2].map(|()| vec![0.0; self.gate.len()]);
+        gated_backward(&self.gate, &self.up, &for_gated, &mut for_gate, &mut for_up);
         let normed = self.norms[1].forward(&self.middle)?;
         let mut for_normed = backward(4, &normed, &for_gate)?;
         add(&mut for_normed, &backward(5, &normed, &for_up)?);
@@ -170,8 +183,8 @@ impl Learning<'_> {
         let seen = [&self.query[..], &self.key, &self.value];
         let [mut for_query, mut for_key, for_value] =
             attend_whole_backward(self.heads, &self.lengths, seen, &for_mixed);
-        turn(&mut for_query, self.angles(), -1.0)?;
-        turn(&mut for_key, self.angles(), -1.0)?;
+        self.turn(&mut for_query, -1.0)?;
+        self.turn(&mut for_key, -1.0)?;
         let normed = self.norms[0].forward(x)?;
         let mut for_normed = backward(0, &normed, &for_query)?;
         add(&mut for_normed, &backward(1, &normed, &for_key)?);
@@ -180,9 +193,8 @@ impl Learning<'_> {
         add(&mut for_x, &for_middle);
         Ok(for_x)
     }
-}
 
-impl Backward for Learning<'_> {
+    /// Returns the gradient of the input, and what learnt with its gradients.
     fn run(&self, gradient: &Tensor) -> Result<(Tensor, Vec<Learnt>), ModelError> {
         let mut learnt = Vec::new();
         let for_x = rayon::scope(|_| {

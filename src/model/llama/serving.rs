@@ -14,11 +14,8 @@ use crate::model::cache::KvCache;
 use crate::model::layers::Projection;
 use crate::model::{Batch, ModelError};
 use crate::ops::Linear;
-use crate::ops::cpu::{Heads, Prepared, Sequence, attend, steps};
+use crate::ops::cpu::{Heads, Prepared, Sequence, attend, steps, threads};
 use crate::ops::with_slices;
-
-/// Numbers that one thread takes at a time in what stands between the products.
-const PART: usize = 1 << 14;
 
 /// Buffers of a pass.
 #[derive(Default)]
@@ -131,8 +128,8 @@ impl Llama {
         normed.resize(x.len(), 0.0);
         pass.lora.norm_rows(attention_site, x, &block.attention_norm, eps, normed)?;
         pass.project(normed, [(&block.query, query), (&block.key, key), (&block.value, value)], prepared)?;
-        pass.turn(query);
-        pass.turn(key);
+        threads::rope(query, (&pass.cos, &pass.sin), pass.rows, 1.0);
+        threads::rope(key, (&pass.cos, &pass.sin), pass.rows, 1.0);
         mixed.resize(query.len(), 0.0);
         pass.attend(layer, [query, key, value], caches, mixed)?;
         pass.project(mixed, [(&block.output, back)], prepared)?;
@@ -140,7 +137,8 @@ impl Llama {
 
         pass.lora.norm_rows(mlp_site, x, &block.mlp_norm, eps, normed)?;
         pass.project(normed, [(&block.gate, gate), (&block.up, up)], prepared)?;
-        gated(gate, up, mixed);
+        mixed.resize(gate.len(), 0.0);
+        threads::gated(gate, up, mixed);
         pass.project(mixed, [(&block.down, back)], prepared)?;
         steps::add(x, back);
         Ok(())
@@ -177,14 +175,6 @@ impl Pass<'_> {
         finish.into_par_iter().try_for_each(done)
     }
 
-    /// Rotates rows of heads.
-    fn turn(&self, x: &mut [f32]) {
-        let (width, half) = (x.len() / self.rows.max(1), self.heads.head_dim / 2);
-        let angles = self.cos.par_chunks(half.max(1)).zip(self.sin.par_chunks(half.max(1)));
-        let rows = x.par_chunks_mut(width.max(1)).zip(angles).with_min_len(PART.div_ceil(width.max(1)));
-        rows.for_each(|(row, (cos, sin))| steps::rope(row, cos, sin, 1.0));
-    }
-
     /// Writes keys and values behind those of the caches, then mixes values for all rows.
     fn attend(
         &self,
@@ -205,14 +195,4 @@ impl Pass<'_> {
         attend(self.heads, query, &sequences, mixed);
         Ok(())
     }
-}
-
-/// Writes gate·σ(gate)·up.
-fn gated(gate: &[f32], up: &[f32], out: &mut Vec<f32>) {
-    out.resize(gate.len(), 0.0);
-    if gate.len() <= PART {
-        return steps::silu_mul(gate, up, out);
-    }
-    let parts = gate.par_chunks(PART).zip(up.par_chunks(PART)).zip(out.par_chunks_mut(PART));
-    parts.for_each(|((gate, up), out)| steps::silu_mul(gate, up, out));
 }

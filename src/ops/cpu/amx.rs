@@ -11,13 +11,9 @@ use std::arch::x86_64::{__cpuid_count, _MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use super::simd::LANES;
+use super::simd::{LANES, TILE_INPUTS, TILE_ROWS as ROWS};
 use super::tile::Out;
 
-/// Rows of a block.
-const ROWS: usize = 16;
-/// Inputs of a tile.
-const INPUTS: usize = 32;
 /// Bytes of a tile.
 const TILE: usize = 1024;
 
@@ -148,7 +144,7 @@ impl Part {
 /// The instructions must be available, `inputs` a multiple of 32, and rows (up to a whole block), weights and result as
 /// large as the part says.
 pub(super) unsafe fn multiply(x: *const u16, weights: *const u8, inputs: usize, part: &Part) {
-    let steps = inputs / INPUTS;
+    let steps = inputs / TILE_INPUTS;
     // SAFETY: the caller's promise.
     unsafe {
         configure();

@@ -39,6 +39,7 @@ mod simd;
 pub mod steps;
 #[cfg(test)]
 mod tests;
+pub mod threads;
 #[expect(unsafe_code, reason = "inner loops without checks of bounds")]
 mod tile;
 

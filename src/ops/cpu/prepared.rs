@@ -7,13 +7,10 @@ use rayon::prelude::*;
 
 use super::blocks::{BLOCK, Format};
 use super::packed::Packed;
-use super::simd::{Level, Simd, Work};
+use super::simd::{Level, Simd, TILE_INPUTS, TILE_ROWS, Work};
 
 /// Values below which threads are not asked to help.
 const ALONE: usize = 1 << 15;
-
-/// Rows of a block for tiles.
-const TOGETHER: usize = 16;
 
 /// Rows of activations, ready to be multiplied.
 #[derive(Debug, Default)]
@@ -63,8 +60,8 @@ impl Work for NarrowBlock<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
-            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-                let out = &mut self.out[(block * TOGETHER + row) * BLOCK..][..BLOCK];
+            for (block, x) in x.chunks_exact(TILE_INPUTS).enumerate() {
+                let out = &mut self.out[(block * TILE_ROWS + row) * TILE_INPUTS..][..TILE_INPUTS];
                 // SAFETY: 32 numbers stand there in both.
                 unsafe {
                     s.to_bf16(x.as_ptr(), out.as_mut_ptr());
@@ -114,9 +111,10 @@ impl Prepared {
 
     pub(super) fn fill_narrow(&mut self, level: Level, x: &[f32], inputs: usize) {
         if level == Level::Amx {
-            self.narrow.resize(x.len().next_multiple_of(TOGETHER * inputs), 0);
-            let blocks = x.par_chunks(TOGETHER * inputs).zip(self.narrow.par_chunks_mut(TOGETHER * inputs));
-            let blocks = blocks.with_min_len(ALONE.div_ceil(4 * TOGETHER * inputs));
+            // What fills up the last block is left of an earlier product: its results are dropped.
+            self.narrow.resize(x.len().next_multiple_of(TILE_ROWS * inputs), 0);
+            let blocks = x.par_chunks(TILE_ROWS * inputs).zip(self.narrow.par_chunks_mut(TILE_ROWS * inputs));
+            let blocks = blocks.with_min_len(ALONE.div_ceil(4 * TILE_ROWS * inputs));
             blocks.for_each(|(x, out)| level.run(NarrowBlock { x, inputs, out }));
             return;
         }

@@ -15,8 +15,10 @@ use super::avx2::Avx2;
 use super::avx512::Avx512;
 use super::plain::Plain;
 
-/// Inputs that the tiles of AMX take at a time.
-const PAIRED: usize = 32;
+/// Rows that a tile of AMX holds.
+pub(super) const TILE_ROWS: usize = 16;
+/// Inputs that it holds, in bf16.
+pub(super) const TILE_INPUTS: usize = 32;
 
 /// Numbers of a vector, and output rows of a tile.
 pub(super) const LANES: usize = 16;
@@ -128,7 +130,7 @@ impl Level {
 
     /// Returns whether rows of `inputs` are rounded to bf16 for weights of bf16.
     pub(super) fn narrows(self, inputs: usize) -> bool {
-        self == Self::Avx512Bf16 || self == Self::Amx && inputs.is_multiple_of(PAIRED)
+        self == Self::Avx512Bf16 || self == Self::Amx && inputs.is_multiple_of(TILE_INPUTS)
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -56,7 +56,7 @@ fn a_blocks_own_backward_is_that_of_its_graph() {
             assert!(largest(&output, &graph) < ROUNDING);
 
             let expected = seed(&graph, gradient.as_tensor().clone()).unwrap().backward().unwrap();
-            let (for_x, learnt) = own.run(gradient.as_tensor()).unwrap();
+            let (for_x, learnt) = own(gradient.as_tensor()).unwrap();
             let difference = largest(&for_x, expected.get(x.as_tensor()).unwrap());
             assert!(difference < ROUNDING, "layer {layer}: {difference}");
             let seeds = learnt.into_iter().map(|(tensor, gradient)| seed(&tensor, gradient).unwrap());
