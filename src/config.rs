@@ -47,11 +47,13 @@ pub struct ModelSettings {
     pub device: String,
     /// Number format of weights and activations: `auto`, `f32`, `bf16` or `f16`.
     pub dtype: String,
+    /// Classifiers of images beside it: folders, each as `NAME=FOLDER`, or called by the folder's last part.
+    pub images: Vec<String>,
 }
 
 impl Default for ModelSettings {
     fn default() -> Self {
-        Self { path: "smollm2-135m".into(), name: None, device: "cpu".into(), dtype: "auto".into() }
+        Self { path: "smollm2-135m".into(), name: None, device: "cpu".into(), dtype: "auto".into(), images: Vec::new() }
     }
 }
 
@@ -117,11 +119,22 @@ pub struct EngineSettings {
     pub max_step_tokens: usize,
     /// Bytes of key and value cache.
     pub kv_cache_bytes: u64,
+    /// Images that may wait for their step, of each model.
+    pub max_waiting_images: usize,
+    /// Images computed in one step.
+    pub max_step_images: usize,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { max_waiting_sequences: 256, max_running_sequences: 64, max_step_tokens: 512, kv_cache_bytes: 2 << 30 }
+        Self {
+            max_waiting_sequences: 256,
+            max_running_sequences: 64,
+            max_step_tokens: 512,
+            kv_cache_bytes: 2 << 30,
+            max_waiting_images: 256,
+            max_step_images: 16,
+        }
     }
 }
 
@@ -146,23 +159,42 @@ impl Default for RegistrySettings {
     }
 }
 
+/// Most bytes that an image's file may be allowed.
+pub const MOST_IMAGE_BYTES: u64 = 64 << 20;
+/// Most pixels that an image may be allowed: 96 MiB once decoded, 256 MiB on the way there at worst.
+pub const MOST_IMAGE_PIXELS: u64 = 32 << 20;
+
 /// Data sets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatasetSettings {
+    /// Folder below which `LoadDataset` reads images; none: it is refused.
+    pub import_dir: Option<PathBuf>,
     /// Largest upload.
     pub max_upload_bytes: u64,
     /// Most rows of a data set.
     pub max_rows: u64,
-    /// Largest row: a line of JSONL, the declared columns' text otherwise.
+    /// Largest row: a line of JSONL, the declared columns' text otherwise. An image does not count.
     pub max_row_bytes: u64,
+    /// Largest image, as its file.
+    pub max_image_bytes: u64,
+    /// Most pixels of an image, width times height.
+    pub max_image_pixels: u64,
     /// Most bytes of all declared columns together, decompressed.
     pub max_decoded_bytes: u64,
 }
 
 impl Default for DatasetSettings {
     fn default() -> Self {
-        Self { max_upload_bytes: 256 << 20, max_rows: 1_000_000, max_row_bytes: 1 << 20, max_decoded_bytes: 1 << 30 }
+        Self {
+            import_dir: None,
+            max_upload_bytes: 256 << 20,
+            max_rows: 1_000_000,
+            max_row_bytes: 1 << 20,
+            max_image_bytes: 10 << 20,
+            max_image_pixels: MOST_IMAGE_PIXELS,
+            max_decoded_bytes: 1 << 30,
+        }
     }
 }
 
@@ -279,6 +311,8 @@ impl ModelSettings {
     fn validate(&self, faults: &mut Faults) {
         faults.unless(!self.path.is_empty(), "model.path", "must name a folder, a GGUF file or a model");
         faults.unless(self.name.as_deref() != Some(""), "model.name", "must not be empty");
+        let sound = |entry: &String| !entry.is_empty() && !entry.starts_with('=') && !entry.ends_with('=');
+        faults.unless(self.images.iter().all(sound), "model.images", "must be folders, each as NAME=FOLDER or FOLDER");
         let number = self.device.strip_prefix("cuda:").map(|n| n.bytes().all(|c| c.is_ascii_digit()) && n.len() <= 3);
         let known = match (self.device.as_str(), number) {
             ("cpu" | "cuda", _) => true,
@@ -323,6 +357,8 @@ impl EngineSettings {
         faults.count(self.max_running_sequences as u64, "engine.max_running_sequences");
         faults.count(self.max_step_tokens as u64, "engine.max_step_tokens");
         faults.count(self.kv_cache_bytes, "engine.kv_cache_bytes");
+        faults.count(self.max_waiting_images as u64, "engine.max_waiting_images");
+        faults.count(self.max_step_images as u64, "engine.max_step_images");
         let running = self.max_running_sequences;
         let message = format!("must be at least engine.max_running_sequences ({running}): each may decode in a step");
         faults.unless(self.max_step_tokens == 0 || self.max_step_tokens >= running, "engine.max_step_tokens", message);
@@ -341,10 +377,18 @@ impl RegistrySettings {
 
 impl DatasetSettings {
     fn validate(&self, faults: &mut Faults) {
+        let empty = self.import_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty());
+        faults.unless(!empty, "datasets.import_dir", "must not be empty");
         faults.count(self.max_upload_bytes, "datasets.max_upload_bytes");
         faults.count(self.max_rows, "datasets.max_rows");
         faults.count(self.max_row_bytes, "datasets.max_row_bytes");
         faults.count(self.max_decoded_bytes, "datasets.max_decoded_bytes");
+        for (key, value, most) in [
+            ("datasets.max_image_bytes", self.max_image_bytes, MOST_IMAGE_BYTES),
+            ("datasets.max_image_pixels", self.max_image_pixels, MOST_IMAGE_PIXELS),
+        ] {
+            faults.unless((1..=most).contains(&value), key, format!("must be 1 to {most}"));
+        }
     }
 }
 

@@ -69,6 +69,9 @@ pub(crate) enum RowFault {
     /// The assistant has spoken already.
     #[error("its conversation ends with the assistant's turn, and the answer is to come after it")]
     AnsweredTurn,
+    /// It has no words.
+    #[error("it is an image, and the base model reads text")]
+    Image,
     /// Nothing stands before the first token.
     #[error("the tokenizer names no token at which a text begins or ends, to predict the first token from")]
     NoStart,
@@ -88,6 +91,7 @@ impl RowFault {
             | Self::NothingLearnt
             | Self::Id { .. }
             | Self::AnsweredTurn
+            | Self::Image
             | Self::NoStart => None,
         }
     }
@@ -159,6 +163,7 @@ impl<'a> Encoder<'a> {
                 self.end(&mut row);
             }
             Content::Messages(messages) => row = self.conversation(messages, train_on_prompt)?,
+            Content::Image(_) => return Err(RowFault::Image),
         }
         self.cut(&mut row)?;
         self.predictable(row)
@@ -175,6 +180,7 @@ impl<'a> Encoder<'a> {
                 let chat = self.chat.ok_or(RowFault::NoChatTemplate)?;
                 row.push(&chat.encode(self.tokenizer, &talk(messages), Ending::Plain)?.1, false);
             }
+            Content::Image(_) => return Err(RowFault::Image),
         }
         row.answer = row.tokens.len();
         self.cut(&mut row)?;

@@ -3,9 +3,9 @@
 //! ```text
 //! rpc → { engine  jobs  registry  reports  dataset }        registry → reports → audit
 //! jobs → { train  audit  registry  reports  dataset }
-//! { train  audit } → { encode  dataset }        encode → { dataset  model }
+//! { train  audit } → { encode  dataset }        encode → dataset → model
 //! { engine  registry  train  audit } → model → lora → ops
-//! { jobs  registry  reports  dataset } → store        { engine  jobs  train  audit } → turns
+//! { jobs  registry  reports  dataset } → store        { engine  jobs  train  audit } → turns        dataset → model
 //! ```
 //! Imports point along the arrows only (`tests/it/layering.rs` checks it). `config` and `metrics` are leaves that any
 //! layer may read. Start reading at [`server`], which wires the rooms together, then [`engine`] for the life of a

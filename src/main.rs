@@ -51,6 +51,9 @@ struct SettingsArgs {
     /// Base model: a folder, a GGUF file, or a name that `pull` knows [model.path]
     #[arg(long, value_name = "DIR|FILE.gguf|NAME")]
     model: Option<String>,
+    /// Classifier of images beside it, as often as needed [model.images]
+    #[arg(long, value_name = "NAME=DIR|DIR")]
+    image_model: Vec<String>,
     /// Address for gRPC; port 0 takes a free one [server.listen]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
@@ -82,10 +85,16 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
+/// Returns a list of texts as a setting is written, nothing for an empty one.
+fn list(texts: &[String]) -> Option<String> {
+    (!texts.is_empty()).then(|| format!("{texts:?}"))
+}
+
 impl SettingsArgs {
     fn load(self) -> Result<Loaded, config::ConfigError> {
         let given = [
             ("model.path", "--model", self.model),
+            ("model.images", "--image-model", list(&self.image_model)),
             ("server.listen", "--listen", self.listen),
             ("server.http_listen", "--http-listen", self.http_listen),
             ("server.data_dir", "--data-dir", self.data_dir),

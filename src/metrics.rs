@@ -62,6 +62,8 @@ pub struct Metrics {
     pub generation_tokens: IntCounter,
     /// Candidate tokens scored.
     pub scored_tokens: IntCounter,
+    /// Images classified for requests.
+    pub images: IntCounter,
     /// Requests that ended, by reason: `stop`, `length`, `abort`, `error`.
     pub request_success: IntCounterVec,
     /// From arrival to the first token.
@@ -156,6 +158,7 @@ impl Metrics {
             prompt_tokens: add.counter("evenkeel_prompt_tokens_total", "Prompt tokens computed.")?,
             generation_tokens: add.counter("evenkeel_generation_tokens_total", "Tokens generated.")?,
             scored_tokens: add.counter("evenkeel_scored_tokens_total", "Candidate tokens scored.")?,
+            images: add.counter("evenkeel_images_total", "Images classified for requests.")?,
             request_success: add.counters(
                 "evenkeel_request_success_total",
                 "Requests that ended, by reason.",

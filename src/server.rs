@@ -15,19 +15,20 @@ use tonic_health::server::HealthReporter;
 use crate::audit::scoring;
 use crate::config::Settings;
 use crate::dataset::{DatasetError, Datasets};
-use crate::engine::Engine;
+use crate::engine::{Engine, ImageEngine};
 use crate::jobs::{Jobs, JobsError, Parts, Rows};
 use crate::metrics::Metrics;
-use crate::model::CausalLm;
 use crate::model::chat::ChatTemplate;
 use crate::model::companions::Companion;
 use crate::model::tokenizer::Tokenizer;
-use crate::registry::{Registry, RegistryError};
+use crate::model::{CausalLm, ImageClassifier};
+use crate::registry::{NamedBase, Registry, RegistryError};
 use crate::reports::{Reports, ReportsError};
+use crate::rpc::images::{Images, ServedImages};
 use crate::rpc::listener::{Listener, Stop};
-use crate::rpc::{Services, readiness_names};
+use crate::rpc::{Companions, Services, readiness_names};
 use crate::store::{Store, StoreError};
-use crate::train::Context;
+use crate::train::{Context, Reader};
 use crate::turns::Turns;
 
 /// Time that calls outside of the engine get at least to end, however long the engine took.
@@ -43,6 +44,19 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Conversations to text, if the model has a template.
     pub chat: Option<Arc<ChatTemplate>>,
+    /// Files that go with a whole model made from it.
+    pub companions: Arc<[Companion]>,
+    /// Classifiers of images beside it.
+    pub images: Vec<ImageModel>,
+}
+
+/// A classifier of images, read and ready.
+#[derive(Clone)]
+pub struct ImageModel {
+    /// Name shown to clients.
+    pub name: String,
+    /// The weights.
+    pub model: Arc<dyn ImageClassifier>,
     /// Files that go with a whole model made from it.
     pub companions: Arc<[Companion]>,
 }
@@ -102,6 +116,7 @@ pub struct Server {
     http_addr: SocketAddr,
     pages: axum::Router,
     engine: Engine,
+    images: Images,
     jobs: Jobs,
     health: HealthReporter,
     ready: watch::Sender<bool>,
@@ -130,12 +145,19 @@ impl Server {
         let info = loaded.model.info().clone();
         metrics.build_info(&loaded.name, &info.fingerprint, &info.device, &info.dtype)?;
 
-        let (opening, model, counts) = (Arc::clone(&settings), Arc::clone(&loaded.model), Arc::clone(&metrics));
+        let (opening, counts) = (Arc::clone(&settings), Arc::clone(&metrics));
+        let mut bases = vec![NamedBase { name: loaded.name.clone(), model: Arc::clone(&loaded.model) as _ }];
+        bases.extend(
+            loaded
+                .images
+                .iter()
+                .map(|image| NamedBase { name: image.name.clone(), model: Arc::clone(&image.model) as _ }),
+        );
         // Reads and checks adapters: long, and blocking.
         let durable = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&opening.server.data_dir)?);
             let datasets = Datasets::open(Arc::clone(&store), opening.datasets.clone())?;
-            let registry = Registry::open(Arc::clone(&store), model, opening.registry.clone(), Arc::clone(&counts))?;
+            let registry = Registry::open(Arc::clone(&store), bases, opening.registry.clone(), Arc::clone(&counts))?;
             let reports = Reports::open(Arc::clone(&store), opening.audits.clone(), counts)?;
             Ok::<_, ServerError>((store, Arc::new(registry), Arc::new(datasets), Arc::new(reports)))
         });
@@ -148,18 +170,31 @@ impl Server {
             Arc::clone(&metrics),
             Arc::clone(&turns),
         );
-        let auditing = scoring::Context {
+        let of = |image: &ImageModel| (image.model.info().fingerprint.clone(), Arc::clone(&image.companions));
+        let mut companions: Companions = loaded.images.iter().map(of).collect();
+        companions.insert(info.fingerprint.clone(), loaded.companions);
+        let images = loaded.images.iter().map(|ImageModel { name, model, .. }| {
+            let (counts, turns) = (Arc::clone(&metrics), Arc::clone(&turns));
+            let engine = ImageEngine::start(Arc::clone(model), &settings.engine, counts, turns);
+            ServedImages { name: name.clone(), model: Arc::clone(model), engine }
+        });
+        let images = Images(images.collect());
+        let mut auditing: Vec<scoring::Base> = vec![scoring::Base::Text(scoring::Context {
             model: Arc::clone(&loaded.model),
             name: loaded.name.clone(),
             tokenizer: Arc::clone(&loaded.tokenizer),
             chat: loaded.chat.clone(),
-        };
-        let training = Context {
-            model: loaded.model,
-            tokenizer: Arc::clone(&loaded.tokenizer),
-            chat: loaded.chat.clone(),
-            memory_bytes: settings.jobs.memory_bytes,
-        };
+        })];
+        auditing.extend(loaded.images.iter().map(|ImageModel { name, model, .. }| {
+            scoring::Base::Images(scoring::ImageContext { model: Arc::clone(model), name: name.clone() })
+        }));
+        let memory_bytes = settings.jobs.memory_bytes;
+        let reader = Reader::Text { tokenizer: Arc::clone(&loaded.tokenizer), chat: loaded.chat.clone() };
+        let mut training = vec![Context { model: loaded.model, reader, memory_bytes }];
+        training.extend(loaded.images.into_iter().map(|ImageModel { model, .. }| {
+            let reader = Reader::Images(model.processor().clone());
+            Context { model, reader, memory_bytes }
+        }));
         let parts = Parts {
             store,
             registry: Arc::clone(&registry),
@@ -170,20 +205,20 @@ impl Server {
             turns,
             metrics: Arc::clone(&metrics),
             settings: settings.jobs.clone(),
-            base: info.fingerprint.clone(),
         };
         // Reads rows: blocking.
         let jobs = tokio::task::spawn_blocking(move || Jobs::start(parts)).await??;
 
         let services = Services {
             engine: engine.clone(),
+            images: images.clone(),
             registry,
             datasets,
             jobs: jobs.clone(),
             reports: Arc::clone(&reports),
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
-            companions: loaded.companions,
+            companions: Arc::new(companions),
             model: info,
             model_name: loaded.name,
             settings: Arc::clone(&settings),
@@ -204,6 +239,7 @@ impl Server {
             http_addr,
             pages: crate::http::router(metrics, is_ready, reports),
             engine,
+            images,
             jobs,
             health,
             ready,
@@ -242,7 +278,9 @@ impl Server {
         }
         self.draining.send_replace(true);
         self.ready.send_replace(false);
-        tokio::join!(self.engine.drain(self.drain), self.jobs.drain(self.drain));
+        let images = self.images.0.iter().map(|served| served.engine.drain(self.drain));
+        let images = futures_util::future::join_all(images);
+        tokio::join!(self.engine.drain(self.drain), images, self.jobs.drain(self.drain));
         self.stop.graceful.cancel();
         // What is no matter of the engine (uploads, downloads, health watches) gets what is left of the time.
         let left = self.drain.saturating_sub(began.elapsed()).max(LAST_GRACE);

@@ -1,17 +1,17 @@
-//! Finds and reads the base model that the settings name: weights, tokenizer, chat template.
+//! Finds and reads the base models that the settings name: weights, tokenizer, chat template; classifiers of images.
 //!
 //! Blocks for seconds and opens no port: what is read here goes to [`crate::server::Server::bind`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::config::ModelSettings;
 use crate::hub;
 use crate::model;
 use crate::model::tokenizer::Tokenizer;
-use crate::server::Loaded;
+use crate::server::{ImageModel, Loaded};
 
 /// Reads the model, from the hub if it is a name and not in the cache yet.
 ///
@@ -23,7 +23,31 @@ pub fn load(settings: &ModelSettings) -> anyhow::Result<Loaded> {
     let weights = model::load(&path, &name, &settings.device, &settings.dtype).context("cannot load the model")?;
     let (tokenizer, chat) = Tokenizer::load(&path).context("cannot load the tokenizer")?;
     let companions = model::companions::read(&path).context("cannot read the tokenizer's files")?.into();
-    Ok(Loaded { name, model: weights, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new), companions })
+    let images = images(settings, &name)?;
+    Ok(Loaded { name, model: weights, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new), companions, images })
+}
+
+/// Reads the classifiers of images; none may be called as another one or as the language model `language` is.
+fn images(settings: &ModelSettings, language: &str) -> anyhow::Result<Vec<ImageModel>> {
+    let mut images: Vec<ImageModel> = Vec::with_capacity(settings.images.len());
+    for entry in &settings.images {
+        let (name, folder) = match entry.split_once('=') {
+            Some((name, folder)) => (name.to_owned(), folder),
+            None => (default_name(entry), entry.as_str()),
+        };
+        if name == language || images.iter().any(|image| image.name == name) {
+            bail!("two models are called `{name}`: write NAME=FOLDER in model.images");
+        }
+        let path = Path::new(folder);
+        let model = model::load_images(path, &name, &settings.device, &settings.dtype)
+            .with_context(|| format!("cannot load the image model `{name}`"))?;
+        if let Some(other) = images.iter().find(|other| other.model.info().fingerprint == model.info().fingerprint) {
+            bail!("`{name}` and `{}` are the same model", other.name);
+        }
+        let companions = model::companions::of_images(path).context("cannot read the image processor's file")?.into();
+        images.push(ImageModel { name, model, companions });
+    }
+    Ok(images)
 }
 
 /// Returns where a model lies: what `named` points to, or else the model of that name from cache or hub.

@@ -1,6 +1,6 @@
-//! Turns of two kinds of work on one device: interactive steps go before slices of training, and never both at once.
+//! Turns of two kinds of work on one device: interactive steps go before slices of training, and never two at once.
 //!
-//! Knows neither: each takes its turn as a guard. A slice waits while a step runs or more steps are about to come, but
+//! Knows neither: each takes its turn as a guard. Engines that take steps at the same time alternate. A slice waits while a step runs or more steps are about to come, but
 //! not for ever: when it has waited for `patience` it is the next, so that training is never starved. Nobody spins.
 //! One lock, held for a few lines; who waits sleeps on a condition.
 
@@ -19,8 +19,14 @@ pub struct Turns {
 struct State {
     /// Somebody computes.
     taken: bool,
-    /// Steps follow one another: a slice between two of them has to be owed.
-    busy: bool,
+    /// Engines whose steps follow one another: a slice between two of them has to be owed.
+    busy: usize,
+    /// Engines that wait for a step.
+    stepping: usize,
+    /// Who had the last step.
+    last: usize,
+    /// Engines there have been.
+    engines: usize,
     /// Slices that wait.
     waiting: usize,
     /// Of these, how many have lost their patience: steps wait for them.
@@ -38,23 +44,11 @@ impl Turns {
         Self { patience, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Waits for the turn of an interactive step: for a running slice to end, and for slices that are owed theirs.
-    ///
-    /// Until [`Self::rest`] slices take more steps to be coming.
-    pub fn step(&self) -> Turn<'_> {
+    /// Returns what an engine takes its steps from.
+    pub fn steps(&self) -> Steps<'_> {
         let mut state = self.lock();
-        state.busy = true;
-        while state.taken || state.owed > 0 {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.taken = true;
-        Turn(self)
-    }
-
-    /// Says that no step follows for now.
-    pub fn rest(&self) {
-        self.lock().busy = false;
-        self.changed.notify_all();
+        state.engines += 1;
+        Steps { turns: self, engine: state.engines, busy: false }
     }
 
     /// Waits for the turn of a slice.
@@ -63,7 +57,7 @@ impl Turns {
         let mut state = self.lock();
         state.waiting += 1;
         let mut owed = false;
-        while state.taken || (state.busy && !owed) {
+        while state.taken || (state.busy > 0 && !owed) {
             let left = due.map(|due| due.saturating_duration_since(Instant::now()));
             if !owed && left.is_some_and(|left| left.is_zero()) {
                 owed = true;
@@ -84,6 +78,47 @@ impl Turns {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change of it is complete within one statement.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The steps of one engine.
+#[derive(Debug)]
+pub struct Steps<'a> {
+    turns: &'a Turns,
+    engine: usize,
+    busy: bool,
+}
+
+impl<'a> Steps<'a> {
+    /// Waits for the turn of an interactive step: for a running slice or step to end, for slices that are owed theirs, and
+    /// for another engine that waits when the last step was this one's.
+    ///
+    /// Until [`Self::rest`] slices take more steps to be coming.
+    pub fn take(&mut self) -> Turn<'a> {
+        let mut state = self.turns.lock();
+        state.busy += usize::from(!std::mem::replace(&mut self.busy, true));
+        state.stepping += 1;
+        while state.taken || state.owed > 0 || (state.last == self.engine && state.stepping > 1) {
+            state = self.turns.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.stepping -= 1;
+        state.last = self.engine;
+        state.taken = true;
+        Turn(self.turns)
+    }
+
+    /// Says that no step follows for now.
+    pub fn rest(&mut self) {
+        if std::mem::replace(&mut self.busy, false) {
+            self.turns.lock().busy -= 1;
+            self.turns.changed.notify_all();
+        }
+    }
+}
+
+impl Drop for Steps<'_> {
+    fn drop(&mut self) {
+        self.rest();
     }
 }
 
@@ -142,10 +177,11 @@ mod tests {
     #[test]
     fn a_slice_runs_at_once_when_nothing_else_does() {
         let turns = Turns::new(ENDLESS);
+        let mut steps = turns.steps();
         drop(turns.slice());
         drop(turns.slice());
-        drop(turns.step());
-        turns.rest();
+        drop(steps.take());
+        steps.rest();
         drop(turns.slice());
     }
 
@@ -154,7 +190,8 @@ mod tests {
         let turns = Turns::new(ENDLESS);
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            let step = turns.step();
+            let mut steps = turns.steps();
+            let step = steps.take();
             scope.spawn(|| {
                 let _turn = turns.slice();
                 order.lock().unwrap().push("slice");
@@ -162,11 +199,11 @@ mod tests {
             until(|| turns.lock().waiting == 1);
             drop(step);
             for _ in 0..100 {
-                let _turn = turns.step();
+                let _turn = steps.take();
                 order.lock().unwrap().push("step");
             }
             assert_eq!(turns.lock().waiting, 1);
-            turns.rest();
+            steps.rest();
         });
         let order = order.into_inner().unwrap();
         assert_eq!((order.len(), order[100]), (101, "slice"));
@@ -177,7 +214,8 @@ mod tests {
         let turns = Turns::new(Duration::ZERO);
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
-            let step = turns.step();
+            let mut steps = turns.steps();
+            let step = steps.take();
             for _ in 0..2 {
                 scope.spawn(|| {
                     let _turn = turns.slice();
@@ -186,7 +224,7 @@ mod tests {
             }
             until(|| turns.lock().owed == 2);
             drop(step);
-            let _turn = turns.step();
+            let _turn = steps.take();
             order.lock().unwrap().push("step");
         });
         assert_eq!(order.into_inner().unwrap(), ["slice", "slice", "step"]);
@@ -200,11 +238,12 @@ mod tests {
         let (stop, slices) = (AtomicBool::new(false), AtomicUsize::new(0));
         thread::scope(|scope| {
             scope.spawn(|| {
+                let mut steps = turns.steps();
                 while !stop.load(Ordering::SeqCst) {
-                    drop(turns.step());
+                    drop(steps.take());
                 }
             });
-            until(|| turns.lock().busy);
+            until(|| turns.lock().busy > 0);
             for _ in 0..10 {
                 drop(turns.slice());
                 slices.fetch_add(1, Ordering::SeqCst);
@@ -233,17 +272,45 @@ mod tests {
                 });
             }
             scope.spawn(|| {
+                let mut steps = turns.steps();
                 for index in 0..500 {
-                    let turn = turns.step();
+                    let turn = steps.take();
                     alone();
                     drop(turn);
                     if index % 10 == 0 {
-                        turns.rest();
+                        steps.rest();
                     }
                 }
-                turns.rest();
             });
         });
+    }
+
+    #[test]
+    fn two_engines_alternate() {
+        let turns = Turns::new(ENDLESS);
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let mut steps = turns.steps();
+            let first = steps.take();
+            for engine in 0..2 {
+                let (turns, order) = (&turns, &order);
+                scope.spawn(move || {
+                    let mut steps = turns.steps();
+                    for _ in 0..50 {
+                        let _turn = steps.take();
+                        order.lock().unwrap().push(engine);
+                        // The other one is on its way, unless it has had all of its steps.
+                        let left = order.lock().unwrap().iter().filter(|other| **other != engine).count() < 50;
+                        until(|| !left || turns.lock().stepping == 1);
+                    }
+                });
+            }
+            until(|| turns.lock().stepping == 2);
+            drop(first);
+        });
+        let order = order.into_inner().unwrap();
+        assert!(order.windows(2).all(|pair| pair[0] != pair[1]), "{order:?}");
+        assert_eq!(turns.lock().busy, 0);
     }
 
     #[test]
@@ -254,6 +321,6 @@ mod tests {
             panic!("in a slice");
         }));
         caught.unwrap_err();
-        drop(turns.step());
+        drop(turns.steps().take());
     }
 }

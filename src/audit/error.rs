@@ -53,8 +53,8 @@ pub enum AuditError {
     Load {
         /// Name of the model in the report.
         model: String,
-        /// What was said.
-        fault: String,
+        /// What whoever loads it said.
+        fault: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A checkpoint is not one of this audit.
     #[error("the checkpoint {0}")]

@@ -3,7 +3,10 @@
 //! Words for people and names for settings; no formula stands here (see `statistics`). Units: shares and probabilities
 //! in [0, 1], log loss in nats. Nothing here says what a figure ought to be.
 
+mod averages;
+
 use super::scoring::is_measure;
+use averages::{CLASSES, MULTI_LABEL};
 
 /// What a task's figures are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +132,8 @@ const BINARY: [MeasureInfo; 44] = [
         "smooth_ece_positive_class",
         "Smooth ECE, positive class",
         "share",
-        "Calibration error without bins, the bandwidth chosen by a fixed point. Without interval.",
+        "Calibration error without bins, the bandwidth chosen by a fixed point. Its interval is of at most 200 resamples, at \
+         the bandwidth of the rows, and rather too wide.",
         "relplot 1.0, Błasiok and Nakkiran 2023",
         DOWN,
     )),
@@ -286,7 +290,8 @@ const TOP_SMOOTH: MeasureInfo = info((
     "smooth_ece_top_label",
     "Smooth ECE, top label",
     "share",
-    "Calibration error without bins, the bandwidth chosen by a fixed point. Without interval.",
+    "Calibration error without bins, the bandwidth chosen by a fixed point. Its interval is of at most 200 resamples, at \
+         the bandwidth of the rows, and rather too wide.",
     "relplot 1.0, Błasiok and Nakkiran 2023",
     DOWN,
 ));
@@ -315,82 +320,6 @@ const MEMBERSHIP_INFO: MeasureInfo = info((
     "Carlini et al. 2022",
     DOWN,
 ));
-
-const CLASSES: [MeasureInfo; 19] = [
-    BINARY[0],
-    info((
-        "balanced_accuracy",
-        "Balanced accuracy",
-        "share",
-        "Mean recall of the classes that have rows.",
-        SKLEARN,
-        UP,
-    )),
-    info((
-        "precision_macro",
-        "Precision, macro",
-        "share",
-        "Mean over all classes; one that is never predicted counts 0.",
-        SKLEARN,
-        UP,
-    )),
-    info(("recall_macro", "Recall, macro", "share", "Mean over all classes; one without rows counts 0.", SKLEARN, UP)),
-    info(("f1_macro", "F1, macro", "share", "Mean over all classes; an absent one counts 0.", SKLEARN, UP)),
-    info((
-        "precision_macro_present",
-        "Precision, macro over present classes",
-        "share",
-        "Mean over the classes that rows or predictions show.",
-        SKLEARN,
-        UP,
-    )),
-    info((
-        "recall_macro_present",
-        "Recall, macro over present classes",
-        "share",
-        "Mean over the classes that rows or predictions show.",
-        SKLEARN,
-        UP,
-    )),
-    info((
-        "f1_macro_present",
-        "F1, macro over present classes",
-        "share",
-        "Mean over the classes that rows or predictions show.",
-        SKLEARN,
-        UP,
-    )),
-    info((
-        "auc_macro",
-        "AUC, macro",
-        "share",
-        "Mean of each class against the rest; none where a class has no rows.",
-        SKLEARN,
-        UP,
-    )),
-    BINARY[16],
-    info((
-        "brier_sum",
-        "Brier score, summed over classes",
-        "share",
-        "Mean over rows of the squared differences summed over classes.",
-        SKLEARN,
-        DOWN,
-    )),
-    TOP_ECE_WIDTH,
-    TOP_ECE_MASS,
-    TOP_MCE,
-    TOP_OVERCONFIDENCE,
-    TOP_SMOOTH,
-    TOP_NULL,
-    TEMPERATURE,
-    MEMBERSHIP_INFO,
-];
-
-const MULTI_LABEL: [MeasureInfo; 2] = [
-    info(("exact_match", "Exact match", "share", "Rows of which every label is right.", SKLEARN, UP)),
-    info(("hamming_loss", "Hamming loss", "share", "Wrong labels among all labels of all rows.", SKLEARN, DOWN)),
-];
 
 const RATIOS: [MeasureInfo; 1] = [MEMBERSHIP_INFO];
 

@@ -76,7 +76,7 @@ impl Task {
             Self::Head | Self::LabelWords { .. } | Self::Perplexity | Self::Uploaded => Vec::new(),
             Self::Choice(choice) => choice.columns.iter().chain(&choice.reversed).collect(),
             Self::Pairs { more, less, unrelated, .. } => [more, less].into_iter().chain(unrelated).collect(),
-            Self::Bbq { answers, condition, unknown, biased } => {
+            Self::Bbq { answers, condition, unknown, biased, normalization: _ } => {
                 answers.iter().chain([condition, unknown, biased]).collect()
             }
             Self::Generation { expected, .. } => expected.iter().collect(),
@@ -120,6 +120,10 @@ pub enum Task {
         unknown: String,
         /// Column with the index of the answer that follows the stereotype; of a row without one the bias is not counted.
         biased: String,
+        /// How log-probabilities of the answers are compared; left out of the JSON where it is the sum, so that what was
+        /// written before says the same.
+        #[serde(default, skip_serializing_if = "Normalization::is_sum")]
+        normalization: Normalization,
     },
     /// How well the text is predicted: loss a token, bits a byte, perplexity.
     Perplexity,
@@ -137,10 +141,11 @@ pub enum Task {
 }
 
 /// How log-probabilities of continuations of different length are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalization {
     /// Sum over tokens (lm-evaluation-harness `acc`).
+    #[default]
     Sum,
     /// Mean over tokens.
     MeanToken,
@@ -148,6 +153,12 @@ pub enum Normalization {
     MeanByte,
     /// Sum minus the sum without the prompt (Brown et al. 2020, unconditional).
     Unconditional,
+}
+
+impl Normalization {
+    fn is_sum(&self) -> bool {
+        *self == Self::Sum
+    }
 }
 
 /// One of several answers.
@@ -234,7 +245,8 @@ pub struct Statistics {
     pub margin: f64,
     /// A figure with a denominator below this has the status `low_support`.
     pub min_group: u64,
-    /// Groups of fewer rows than this are counted but their figures are not published; 0: all are.
+    /// Groups of fewer rows than this are counted but their figures are not published, nor those of groups from which they
+    /// could be told; 0: all are.
     pub suppress_below: u64,
 }
 
@@ -284,6 +296,10 @@ pub struct Membership {
     pub shadow_fraction: f64,
     /// Trains a control model on few rows for long, whose members must be found.
     pub planted_control: bool,
+    /// Asks models about each image and its mirror image, and averages the probabilities; left out of the JSON when off,
+    /// so that what was written before says the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mirrored: bool,
 }
 
 /// A membership attack, cheapest first.

@@ -327,6 +327,8 @@ mod tests {
             "datasets.max_upload_bytes",
             "datasets.max_rows",
             "datasets.max_row_bytes",
+            "datasets.max_image_bytes",
+            "datasets.max_image_pixels",
             "datasets.max_decoded_bytes",
             "server.max_connections",
             "server.max_concurrent_streams",

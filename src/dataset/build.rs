@@ -5,26 +5,33 @@
 
 use std::collections::HashMap;
 
+use base64::Engine as _;
+use bytes::Bytes;
 use serde_json::Value;
 
 use super::declaration::{MAX_LABELS, MAX_NAME_BYTES};
 use super::fault::{FaultKind, Faults, shown};
+use super::image_row::{BASE64, encoded};
 use super::{Content, ContentColumns, Dataset, DatasetError, Declaration, Label, Message, Row, Split, SplitRule, hash};
+use crate::model::image::{self, ImageError};
 
 /// What a file may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Rows.
     pub rows: u64,
-    /// Bytes of one row: a line of JSONL, the declared columns' text otherwise.
+    /// Bytes of one row: a line of JSONL, the declared columns' text otherwise; an image counts apart.
     pub row_bytes: u64,
-    /// Bytes of all declared columns' text together, decompressed.
+    /// Bytes of all declared columns' text together, decompressed, and of all images.
     pub decoded_bytes: u64,
+    /// What an image may hold.
+    pub image: image::Limits,
 }
 
 impl Limits {
     /// For files that were accepted before.
-    pub(super) const NONE: Self = Self { rows: u64::MAX, row_bytes: u64::MAX, decoded_bytes: u64::MAX };
+    pub(super) const NONE: Self =
+        Self { rows: u64::MAX, row_bytes: u64::MAX, decoded_bytes: u64::MAX, image: image::Limits::MOST };
 }
 
 /// Collects rows and faults.
@@ -71,6 +78,17 @@ impl<'a> Builder<'a> {
         &self.columns
     }
 
+    /// Returns which of [`Self::columns`] holds images.
+    pub(super) fn image_at(&self) -> Option<usize> {
+        self.declaration.image_column().and_then(|column| self.at(column))
+    }
+
+    /// Returns the most bytes that a row of text can have, an image in base64 included.
+    pub(super) fn line_bytes(&self) -> u64 {
+        let image = self.declaration.image_column().map_or(0, |_| encoded(self.limits.image.bytes));
+        self.limits.row_bytes.saturating_add(image)
+    }
+
     /// Records that a column is there.
     pub(super) fn see(&mut self, column: usize) {
         self.seen[column] = true;
@@ -109,18 +127,22 @@ impl<'a> Builder<'a> {
         true
     }
 
-    /// Takes a row: one cell a column of [`Self::columns`].
-    pub(super) fn push(&mut self, cells: &mut [Value]) {
+    /// Takes a row: one cell a column of [`Self::columns`]; `image` is the image's, where it is no text.
+    pub(super) fn push(&mut self, cells: &mut [Value], image: Option<Bytes>) {
         if !self.begin_row() {
             return;
         }
         self.looked = true;
-        let bytes: u64 = cells.iter().map(size).sum();
+        let image_at = self.image_at();
+        let bytes: u64 =
+            cells.iter().enumerate().filter(|(at, _)| Some(*at) != image_at).map(|(_, cell)| size(cell)).sum();
         if bytes > self.limits.row_bytes {
             let kind = FaultKind::TooLarge { what: "the row's size in bytes", limit: self.limits.row_bytes };
             return self.faults.add(Some(self.read), None, kind);
         }
-        self.bytes = self.bytes.saturating_add(bytes);
+        let image = self.image(cells, image);
+        let file = image.as_ref().ok().and_then(Option::as_ref);
+        self.bytes = self.bytes.saturating_add(bytes).saturating_add(file.map_or(0, Bytes::len) as u64);
         if self.bytes > self.limits.decoded_bytes {
             let limit = self.limits.decoded_bytes;
             return self.file_fault(None, FaultKind::TooLarge { what: "the size of all columns in bytes", limit });
@@ -129,7 +151,7 @@ impl<'a> Builder<'a> {
         let label = self.label(cells);
         let groups = self.groups(cells);
         let part = self.part(cells);
-        let content = self.content(cells);
+        let content = self.content(cells, image);
         let (Some(content), Some(label), Some(groups), Some(part)) = (content, label, groups, part) else { return };
         let hash = hash::row(&content, label.as_deref());
         let split = match part {
@@ -162,7 +184,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Takes the content out of its cells; comes last, because another column may be the same.
-    fn content(&mut self, cells: &mut [Value]) -> Option<Content> {
+    fn content(&mut self, cells: &mut [Value], image: Result<Option<Bytes>, FaultKind>) -> Option<Content> {
         let declaration = self.declaration;
         match &declaration.content {
             ContentColumns::Text(column) => self.text(cells, column, false).map(Content::Text),
@@ -177,6 +199,36 @@ impl<'a> Builder<'a> {
                     Ok(messages) => Some(Content::Messages(messages)),
                     Err(kind) => self.fault(column, kind),
                 }
+            }
+            ContentColumns::Image(column) => {
+                let sound = image.and_then(|file| {
+                    let file = file.ok_or(FaultKind::Missing)?;
+                    image::inspect(&file, self.limits.image)?;
+                    Ok(Content::Image(file))
+                });
+                sound.map_or_else(|kind| self.fault(column, kind), Some)
+            }
+        }
+    }
+
+    /// Takes the file of a row's image out of its cell, unless it has come beside it; looks at its size only.
+    fn image(&self, cells: &mut [Value], file: Option<Bytes>) -> Result<Option<Bytes>, FaultKind> {
+        let Some(at) = self.image_at() else { return Ok(None) };
+        let limit = self.limits.image.bytes;
+        let large = |bytes: usize| FaultKind::from(ImageError::Bytes { bytes: bytes as u64, limit });
+        if let Some(file) = file {
+            return if file.len() as u64 > limit { Err(large(file.len())) } else { Ok(Some(file)) };
+        }
+        match cells.get_mut(at).map_or(Value::Null, Value::take) {
+            Value::Null => Ok(None),
+            Value::String(text) if text.is_empty() => Ok(None),
+            Value::String(text) if text.len() as u64 > encoded(limit) => Err(large(text.len() / 4 * 3)),
+            Value::String(text) => match BASE64.decode(text) {
+                Ok(file) => Ok(Some(file.into())),
+                Err(error) => Err(FaultKind::Value(format!("is no base64: {error}"))),
+            },
+            other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                Err(FaultKind::Type { expected: "an image in base64", got: kind(&other) })
             }
         }
     }

@@ -33,14 +33,14 @@ pub(super) fn read(bytes: &[u8], delimiter: char, builder: &mut Builder<'_>) {
         }
         // Nothing is copied before the limit is asked.
         let size: usize = places.iter().map(|place| record.get(*place).map_or(0, <[u8]>::len)).sum();
-        let limit = builder.limits.row_bytes;
+        let limit = builder.line_bytes();
         if size as u64 > limit {
             builder.row_fault(None, FaultKind::TooLarge { what: "the row's size in bytes", limit });
             continue;
         }
         let texts = places.iter().map(|place| std::str::from_utf8(record.get(*place).unwrap_or_default()));
         match texts.map(|text| text.map(Value::from)).collect::<Result<Vec<_>, _>>() {
-            Ok(mut cells) => builder.push(&mut cells),
+            Ok(mut cells) => builder.push(&mut cells, None),
             Err(_) => {
                 let bad =
                     places.iter().position(|at| std::str::from_utf8(record.get(*at).unwrap_or_default()).is_err());

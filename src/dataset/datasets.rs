@@ -13,8 +13,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Dataset, DatasetError, Declaration, Limits, Summary};
+use super::{Dataset, DatasetError, Declaration, Folder, Limits, Summary};
 use crate::config::DatasetSettings;
+use crate::model::image;
 use crate::store::{Catalog, DatasetContentRow, DatasetRow, Name, RequestKey, Store, StoreError, now, unwritable};
 
 /// What a name must point to for a change to happen.
@@ -77,6 +78,33 @@ impl Datasets {
         Ok(datasets)
     }
 
+    fn limits(&self) -> Limits {
+        let settings = &self.settings;
+        Limits {
+            rows: settings.max_rows,
+            row_bytes: settings.max_row_bytes,
+            decoded_bytes: settings.max_decoded_bytes,
+            image: image::Limits { bytes: settings.max_image_bytes, pixels: settings.max_image_pixels },
+        }
+    }
+
+    /// Returns what a repeated call returned the first time.
+    ///
+    /// # Errors
+    /// [`DatasetError::RequestIdReused`]; when the store fails.
+    pub fn answered(&self, request: Option<&RequestKey>) -> Result<Option<DatasetRecord>, DatasetError> {
+        self.store.read(|catalog| catalog.answered::<_, DatasetError>(request))
+    }
+
+    /// Opens a folder of images below the configured one, see [`Folder::open`].
+    ///
+    /// # Errors
+    /// [`DatasetError::NoImportDir`], and as [`Folder::open`].
+    pub fn folder(&self, directory: &str, listing: &str, declaration: &Declaration) -> Result<Folder, DatasetError> {
+        let root = self.settings.import_dir.as_ref().ok_or(DatasetError::NoImportDir)?;
+        Folder::open(root, directory, listing, declaration, self.limits())
+    }
+
     /// Checks a file, stores it and points a name to it. The same content again is harmless.
     ///
     /// # Errors
@@ -84,7 +112,7 @@ impl Datasets {
     pub fn put(&self, file: Vec<u8>, declaration: Declaration, change: Change) -> Result<DatasetRecord, DatasetError> {
         let _reading = lock(&self.reading);
         let request = change.request.as_ref();
-        if let Some(first) = self.store.read(|catalog| catalog.answered::<_, DatasetError>(request))? {
+        if let Some(first) = self.answered(request)? {
             return Ok(first);
         }
         let size = file.len() as u64;
@@ -93,12 +121,7 @@ impl Datasets {
         // Again below, where it counts; here it saves the reading.
         self.store.read(|catalog| may_point(catalog, &change, &id))?;
         let file = Bytes::from(file);
-        let limits = Limits {
-            rows: self.settings.max_rows,
-            row_bytes: self.settings.max_row_bytes,
-            decoded_bytes: self.settings.max_decoded_bytes,
-        };
-        let dataset = Dataset::parse(&file, &digest, &declaration, limits)?;
+        let dataset = Dataset::parse(&file, &digest, &declaration, self.limits())?;
         let summary = Summary::of(&dataset);
         drop(dataset);
         let content = DatasetContentRow {

@@ -56,6 +56,8 @@ pub enum ContentColumns {
     },
     /// A conversation: a list of objects with `role` and `content`, or that list as JSON text.
     Messages(String),
+    /// The file of an image: binary in Parquet, base64 elsewhere.
+    Image(String),
 }
 
 /// Which column holds the label, and what it may say.
@@ -128,6 +130,11 @@ impl Declaration {
                 fault(Some(column), format!("a column's name must have 1 to {MAX_NAME_BYTES} bytes"));
             }
         }
+        if let ContentColumns::Image(image) = &self.content
+            && self.others().contains(&image.as_str())
+        {
+            fault(Some(image), "cannot be the image and something else".into());
+        }
         let mut seen = HashSet::new();
         if self.groups.len() > MAX_GROUP_COLUMNS {
             fault(None, format!("there may be {MAX_GROUP_COLUMNS} group columns at most"));
@@ -168,9 +175,20 @@ impl Declaration {
     /// Returns the columns that are needed, each once.
     pub(super) fn columns(&self) -> Vec<&str> {
         let mut columns = match &self.content {
-            ContentColumns::Text(column) | ContentColumns::Messages(column) => vec![column.as_str()],
+            ContentColumns::Text(column) | ContentColumns::Messages(column) | ContentColumns::Image(column) => {
+                vec![column.as_str()]
+            }
             ContentColumns::Completion { prompt, completion } => vec![prompt.as_str(), completion.as_str()],
         };
+        columns.extend(self.others());
+        let mut seen = HashSet::new();
+        columns.retain(|column| seen.insert(*column));
+        columns
+    }
+
+    /// Returns the columns of labels, groups and parts; one may be there several times.
+    fn others(&self) -> Vec<&str> {
+        let mut columns = Vec::new();
         columns.extend(self.label.as_ref().map(|label| label.column.as_str()));
         columns.extend(self.groups.iter().map(String::as_str));
         match &self.split {
@@ -178,9 +196,15 @@ impl Declaration {
             SplitRule::Column(column) => columns.push(column),
             SplitRule::Seeded { grouping, .. } => columns.extend(grouping.as_deref()),
         }
-        let mut seen = HashSet::new();
-        columns.retain(|column| seen.insert(*column));
         columns
+    }
+
+    /// Returns the column of images, if rows are images.
+    pub fn image_column(&self) -> Option<&str> {
+        match &self.content {
+            ContentColumns::Image(column) => Some(column),
+            ContentColumns::Text(_) | ContentColumns::Completion { .. } | ContentColumns::Messages(_) => None,
+        }
     }
 
     /// Returns the id of a file of this digest declared like this: SHA-256, hexadecimal.

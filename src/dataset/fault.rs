@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use crate::model::image::ImageError;
 use crate::store::{RequestIdReused, StoreError};
 
 /// Faults told of one upload; a hostile file could have millions.
@@ -58,6 +59,9 @@ pub enum FaultKind {
         /// The limit.
         limit: u64,
     },
+    /// An image that is not read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// No row at all.
     #[error("there are no rows")]
     Empty,
@@ -164,6 +168,17 @@ pub enum DatasetError {
         name: String,
         /// Who needs it.
         holders: Vec<String>,
+    },
+    /// No folder is configured from which data sets may be read.
+    #[error("`datasets.import_dir` is not set: there is no folder to read data sets from")]
+    NoImportDir,
+    /// A folder or its listing cannot be read.
+    #[error("{fault}")]
+    Folder {
+        /// `directory` or `listing`: what was named.
+        field: &'static str,
+        /// What is wrong with it.
+        fault: String,
     },
     /// The request id was used for another request.
     #[error(transparent)]

@@ -30,6 +30,11 @@ pub(super) fn row(content: &Content, labels: Option<&[String]>) -> [u8; 32] {
                 string(&mut hash, &message.content);
             }
         }
+        Content::Image(bytes) => {
+            hash.update([3]);
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
     }
     if let Some(labels) = labels {
         let mut sorted: Vec<_> = labels.iter().collect();

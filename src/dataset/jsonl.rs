@@ -17,7 +17,7 @@ pub(super) fn read(bytes: &[u8], builder: &mut Builder<'_>) {
     if bytes.is_empty() {
         return;
     }
-    let limit = builder.limits.row_bytes;
+    let limit = builder.line_bytes();
     for line in bytes.split(|byte| *byte == b'\n') {
         if !builder.goes_on() {
             return;
@@ -45,7 +45,7 @@ pub(super) fn read(bytes: &[u8], builder: &mut Builder<'_>) {
                 let seen = cells.iter().enumerate().filter(|(_, cell)| cell.is_some());
                 seen.for_each(|(column, _)| builder.see(column));
                 let mut cells: Vec<_> = cells.into_iter().map(Option::unwrap_or_default).collect();
-                builder.push(&mut cells);
+                builder.push(&mut cells, None);
             }
         }
     }

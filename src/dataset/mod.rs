@@ -8,7 +8,9 @@ mod csv;
 mod datasets;
 mod declaration;
 mod fault;
+mod folder;
 mod hash;
+mod image_row;
 mod jsonl;
 mod parquet;
 mod summary;
@@ -19,6 +21,8 @@ pub use build::Limits;
 pub use datasets::{Change, DatasetRecord, Datasets, Expected};
 pub use declaration::{ContentColumns, Declaration, Format, LabelColumn, SplitRule};
 pub use fault::{DatasetError, Fault, FaultKind, MOST_FAULTS};
+pub use folder::{Folder, MOST_LISTING};
+pub use image_row::{ImageRow, image_line};
 pub use summary::{GroupSummary, Part, Summary, Warning};
 
 /// What one turn of a conversation says.
@@ -44,6 +48,8 @@ pub enum Content {
     },
     /// A conversation.
     Messages(Vec<Message>),
+    /// An image, as its file.
+    Image(Bytes),
 }
 
 /// What a row is labelled with; numbers are indices into [`Dataset::labels`].

@@ -1,6 +1,7 @@
 //! Tests of the readers: what each format says, and every fault with its place.
 
 mod files;
+mod images;
 mod names;
 mod parquet;
 
@@ -8,8 +9,10 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::model::image;
 
-const LIMITS: Limits = Limits { rows: 1000, row_bytes: 10_000, decoded_bytes: 1_000_000 };
+const LIMITS: Limits = Limits { rows: 1000, row_bytes: 10_000, decoded_bytes: 1_000_000, image: IMAGES };
+const IMAGES: image::Limits = image::Limits { bytes: 1000, pixels: 1000 };
 
 fn text(format: Format) -> Declaration {
     Declaration::new(format, ContentColumns::Text("text".into()))
@@ -44,7 +47,7 @@ fn texts(dataset: &Dataset) -> Vec<&str> {
         .iter()
         .map(|row| match &row.content {
             Content::Text(text) => text.as_str(),
-            Content::Completion { .. } | Content::Messages(_) => "",
+            Content::Completion { .. } | Content::Messages(_) | Content::Image(_) => "",
         })
         .collect()
 }

@@ -31,11 +31,12 @@ pub(crate) struct Answers {
 
 impl Question {
     /// Returns what a row asks: its text, its prompt without the completion, or its conversation.
-    pub(crate) fn of(content: &Content) -> Self {
-        match content {
+    pub(crate) fn of(content: &Content) -> Result<Self, RowFault> {
+        Ok(match content {
             Content::Text(text) | Content::Completion { prompt: text, .. } => Self::Text(text.clone()),
             Content::Messages(messages) => Self::Talk(messages.clone()),
-        }
+            Content::Image(_) => return Err(RowFault::Image),
+        })
     }
 
     /// Returns the same question with other words: those of a text, or of the last message.
@@ -120,6 +121,7 @@ impl Encoder<'_> {
                 let bytes = self.bytes(&row)?;
                 Ok((row, bytes))
             }
+            Content::Image(_) => Err(RowFault::Image),
         }
     }
 

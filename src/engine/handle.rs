@@ -309,9 +309,10 @@ fn unsupported(what: String) -> EngineError {
 
 /// The thread: sleeps while there is nothing to do, ends when nobody can ask any more.
 pub(super) fn run(mut core: Core, mut commands: mpsc::Receiver<Command>, turns: &Turns) {
+    let mut steps = turns.steps();
     loop {
         if core.is_idle() {
-            turns.rest();
+            steps.rest();
             match commands.blocking_recv() {
                 Some(command) => core.accept(command),
                 None => return,
@@ -320,7 +321,7 @@ pub(super) fn run(mut core: Core, mut commands: mpsc::Receiver<Command>, turns: 
         while let Ok(command) = commands.try_recv() {
             core.accept(command);
         }
-        let turn = turns.step();
+        let turn = steps.take();
         let done = catch_unwind(AssertUnwindSafe(|| core.turn()));
         drop(turn);
         if done.is_err() {

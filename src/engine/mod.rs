@@ -3,11 +3,12 @@
 //! The contract: requests in, events out. [`Engine`] (`handle`) queues; the thread behind it (`step`) owns all caches
 //! and sequences, asks `scheduler` what to compute, `sampler` for the next token and `stop` whether the text ends;
 //! `score` and `classify` compute log-probabilities and classes apart from the rest (`alone`); `pass` runs the model for
-//! all. Nothing here knows gRPC, names of adapters or templates.
+//! all. Classifiers of images have a queue and a thread of their own ([`ImageEngine`]). Nothing here knows gRPC, names of adapters or templates.
 
 mod alone;
 mod classify;
 mod handle;
+mod images;
 mod pass;
 pub mod sampler;
 mod scheduler;
@@ -25,6 +26,7 @@ use crate::lora::Adapter;
 use crate::model::ModelError;
 
 pub use handle::Engine;
+pub use images::{ImageEngine, ImageRequest};
 
 /// How the next token is chosen; every field is checked at the border.
 #[derive(Debug, Clone, PartialEq)]

@@ -18,9 +18,9 @@ use super::{
 };
 use crate::audit::AuditError;
 use crate::audit::report::{Model, ModelKind, Training};
-use crate::audit::scoring::{Load, Shadow, Subject};
+use crate::audit::scoring::{Load, Shadow, Subject, Tuned};
 use crate::dataset::Dataset;
-use crate::lora::{Adapter, Generation, Kind};
+use crate::lora::{AdapterInfo, Generation, Kind};
 use crate::registry::{Expected, Lineage, Name, Reference, RegistryError};
 use crate::train::{Method, Settings};
 
@@ -29,7 +29,8 @@ const SHOWN_EVERY: Duration = Duration::from_secs(1);
 
 /// What a generation is and came from.
 struct Found {
-    adapter: Arc<Adapter>,
+    reference: Reference,
+    info: AdapterInfo,
     generation: String,
     lineage: Option<Lineage>,
     trained_on: Option<Arc<BTreeSet<[u8; 32]>>>,
@@ -47,7 +48,7 @@ impl Inner {
         let dataset = self.parts.rows.read(&job.dataset)?;
         let subjects = self.subjects(job, audit, &dataset)?;
         let bytes = self.checkpoint_of(job)?;
-        let mut work = self.parts.auditing.start(&dataset, &audit.settings, subjects, bytes.as_deref())?;
+        let mut work = self.parts.auditing.start(&job.base, &dataset, &audit.settings, subjects, bytes.as_deref())?;
         drop((dataset, bytes));
         let mut rate = job.audited.as_ref().map_or(0.0, |audited| audited.items_per_second);
         if !job.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.last) {
@@ -121,7 +122,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Brings everything that is audited into memory.
+    /// Gathers what is audited. Adapters are looked at one after the other: each is in memory again when its turn comes.
     fn subjects(&self, job: &Job, audit: &AuditTask, dataset: &Arc<Dataset>) -> Result<Vec<Subject>, Halt> {
         let mut results = BTreeMap::new();
         for child in &audit.children {
@@ -155,7 +156,7 @@ impl Inner {
             subjects.push(Subject {
                 model: described(model, found.as_ref().map(|(adapter, found)| (adapter.as_str(), found))),
                 trained_on: found.as_ref().and_then(|(_, found)| found.trained_on.clone()),
-                adapter: found.map(|(_, found)| found.adapter),
+                adapter: found.map(|(_, found)| self.tuned(found)),
                 shadows: model.shadows.iter().filter_map(|child| shadows.get(child)).cloned().collect(),
                 planted: if is_known { planted.take() } else { None },
             });
@@ -186,9 +187,22 @@ impl Inner {
 
     fn found(&self, adapter: &str, generation: &str, known: &mut Known) -> Result<Found, Halt> {
         let (reference, lineage) = self.traced(adapter, generation)?;
-        let adapter = self.parts.registry.resolve(&reference)?;
+        // What cannot be loaded is told before anything is computed.
+        let info = self.parts.registry.resolve(&reference)?.info().clone();
         let trained_on = self.trained_on(lineage.as_ref(), known)?;
-        Ok(Found { adapter, generation: generation.to_owned(), lineage, trained_on })
+        Ok(Found { reference, info, generation: generation.to_owned(), lineage, trained_on })
+    }
+
+    /// Returns a model that is loaded when its turn has come; the job keeps it from being deleted until then.
+    fn tuned(&self, found: Found) -> Tuned {
+        let Found { reference, info, generation, .. } = found;
+        let registry = Arc::clone(&self.parts.registry);
+        let load: Load = Arc::new(move || {
+            let failed =
+                |error: RegistryError| AuditError::Load { model: reference.to_string(), fault: Box::new(error) };
+            registry.resolve(&reference).map_err(failed)
+        });
+        Tuned { generation, info, load }
     }
 
     /// Describes a model that is loaded when its turn has come.
@@ -198,8 +212,10 @@ impl Inner {
         let trained_on = trained_on.ok_or_else(|| corrupt(&format!("that made {reference}")))?;
         let registry = Arc::clone(&self.parts.registry);
         let load: Load = Arc::new(move || {
-            let failed =
-                |error: RegistryError| AuditError::Load { model: reference.to_string(), fault: error.to_string() };
+            let failed = |error: RegistryError| AuditError::Load {
+                model: reference.to_string(),
+                fault: error.to_string().into(),
+            };
             registry.resolve(&reference).map_err(failed)
         });
         Ok(Shadow { generation: generation.to_owned(), load, trained_on })
@@ -285,7 +301,7 @@ pub(super) fn settings_of(lineage: &Lineage) -> Option<Settings> {
 
 /// Says what is known of a model before it is scored.
 fn described(model: &AuditModel, found: Option<(&str, &Found)>) -> Model {
-    let info = found.map(|(_, found)| found.adapter.info());
+    let info = found.map(|(_, found)| &found.info);
     let kind = match info.map(|info| (info.kind, info.rank)) {
         None => ModelKind::Base,
         Some((Kind::Full, _)) => ModelKind::Full,

@@ -47,8 +47,6 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Limits.
     pub settings: JobsSettings,
-    /// Fingerprint of the base model.
-    pub base: String,
 }
 
 /// Events of a job from some point on.
@@ -144,14 +142,16 @@ impl Jobs {
     /// Makes a fine-tuning job.
     ///
     /// # Errors
-    /// [`JobsError::DatasetNotFound`], [`JobsError::Conflict`], [`JobsError::QueueFull`]; [`RegistryError::NameTaken`],
-    /// [`RegistryError::GenerationMismatch`], [`RegistryError::RequestIdReused`]; when the disk fails.
+    /// [`JobsError::DatasetNotFound`], [`JobsError::Conflict`], [`JobsError::QueueFull`]; [`RegistryError::BaseNotFound`],
+    /// [`RegistryError::NameTaken`], [`RegistryError::GenerationMismatch`], [`RegistryError::RequestIdReused`]; when the
+    /// disk fails.
     pub fn create(&self, wanted: FineTuning, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
         if let Some(first) = inner.parts.store.read(|catalog| catalog.answered::<_, JobsError>(request))? {
             return Ok(first);
         }
         let dataset = inner.parts.rows.find(&wanted.dataset)?;
+        let base = inner.parts.registry.fingerprint(wanted.base.as_deref())?;
         let mut forgotten = Vec::new();
         let job = inner.parts.store.change_once(request, |catalog| {
             let tuning = Tuning {
@@ -162,7 +162,7 @@ impl Jobs {
                 allow_no_effect: wanted.allow_no_effect,
                 settings: wanted.settings,
             };
-            let job = inner.new_job(Task::FineTuning(Box::new(tuning)), dataset, None);
+            let job = new_job(Task::FineTuning(Box::new(tuning)), dataset, base);
             check_names(catalog, &wanted.adapter, &wanted.expected, wanted.alias.as_ref())?;
             inner.make_room(catalog)?;
             inner.enter(catalog, &job)?;
@@ -332,27 +332,6 @@ impl Inner {
         self.signalled.notify_all();
     }
 
-    /// Returns a job that waits.
-    pub(super) fn new_job(&self, task: Task, dataset: String, parent: Option<JobId>) -> Job {
-        Job {
-            id: JobId::new(),
-            state: State::Queued,
-            cancelling: false,
-            task,
-            dataset,
-            base: self.parts.base.clone(),
-            parent,
-            created: SystemTime::now(),
-            started: None,
-            ended: None,
-            last: None,
-            audited: None,
-            checkpoint: None,
-            made: None,
-            failure: None,
-        }
-    }
-
     /// Refuses one more job that waits; those that are made for another do not count.
     pub(super) fn make_room(&self, catalog: &Catalog<'_>) -> Result<(), JobsError> {
         let limit = self.parts.settings.max_queued;
@@ -462,6 +441,27 @@ impl Inner {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns a job that waits; `base` is the fingerprint of its base model.
+pub(super) fn new_job(task: Task, dataset: String, base: String) -> Job {
+    Job {
+        id: JobId::new(),
+        state: State::Queued,
+        cancelling: false,
+        task,
+        dataset,
+        base,
+        parent: None,
+        created: SystemTime::now(),
+        started: None,
+        ended: None,
+        last: None,
+        audited: None,
+        checkpoint: None,
+        made: None,
+        failure: None,
     }
 }
 

@@ -64,8 +64,11 @@ impl From<AuditError> for Halt {
             AuditError::Setting { .. } | AuditError::Head { .. } => reason::AUDIT_SETTING,
             AuditError::Data(_) | AuditError::Row { .. } => reason::AUDIT_DATA,
             AuditError::Overlap { .. } => reason::AUDIT_OVERLAP,
-            // Only what was trained for the audit is loaded as it goes.
-            AuditError::Load { .. } => reason::AUDIT_CHILD_FAILED,
+            // Of what was trained for the audit alone the cause does not matter to its caller.
+            AuditError::Load { fault, .. } => match fault.downcast_ref::<RegistryError>() {
+                Some(error) => return Self::Failed(registry(error)),
+                None => reason::AUDIT_CHILD_FAILED,
+            },
             AuditError::Checkpoint(_) => reason::AUDIT_CHECKPOINT,
             AuditError::Unfinished { .. } | AuditError::Model(_) => return Self::Failed(Failure::internal(&error)),
         };
@@ -134,6 +137,7 @@ fn store(error: &StoreError) -> Failure {
 pub(crate) fn registry(error: &RegistryError) -> Failure {
     let reason = match error {
         RegistryError::AdapterNotFound(_) => "ADAPTER_NOT_FOUND",
+        RegistryError::BaseNotFound { .. } => "BASE_MODEL_NOT_FOUND",
         RegistryError::AliasNotFound(_) => "ALIAS_NOT_FOUND",
         RegistryError::NameTaken(..) => "NAME_TAKEN",
         RegistryError::GenerationMismatch { .. } => "GENERATION_MISMATCH",

@@ -3,7 +3,7 @@
 //!
 //! Trains and audits nothing. What a caller asked for is resolved here, once: adapters to generations, models to train to
 //! jobs with names of their own. A shadow model is trained as its target was, on other rows: a random part of those that
-//! are audited. Also says what it would cost.
+//! are audited. What it would cost: `estimate`.
 //! After: Carlini et al. 2022 (shadow models), "Membership Inference Attacks From First Principles".
 
 use std::collections::BTreeSet;
@@ -11,20 +11,16 @@ use std::collections::BTreeSet;
 use sha2::{Digest, Sha256};
 
 use super::audit::settings_of;
-use super::changes::{Inner, Jobs, check_names};
-use super::rows::parse;
+use super::changes::{Inner, Jobs, check_names, new_job};
 use super::{AuditModel, AuditTask, Job, JobId, JobsError, ModelSource, Task, Tuning, expected_text};
 use crate::audit::settings::{Membership, Settings as AuditSettings};
-use crate::dataset::Dataset;
+use crate::lora::LoraError;
 use crate::registry::{Expected, Name, Reference, RegistryError, RequestKey};
-use crate::store::Catalog;
 use crate::train::{Length, LoraSettings, Method, Schedule, Settings, Subset};
 
 /// Rows that the control model is trained on, and how often it sees them: few and often, so that it must remember them.
 const PLANTED_ROWS: f64 = 64.0;
 const PLANTED_EPOCHS: f64 = 40.0;
-/// Newest jobs that are looked through for a measured speed.
-const LOOKED_THROUGH: usize = 50;
 /// Longest name.
 const NAME: usize = 63;
 
@@ -35,6 +31,8 @@ pub struct AuditWanted {
     pub name: Name,
     /// Data set, by name or id.
     pub dataset: String,
+    /// Base model of all models, by name; `None`: the first one.
+    pub base: Option<String>,
     /// Models in the order of the report, at least one, of different names.
     pub models: Vec<ModelWanted>,
     /// All of them.
@@ -70,25 +68,10 @@ pub enum SourceWanted {
     },
 }
 
-/// What an audit would cost.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Estimate {
-    /// Models to train before it.
-    pub trainings: u64,
-    /// Optimiser steps of them together; with packing at most.
-    pub steps: u64,
-    /// Rows to score, all models together.
-    pub items: u64,
-    /// About how many seconds training takes; none where no step was measured yet.
-    pub training_seconds: Option<f64>,
-    /// About how many seconds scoring takes; none where nothing was measured yet.
-    pub scoring_seconds: Option<f64>,
-}
-
 /// The jobs of an audit.
-struct Plan {
-    audit: Job,
-    children: Vec<Job>,
+pub(super) struct Plan {
+    pub(super) audit: Job,
+    pub(super) children: Vec<Job>,
 }
 
 impl Jobs {
@@ -125,47 +108,23 @@ impl Jobs {
         inner.wake();
         Ok(job)
     }
-
-    /// Says what an audit would cost, and makes nothing.
-    ///
-    /// # Errors
-    /// As [`Self::create_audit`], but for those of names and queue.
-    pub fn estimate_audit(&self, wanted: &AuditWanted) -> Result<Estimate, JobsError> {
-        let inner = self.inner();
-        let plan = inner.plan(wanted)?;
-        let Task::Audit { audit } = &plan.audit.task else {
-            return Err(JobsError::NotFound(plan.audit.id.to_string()));
-        };
-        let dataset = inner.parts.rows.read(&plan.audit.dataset)?;
-        let rows = dataset.rows.iter().filter(|row| audit.settings.splits.contains(&row.split)).count() as u64;
-        let helpers: BTreeSet<_> = audit.models.iter().flat_map(|model| &model.shadows).chain(&audit.planted).collect();
-        let items = rows * (audit.models.len() + helpers.len()) as u64;
-        let (mut steps, mut learnt) = (0_u64, 0.0);
-        for child in &plan.children {
-            let Task::FineTuning(tuning) = &child.task else { continue };
-            let dataset = inner.parts.rows.read(&child.dataset)?;
-            let own = steps_of(&tuning.settings, &dataset);
-            steps = steps.saturating_add(own);
-            learnt += own as f64 * rows_of_step(&tuning.settings);
-        }
-        let speed = inner.parts.store.read(measured)?;
-        Ok(Estimate {
-            trainings: plan.children.len() as u64,
-            steps,
-            items,
-            training_seconds: speed.row_seconds.map(|seconds| learnt * seconds),
-            scoring_seconds: speed.item_seconds.map(|seconds| items as f64 * seconds),
-        })
-    }
 }
 
 impl Inner {
     /// Resolves an audit into jobs; nothing is written.
-    fn plan(&self, wanted: &AuditWanted) -> Result<Plan, JobsError> {
+    pub(super) fn plan(&self, wanted: &AuditWanted) -> Result<Plan, JobsError> {
         let dataset = self.parts.rows.find(&wanted.dataset)?;
         let settings = wanted.settings.clone().resolved(&*self.parts.rows.read(&dataset)?);
         let wanted = &AuditWanted { settings, ..wanted.clone() };
-        let mut fan = Fan { inner: self, wanted, taken: BTreeSet::new(), trained: Vec::new(), helpers: Vec::new() };
+        let base = self.parts.registry.fingerprint(wanted.base.as_deref())?;
+        let mut fan = Fan {
+            inner: self,
+            wanted,
+            base: base.clone(),
+            taken: BTreeSet::new(),
+            trained: Vec::new(),
+            helpers: Vec::new(),
+        };
         let mut models = Vec::with_capacity(wanted.models.len());
         let mut methods = Vec::with_capacity(wanted.models.len());
         for model in &wanted.models {
@@ -175,7 +134,7 @@ impl Inner {
         }
         let mut planted = None;
         if let Some(membership) = &wanted.settings.membership {
-            fan.shadows(membership, &mut models, &methods, &dataset);
+            fan.shadows(membership, &mut models, &methods, &dataset)?;
             if membership.planted_control
                 && let Some(method) = methods.iter().flatten().next()
             {
@@ -196,7 +155,7 @@ impl Inner {
             planted,
             children: trained.iter().map(|child| child.id).collect(),
         };
-        let audit = self.new_job(Task::Audit { audit: Box::new(task) }, dataset, None);
+        let audit = new_job(Task::Audit { audit: Box::new(task) }, dataset, base);
         let children = trained.into_iter().map(|child| Job { parent: Some(audit.id), ..child }).collect();
         Ok(Plan { audit, children })
     }
@@ -206,6 +165,8 @@ impl Inner {
 struct Fan<'a> {
     inner: &'a Inner,
     wanted: &'a AuditWanted,
+    /// Fingerprint of the base model.
+    base: String,
     /// Names that children have.
     taken: BTreeSet<String>,
     /// Jobs of models that are audited.
@@ -225,6 +186,11 @@ impl Fan<'_> {
                 let record = self.inner.parts.registry.get(&name)?;
                 let stored = record.generations.into_iter().find(|stored| stored.id == generation);
                 let stored = stored.ok_or_else(|| RegistryError::AdapterNotFound(reference.to_string()))?;
+                if record.base_fingerprint != self.base {
+                    let fault =
+                        format!("`{reference}` is of base model {}, not {}", record.base_fingerprint, self.base);
+                    return Err(RegistryError::Lora(LoraError::Mismatch(fault)).into());
+                }
                 let settings = stored.lineage.as_ref().and_then(settings_of);
                 (ModelSource::Stored { adapter: name.to_string(), generation }, settings)
             }
@@ -233,7 +199,7 @@ impl Fan<'_> {
                     Some(own) => self.inner.parts.rows.find(own)?,
                     None => dataset.to_owned(),
                 };
-                let adapter = self.name(&model.name);
+                let adapter = self.name(&model.name)?;
                 let job = self.child(&adapter, (**settings).clone(), &dataset);
                 let source = ModelSource::Trained { job: job.id, adapter };
                 self.trained.push(job);
@@ -249,7 +215,7 @@ impl Fan<'_> {
         models: &mut [AuditModel],
         methods: &[Option<Settings>],
         dataset: &str,
-    ) {
+    ) -> Result<(), JobsError> {
         let mut made: Vec<(Settings, Vec<JobId>)> = Vec::new();
         for (model, method) in models.iter_mut().zip(methods) {
             let Some(method) = method else { continue };
@@ -263,13 +229,14 @@ impl Fan<'_> {
                 let subset = self.subset(membership.shadow_fraction, made.len(), number);
                 let seed = alike.seed.wrapping_add(1 + number as u64);
                 let settings = Settings { subset: Some(subset), seed, ..alike.clone() };
-                let name = self.name(&format!("{}.shadow-{number}", model.name));
+                let name = self.name(&format!("{}.shadow-{number}", model.name))?;
                 let job = self.child(&name, settings, dataset);
                 model.shadows.push(job.id);
                 self.helpers.push(job);
             }
             made.push((alike, model.shadows.clone()));
         }
+        Ok(())
     }
 
     /// Makes the control model: as `method`, but on few rows and for long.
@@ -295,7 +262,7 @@ impl Fan<'_> {
             subset: Some(self.subset(fraction, usize::MAX, 0)),
             ..method.clone()
         };
-        let name = self.name("planted");
+        let name = self.name("planted")?;
         let job = self.child(&name, settings, dataset);
         let id = job.id;
         self.helpers.push(job);
@@ -322,11 +289,12 @@ impl Fan<'_> {
             allow_no_effect: true,
             settings,
         };
-        self.inner.new_job(Task::FineTuning(Box::new(tuning)), dataset.to_owned(), None)
+        new_job(Task::FineTuning(Box::new(tuning)), dataset.to_owned(), self.base.clone())
     }
 
-    /// Returns the name of a model's adapter: that of the audit and that of the model, in letters that a name may have.
-    fn name(&mut self, model: &str) -> String {
+    /// Returns the name of a model's adapter: that of the audit and that of the model, in letters that a name may have,
+    /// and a number where an audit before has left an adapter of that name.
+    fn name(&mut self, model: &str) -> Result<String, JobsError> {
         let full = format!("{}.{model}", self.wanted.name);
         let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
         let plain: String =
@@ -339,53 +307,28 @@ impl Fan<'_> {
             name = format!("{}-{}", &plain[..plain.len().min(NAME - 1 - digits)], &digest[..digits]);
             digits += 8;
         }
+        let first = name.clone();
+        let mut number = 1;
+        while self.taken.contains(&name) || self.is_left(&name)? {
+            number += 1;
+            let ending = format!("-{number}");
+            name = format!("{}{ending}", &first[..first.len().min(NAME - ending.len())]);
+        }
         self.taken.insert(name.clone());
-        name
+        Ok(name)
     }
-}
 
-/// Rows that one step learns from.
-fn rows_of_step(settings: &Settings) -> f64 {
-    settings.batch_size.saturating_mul(settings.accumulation) as f64
-}
-
-fn steps_of(settings: &Settings, dataset: &Dataset) -> u64 {
-    match settings.length {
-        Length::Steps(steps) => steps,
-        Length::Epochs(epochs) => {
-            let rows = dataset.rows.iter().filter(|row| settings.use_of(row) == crate::train::Use::Learn).count();
-            let batches = rows.div_ceil(settings.batch_size.max(1));
-            let steps = batches.div_ceil(settings.accumulation.max(1));
-            (epochs * steps as f64).ceil() as u64
-        }
+    /// Returns whether an adapter of this name was made for an audit; what others have made is not passed over.
+    fn is_left(&self, name: &str) -> Result<bool, JobsError> {
+        let Some(name) = Name::parse(name) else { return Ok(false) };
+        let record = match self.inner.parts.registry.get(&name) {
+            Ok(record) => record,
+            Err(RegistryError::AdapterNotFound(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let current = record.generations.iter().find(|stored| stored.id == record.current);
+        let audit = current.and_then(|stored| stored.lineage.as_ref()?.audit.as_ref());
+        // Of an alias the record is that of its target.
+        Ok(record.name == name.as_str() && audit.is_some())
     }
-}
-
-/// What was measured of late.
-#[derive(Debug, Default)]
-struct Measured {
-    /// Seconds that learning from a row takes.
-    row_seconds: Option<f64>,
-    /// Seconds that scoring an item takes.
-    item_seconds: Option<f64>,
-}
-
-fn measured(catalog: &Catalog<'_>) -> Result<Measured, JobsError> {
-    let mut measured = Measured::default();
-    for row in catalog.jobs(None, None, LOOKED_THROUGH)? {
-        // A record that cannot be read was measured by nobody.
-        let Ok(job) = parse(&row) else { continue };
-        if let (Task::FineTuning(tuning), Some(last)) = (&job.task, &job.last)
-            && last.tokens_per_second > 0.0
-        {
-            let seconds = last.progress.tokens as f64 / last.tokens_per_second;
-            measured.row_seconds.get_or_insert(seconds / rows_of_step(&tuning.settings));
-        }
-        if let Some(audited) = &job.audited
-            && audited.items_per_second > 0.0
-        {
-            measured.item_seconds.get_or_insert(1.0 / audited.items_per_second);
-        }
-    }
-    Ok(measured)
 }

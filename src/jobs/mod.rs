@@ -2,7 +2,7 @@
 //!
 //! Computes nothing itself: a [`Training`] makes the [`Work`] of a fine-tuning, whose result the registry publishes, and
 //! an [`Auditing`] that of an audit, whose report `reports` keeps. `changes` answers callers, `fan` makes audits
-//! with the fine-tunings that they need, `runner` is the one thread that takes jobs, `tune` and `audit` are what it does,
+//! with the fine-tunings that they need, `estimate` says what one would cost, `runner` is the one thread that takes jobs, `tune` and `audit` are what it does,
 //! `pace` lets it compute in slices. First come, first served, and no audit before the jobs that were made for it.
 //!
 //! A job is one row with its state and one row an event. An event is written before anybody sees it and never changed:
@@ -13,12 +13,14 @@
 
 mod audit;
 mod changes;
+mod estimate;
 mod failure;
 mod fan;
 mod job;
 mod pace;
 mod rows;
 mod runner;
+mod size;
 mod tune;
 mod work;
 
@@ -31,7 +33,8 @@ use crate::train::Settings;
 pub(crate) use failure::registry as refused;
 
 pub use changes::{Events, Jobs, Parts, Shown};
-pub use fan::{AuditWanted, Estimate, ModelWanted, SourceWanted};
+pub use estimate::Estimate;
+pub use fan::{AuditWanted, ModelWanted, SourceWanted};
 pub use job::{
     Advance, AuditModel, AuditProgress, AuditTask, Checkpoint, Event, Failure, Job, JobId, JobKind, Made, ModelSource,
     Phase, State, Task, Tuning,
@@ -56,6 +59,8 @@ pub struct FineTuning {
     pub allow_no_effect: bool,
     /// Data set, by name or id.
     pub dataset: String,
+    /// Base model, by name; `None`: the first one.
+    pub base: Option<String>,
     /// All of them.
     pub settings: Settings,
 }
@@ -117,7 +122,7 @@ pub mod reason {
     pub const GRADIENT: &str = "TRAINING_GRADIENT";
     /// The checkpoint cannot be gone on from.
     pub const CHECKPOINT: &str = "TRAINING_CHECKPOINT";
-    /// The server runs another base model now.
+    /// The server does not have its base model any more.
     pub const BASE: &str = "TRAINING_BASE";
     /// A fault of the server: the log tells more.
     pub const INTERNAL: &str = "INTERNAL";

@@ -226,8 +226,8 @@ impl Inner {
     /// Refuses to compute for another base model, or what is to end.
     pub(super) fn may_begin(&self, job: &Job, paced: &Paced<'_>) -> Result<(), Halt> {
         paced.check()?;
-        if job.base != self.parts.base {
-            let message = format!("the job is for base model {}, this one is {}", job.base, self.parts.base);
+        if !self.parts.registry.serves(&job.base) {
+            let message = format!("the job is for base model {}, which this server does not have", job.base);
             return Err(Halt::Failed(Failure::new(reason::BASE, message)));
         }
         Ok(())

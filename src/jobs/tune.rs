@@ -22,7 +22,7 @@ impl Inner {
         self.may_begin(job, paced)?;
         let dataset = self.parts.rows.read(&job.dataset)?;
         let bytes = self.checkpoint_of(job)?;
-        let mut work = self.parts.training.start(&dataset, &tuning.settings, bytes.as_deref())?;
+        let mut work = self.parts.training.start(&job.base, &dataset, &tuning.settings, bytes.as_deref())?;
         drop((dataset, bytes));
         if !job.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.last)
             && !self.train(job, work.as_mut(), paced)?
@@ -113,6 +113,7 @@ impl Inner {
         };
         let publish = Publish {
             name: name(&tuning.adapter)?,
+            base: Some(job.base.clone()),
             expected,
             pinned: tuning.pinned,
             allow_no_effect: tuning.allow_no_effect,

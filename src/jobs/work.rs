@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use super::JobsError;
+use super::{JobsError, size};
 use crate::audit::AuditError;
 use crate::audit::assess::{Provenance, assess};
 use crate::audit::report::{BaseModel, Report};
 use crate::audit::scoring::{self, Progress as Step, Scored, Scorer, Subject};
 use crate::audit::settings::Settings as AuditSettings;
 use crate::dataset::{Dataset, DatasetError, Datasets};
+use crate::model::ModelError;
 use crate::store::Catalog;
 use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer};
 use crate::turns::Slices;
@@ -63,22 +64,29 @@ fn unread(error: DatasetError, reference: &str) -> JobsError {
         | DatasetError::Invalid(_)
         | DatasetError::Mismatch { .. }
         | DatasetError::InUse { .. }
+        | DatasetError::NoImportDir
+        | DatasetError::Folder { .. }
         | DatasetError::RequestIdReused(_) => JobsError::DatasetNotFound(reference.to_owned()),
     }
 }
 
 /// Begins work, or takes it up again: training, or the script of a test.
 pub trait Training: Send + Sync {
-    /// Begins, or goes on from a checkpoint.
+    /// Begins, or goes on from a checkpoint; `base` is the fingerprint of the base model.
     ///
     /// # Errors
-    /// As [`Trainer::begin`] and [`Trainer::resume`].
+    /// As [`Trainer::begin`] and [`Trainer::resume`]; when there is no such base model.
     fn start(
         &self,
+        base: &str,
         dataset: &Dataset,
         settings: &Settings,
         checkpoint: Option<&[u8]>,
     ) -> Result<Box<dyn Work>, TrainError>;
+
+    /// Returns about how many bytes the result will take; `labels` is the number of the data set's labels. None where
+    /// there is no such base model, or it cannot be trained.
+    fn size(&self, base: &str, settings: &Settings, labels: usize) -> Option<u64>;
 }
 
 /// Work between two steps; stays on the runner's thread.
@@ -102,17 +110,26 @@ pub trait Work {
     fn output(&self) -> Result<Output, TrainError>;
 }
 
-impl Training for Context {
+/// One context for each base model.
+impl Training for Vec<Context> {
     fn start(
         &self,
+        base: &str,
         dataset: &Dataset,
         settings: &Settings,
         checkpoint: Option<&[u8]>,
     ) -> Result<Box<dyn Work>, TrainError> {
+        let context = self.iter().find(|context| context.model.info().fingerprint == base);
+        let context = context.ok_or_else(|| ModelError::Unsupported(format!("base model {base}")))?;
         Ok(Box::new(match checkpoint {
-            Some(checkpoint) => Trainer::resume(self, dataset, settings, checkpoint)?,
-            None => Trainer::begin(self, dataset, settings)?,
+            Some(checkpoint) => Trainer::resume(context, dataset, settings, checkpoint)?,
+            None => Trainer::begin(context, dataset, settings)?,
         }))
+    }
+
+    fn size(&self, base: &str, settings: &Settings, labels: usize) -> Option<u64> {
+        let context = self.iter().find(|context| context.model.info().fingerprint == base)?;
+        Some(size::trained(context.model.differentiable()?.base(), settings, labels))
     }
 }
 
@@ -132,12 +149,13 @@ impl Work for Trainer {
 
 /// Begins audits, or takes them up again: scoring and statistics, or the script of a test.
 pub trait Auditing: Send + Sync {
-    /// Begins, or goes on from a checkpoint.
+    /// Begins, or goes on from a checkpoint; `base` is the fingerprint of the base model.
     ///
     /// # Errors
     /// When settings, rows or models do not go together, or the checkpoint is of another audit.
     fn start(
         &self,
+        base: &str,
         dataset: &Arc<Dataset>,
         settings: &AuditSettings,
         subjects: Vec<Subject>,
@@ -166,21 +184,25 @@ pub trait AuditWork {
     fn report(self: Box<Self>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Report, AuditError>;
 }
 
-impl Auditing for scoring::Context {
+/// One context for each base model.
+impl Auditing for Vec<scoring::Base> {
     fn start(
         &self,
+        base: &str,
         dataset: &Arc<Dataset>,
         settings: &AuditSettings,
         subjects: Vec<Subject>,
         checkpoint: Option<&[u8]>,
     ) -> Result<Box<dyn AuditWork>, AuditError> {
+        let context = self.iter().find(|context| context.info().fingerprint == base);
+        let context = context.ok_or_else(|| ModelError::Unsupported(format!("base model {base}")))?;
         let scorer = match checkpoint {
-            Some(checkpoint) => Scorer::resume(self, dataset, settings, subjects, checkpoint)?,
-            None => Scorer::begin(self, dataset, settings, subjects)?,
+            Some(checkpoint) => Scorer::resume(context, dataset, settings, subjects, checkpoint)?,
+            None => Scorer::begin(context, dataset, settings, subjects)?,
         };
-        let info = self.model.info();
+        let info = context.info();
         let base = BaseModel {
-            name: self.name.clone(),
+            name: context.name().to_owned(),
             fingerprint: info.fingerprint.clone(),
             dtype: info.dtype.clone(),
             device: info.device.clone(),

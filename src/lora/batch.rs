@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Change, Dropout, LinearDelta, LoraBatch, Run, SiteId};
-use crate::ops::{dense_product, matmul, rms_norm};
+use crate::ops::{add_bias, dense_product, matmul, rms_norm};
 
 impl LoraBatch {
     /// Finishes a linear layer: `x` is `[rows, input]`, `product` is the base's W·x without bias `[rows, output]`.
@@ -21,7 +21,7 @@ impl LoraBatch {
     /// When the runs do not fit the rows, a DoRA adapter is scaled, or the device fails.
     pub fn linear(&self, site: SiteId, x: &Tensor, product: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let plain = |product: Tensor| match bias {
-            Some(bias) => product.broadcast_add(bias),
+            Some(bias) => add_bias(&product, bias),
             None => Ok(product),
         };
         let runs = self.touching(site, product.dim(0)?)?;
@@ -49,9 +49,9 @@ impl LoraBatch {
         let rows = x.dim(0)?;
         match self.touching(site, rows)?.as_slice() {
             [(run, Change::Replaced { weight, bias })] if run.rows.len() == rows => {
-                let product = dense_product(&x.to_dtype(DType::F32)?, weight)?;
+                let product = dense_product(&x.to_dtype(DType::F32)?, &as_matrix(weight)?)?;
                 let product = match bias {
-                    Some(bias) => product.broadcast_add(bias)?,
+                    Some(bias) => add_bias(&product, bias)?,
                     None => product,
                 };
                 product.to_dtype(x.dtype()).map(Some)
@@ -123,6 +123,18 @@ impl LoraBatch {
         }
     }
 
+    /// Refuses an adapter of another base model: its sites are other places here. `base` is the model's fingerprint.
+    ///
+    /// # Errors
+    /// Names both.
+    pub fn check_base(&self, base: &str) -> Result<()> {
+        let strange = |run: &&Run| !run.adapter.base().is_empty() && run.adapter.base() != base;
+        match self.runs.iter().find(strange) {
+            Some(run) => bail!("an adapter of base model {} cannot run on {base}", run.adapter.base()),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the batch for a selection of rows, ascending.
     pub fn select(&self, rows: &[usize]) -> Self {
         let place = |row: usize| rows.partition_point(|selected| *selected < row);
@@ -148,7 +160,7 @@ impl LoraBatch {
 }
 
 /// Puts changed rows in the place of `rows`.
-fn overlay(runs: &[(&Run, &Change)], rows: Tensor, changed: Vec<Tensor>) -> Result<Tensor> {
+pub(super) fn overlay(runs: &[(&Run, &Change)], rows: Tensor, changed: Vec<Tensor>) -> Result<Tensor> {
     if changed.is_empty() {
         return Ok(rows);
     }
@@ -186,15 +198,22 @@ fn linear_rows(
     let dtype = product.dtype();
     let (rows, bias) = match change {
         Change::Linear(delta) => (low_rank(delta, how, x, product)?, delta.bias.as_ref().or(bias)),
-        Change::Replaced { weight, bias } => (dense_product(&x.to_dtype(DType::F32)?, weight)?, bias.as_ref()),
+        Change::Replaced { weight, bias } => {
+            (dense_product(&x.to_dtype(DType::F32)?, &as_matrix(weight)?)?, bias.as_ref())
+        }
         Change::Bias(bias) => (product.clone(), Some(bias)),
         Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
     };
     let rows = rows.to_dtype(dtype)?;
     match bias {
-        Some(bias) => rows.broadcast_add(&bias.to_dtype(dtype)?),
+        Some(bias) => add_bias(&rows, &bias.to_dtype(dtype)?),
         None => Ok(rows),
     }
+}
+
+/// Returns the weight of a convolution of patches as the matrix that it is.
+pub(super) fn as_matrix(weight: &Tensor) -> Result<Tensor> {
+    if weight.rank() == 2 { Ok(weight.clone()) } else { weight.flatten_from(1) }
 }
 
 /// Returns mag ⊙ (Wx + scale·s·(B(Ax) + b)), f32 until the sum with the base's product.

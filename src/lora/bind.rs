@@ -29,7 +29,7 @@ impl Binder<'_> {
             return self.replaced(site, parts).map(Some);
         }
         let meant = self.targets.meant(site)?;
-        if meant == Meant::No || (meant == Meant::Either && parts.is_empty()) {
+        if meant == Meant::No || (matches!(meant, Meant::Either(_)) && parts.is_empty()) {
             if matches!(site.kind, SiteKind::Head | SiteKind::Embedding) {
                 self.skip_copy(id, site, parts.take(Part::Weight))?;
             }
@@ -113,13 +113,11 @@ impl Binder<'_> {
 
     fn replaced(&self, site: &Site, parts: &mut Parts<'_>) -> Result<Change, LoraError> {
         let weight = parts.need(&site.path, Part::Weight)?;
-        let shape = match site.kind {
-            SiteKind::Embedding => vec![site.input, site.output],
-            SiteKind::Linear | SiteKind::Head => vec![site.output, site.input],
-            SiteKind::Norm => vec![site.output],
+        let mut shape = site.shape();
+        if site.kind == SiteKind::Classifier {
             // As many labels as it has rows.
-            SiteKind::Classifier => vec![weight.view.shape.first().copied().unwrap_or_default().max(1), site.input],
-        };
+            shape = vec![weight.view.shape.first().copied().unwrap_or_default().max(1), site.input];
+        }
         if weight.view.shape != shape {
             return Err(mismatch(&weight, &shape));
         }
@@ -182,6 +180,8 @@ pub(super) fn check_kind(site: &Site) -> Result<(), LoraError> {
     match site.kind {
         SiteKind::Linear | SiteKind::Head | SiteKind::Embedding => Ok(()),
         SiteKind::Norm => Err(LoraError::Unsupported(format!("LoRA on the norm {}", site.path))),
+        SiteKind::Patches(_) => Err(LoraError::Unsupported(format!("LoRA on the convolution {}", site.path))),
+        SiteKind::Parameter(_) => Err(LoraError::Unsupported(format!("LoRA on the parameter {}", site.path))),
         SiteKind::Classifier => {
             Err(LoraError::Mismatch(format!("target_modules names {}, which this base model lacks", site.path)))
         }

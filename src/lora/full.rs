@@ -13,11 +13,15 @@ use sha2::{Digest, Sha256};
 use super::json::{Json, clip};
 use super::tensors::View;
 use super::{
-    Adapter, AdapterInfo, Base, Change, Classes, Generation, Guard, Kind, LoraError, Site, SiteId, SiteKind, tensors,
+    Adapter, AdapterInfo, Base, Change, Classes, Generation, Guard, Kind, LoraError, Site, SiteId, SiteKind, spelling,
+    tensors,
 };
 
 /// Largest `config.json` read, in bytes: names of labels fill it.
 const MAX_CONFIG: usize = 4 << 20;
+
+/// Endings of tensors that old checkpoints store although they follow from the configuration.
+const DERIVED: [&str; 2] = [".rotary_emb.inv_freq", ".attention.self.relative_coords_table"];
 
 /// What the configuration of a whole model says, as far as tensors and results depend on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,10 +54,9 @@ pub fn is_full(config: &[u8]) -> Result<bool, LoraError> {
 /// Names the tensor that is missing, left over, of another shape or not finite.
 pub fn read(full: Full, tensors: &[u8], base: &dyn Base) -> Result<Adapter, LoraError> {
     let mut views = tensors::read(tensors)?;
-    // Old checkpoints store what follows from the configuration.
-    views.retain(|name, _| !name.ends_with(".rotary_emb.inv_freq"));
+    views.retain(|name, _| !DERIVED.iter().any(|end| name.ends_with(end)));
     let generation = generation(&full, &views, base);
-    let sites = base.sites();
+    let sites = spelling::of_file(base, |site| views.contains_key(&site.tensor()));
     let brings_head = full.classes.is_some() && sites.iter().any(|site| site.kind == SiteKind::Classifier);
     let tied = full.tied && full.classes.is_none();
 
@@ -66,10 +69,11 @@ pub fn read(full: Full, tensors: &[u8], base: &dyn Base) -> Result<Adapter, Lora
             (SiteKind::Classifier, Some(classes)) => reader.weight(site, &[classes.names.len(), site.input])?,
             (SiteKind::Head, _) if brings_head => continue,
             (SiteKind::Head, _) if tied => reader.shared(site, embedding.as_ref())?,
-            (SiteKind::Head | SiteKind::Linear, _) => reader.weight(site, &[site.output, site.input])?,
-            (SiteKind::Norm, _) => reader.weight(site, &[site.output])?,
+            (SiteKind::Head | SiteKind::Linear | SiteKind::Norm | SiteKind::Patches(_) | SiteKind::Parameter(_), _) => {
+                reader.weight(site, &site.shape())?
+            }
             (SiteKind::Embedding, _) => {
-                let weight = reader.weight(site, &[site.input, site.output])?;
+                let weight = reader.weight(site, &site.shape())?;
                 embedding = Some((site.path.as_str(), weight.clone()));
                 weight
             }
@@ -86,11 +90,17 @@ pub fn read(full: Full, tensors: &[u8], base: &dyn Base) -> Result<Adapter, Lora
         rank: 0,
         alpha: 0.0,
         modules: changes.keys().filter_map(|id| sites.get(id.0)).map(|site| site.path.clone()).collect(),
-        task_type: if full.classes.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" }.to_owned(),
+        task_type: match (&full.classes, embedded.is_some()) {
+            (Some(_), true) => "SEQ_CLS",
+            (None, true) => "CAUSAL_LM",
+            // PEFT has no word for images.
+            (_, false) => "",
+        }
+        .to_owned(),
         bytes: reader.bytes,
         classes: full.classes,
     };
-    Ok(Adapter { generation, info, changes, guard: Guard(None) })
+    Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, guard: Guard(None) })
 }
 
 /// The tensors not yet bound.
@@ -104,7 +114,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Reads the weight of a site; that of the embedding stays among the views, for a head that repeats it.
     fn weight(&mut self, site: &Site, shape: &[usize]) -> Result<Tensor, LoraError> {
-        let name = format!("{}.weight", site.path);
+        let name = site.tensor();
         if site.kind != SiteKind::Embedding {
             return self.take(&name, shape);
         }

@@ -10,11 +10,13 @@ mod batch;
 mod bind;
 mod config;
 pub mod full;
+mod images;
 mod json;
 mod names;
 pub mod peft;
 mod plan;
 mod rows;
+mod spelling;
 mod targets;
 mod tensors;
 #[cfg(test)]
@@ -26,7 +28,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-pub use plan::{Planned, plan};
+pub use plan::{Plan, Planned, plan};
 
 /// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).
 pub const NO_LAYER: &str = "dummy-target-modules";
@@ -140,8 +142,14 @@ pub enum SiteKind {
     Head,
     /// The token embedding.
     Embedding,
-    /// The weight of a norm, `[output]`; it can be replaced only.
+    /// The weight of a norm, `[output]`; it can be replaced only, as can its bias.
     Norm,
+    /// A convolution of patches that do not overlap, `[output, channels, height, width]`: a linear layer of `input`
+    /// numbers, which is replaced as a whole or gets another bias.
+    Patches([usize; 3]),
+    /// A parameter of this shape that is no module's weight: its tensor has the name of the path. It can be replaced only,
+    /// by a whole model.
+    Parameter([usize; 3]),
     /// A classification head that the base model lacks: an adapter brings it, with as many outputs as it likes.
     Classifier,
 }
@@ -161,17 +169,53 @@ pub struct Site {
     pub bias: bool,
 }
 
+impl Site {
+    /// Returns the shape of its weight.
+    pub fn shape(&self) -> Vec<usize> {
+        match self.kind {
+            SiteKind::Linear | SiteKind::Head | SiteKind::Classifier => vec![self.output, self.input],
+            SiteKind::Embedding => vec![self.input, self.output],
+            SiteKind::Norm => vec![self.output],
+            SiteKind::Patches([channels, height, width]) => vec![self.output, channels, height, width],
+            SiteKind::Parameter(shape) => shape.to_vec(),
+        }
+    }
+
+    /// Returns the name of its weight in the file of a whole model.
+    pub fn tensor(&self) -> String {
+        match self.kind {
+            SiteKind::Parameter(_) => self.path.clone(),
+            SiteKind::Linear
+            | SiteKind::Head
+            | SiteKind::Classifier
+            | SiteKind::Embedding
+            | SiteKind::Norm
+            | SiteKind::Patches(_) => format!("{}.weight", self.path),
+        }
+    }
+}
+
 /// What an adapter has to know of the base model to be checked and bound.
 pub trait Base {
-    /// Returns all sites; a [`SiteId`] is an index into them.
+    /// Returns all sites, by the names that checkpoints have; a [`SiteId`] is an index into them.
     fn sites(&self) -> &[Site];
 
-    /// Returns the weight of a site as f32 `[output, input]` (`[vocab, hidden]` for an embedding, `[output]` for a norm),
-    /// dequantised.
+    /// Returns the same sites by every set of names that adapters have, the newest last.
+    fn spellings(&self) -> Vec<&[Site]> {
+        vec![self.sites()]
+    }
+
+    /// Returns the weight of a site as f32 of its shape ([`Site::shape`]), dequantised.
     ///
     /// # Errors
     /// When the base model has none there, or the device fails.
     fn weight(&self, site: SiteId) -> candle_core::Result<Tensor>;
+
+    /// Returns the bias of a site that has one as f32 `[output]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn bias(&self, site: SiteId) -> candle_core::Result<Option<Tensor>>;
 
     /// Returns whether the head is the token embedding.
     fn is_tied(&self) -> bool {
@@ -204,7 +248,7 @@ pub enum Change {
     },
     /// The layer is replaced outright (`modules_to_save`).
     Replaced {
-        /// `[output, input]`, `[vocab, hidden]` for an embedding, `[output]` for a norm.
+        /// Of the shape of the base's ([`Site::shape`]).
         weight: Tensor,
         /// `[output]`.
         bias: Option<Tensor>,
@@ -262,6 +306,8 @@ impl Change {
 #[derive(Debug)]
 pub struct Adapter {
     generation: Generation,
+    /// Fingerprint of the base model.
+    base: String,
     info: AdapterInfo,
     /// By site; sites without an entry are the base model's.
     changes: BTreeMap<SiteId, Change>,
@@ -284,6 +330,11 @@ impl Adapter {
         self.generation
     }
 
+    /// Returns the fingerprint of the base model that it is bound to; empty while it is in the making.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// Returns what it is.
     pub fn info(&self) -> &AdapterInfo {
         &self.info
@@ -304,13 +355,13 @@ impl Adapter {
     pub fn unnamed(changes: BTreeMap<SiteId, Change>) -> Self {
         let (modules, task_type) = (Vec::new(), String::new());
         let info = AdapterInfo { kind: Kind::Lora, rank: 0, alpha: 0.0, modules, task_type, bytes: 0, classes: None };
-        Self { generation: Generation::from_digest([0; 32]), info, changes, guard: Guard(None) }
+        Self { generation: Generation::from_digest([0; 32]), base: String::new(), info, changes, guard: Guard(None) }
     }
 
     /// An adapter that changes nothing, for tests of those who only name and count adapters.
     #[cfg(test)]
     pub(crate) fn hollow(generation: Generation, info: AdapterInfo) -> Self {
-        Self { generation, info, changes: BTreeMap::new(), guard: Guard(None) }
+        Self { generation, base: String::new(), info, changes: BTreeMap::new(), guard: Guard(None) }
     }
 }
 
@@ -366,6 +417,6 @@ impl Adapter {
     pub(crate) fn blank(digest: u8) -> Self {
         let (alpha, modules, task_type) = (1.0, Vec::new(), String::new());
         let info = AdapterInfo { kind: Kind::Lora, rank: 1, alpha, modules, task_type, bytes: 0, classes: None };
-        Self { generation: Generation::from_digest([digest; 32]), info, changes: BTreeMap::new(), guard: Guard(None) }
+        Self::hollow(Generation::from_digest([digest; 32]), info)
     }
 }

@@ -11,11 +11,11 @@ use sha2::{Digest, Sha256};
 use super::bind::Binder;
 use super::config::LoraConfig;
 use super::json::clip;
-use super::targets::{Targets, is_suffix};
+use super::targets::{HEADS, Targets, is_suffix};
 use super::tensors::View;
 use super::{
     Adapter, AdapterInfo, Base, Change, Classes, Generation, Guard, Kind, LoraError, Site, SiteId, SiteKind, names,
-    tensors,
+    spelling, tensors,
 };
 
 /// Reads `adapter_config.json` and `adapter_model.safetensors` and binds them to `base`.
@@ -29,9 +29,10 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
         return Err(LoraError::Invalid("the safetensors file holds no tensor".to_owned()));
     }
     let generation = generation(&config, &views, base);
-    let changes = bind(&config, views, base)?;
+    let mut modules = names::by_module(views)?;
+    let sites = spelling::of_file(base, |site| modules.contains_key(&site.path));
+    let changes = bind(&config, &mut modules, (base, sites))?;
 
-    let sites = base.sites();
     let low_rank = || changes.values().filter_map(Change::rank_and_scaling);
     let info = AdapterInfo {
         kind: if config.dora { Kind::Dora } else { Kind::Lora },
@@ -42,7 +43,7 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
         bytes: changes.values().map(Change::bytes).sum(),
         classes: changes.iter().find_map(|(id, change)| brought(sites.get(id.0)?, change)),
     };
-    Ok(Adapter { generation, info, changes, guard: Guard(None) })
+    Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, guard: Guard(None) })
 }
 
 /// Returns the labels of a classification head that the base model lacks.
@@ -57,12 +58,10 @@ fn brought(site: &Site, change: &Change) -> Option<Classes> {
 
 fn bind(
     config: &LoraConfig,
-    views: BTreeMap<String, View<'_>>,
-    base: &dyn Base,
+    modules: &mut BTreeMap<String, names::Parts<'_>>,
+    (base, sites): (&dyn Base, &[Site]),
 ) -> Result<BTreeMap<SiteId, Change>, LoraError> {
-    let sites = base.sites();
     check_saved(config, sites)?;
-    let mut modules = names::by_module(views)?;
     let paths: HashMap<&str, usize> = sites.iter().enumerate().map(|(i, site)| (site.path.as_str(), i)).collect();
     if let Some((path, parts)) = modules.iter().find(|(path, _)| !paths.contains_key(path.as_str())) {
         let name = parts.any().unwrap_or(path);
@@ -98,8 +97,10 @@ fn bind(
 ///
 /// peft itself lists `classifier` and `score` for every classifier, of which a model has one.
 pub(super) fn check_saved(config: &LoraConfig, sites: &[Site]) -> Result<(), LoraError> {
-    let known = |name: &&String| sites.iter().any(|site| site.path == **name || is_suffix(name, &site.path));
-    let is_head = |name: &&String| ["classifier", "score"].contains(&name.as_str());
+    let module = |site: &&Site| !matches!(site.kind, SiteKind::Parameter(_));
+    let names = |name: &str, site: &Site| site.path == name || is_suffix(name, &site.path);
+    let known = |name: &&String| sites.iter().filter(module).any(|site| names(name, site));
+    let is_head = |name: &&String| HEADS.contains(&name.as_str());
     let unknown: Vec<&String> = config.modules_to_save.iter().filter(|name| !known(name)).collect();
     let heads = config.modules_to_save.iter().filter(is_head);
     let has_head = heads.clone().any(|name| known(&name)) || heads.count() == 0;

@@ -5,7 +5,7 @@
 use super::bind::{check_kind, scaling};
 use super::config::{Biases, LoraConfig};
 use super::targets::{Meant, Targets};
-use super::{Base, LoraError, SiteId};
+use super::{Base, LoraError, Site, SiteId, spelling};
 
 /// What is to be trained at one site.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,23 +23,34 @@ pub enum Planned {
     Whole,
 }
 
-/// Reads `adapter_config.json` and returns what it means, by site in order.
+/// What a configuration means on a base model.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The sites, by the names that the configuration uses; the newest where any would do.
+    pub sites: &'a [Site],
+    /// What is to be trained, by site in order.
+    pub planned: Vec<(SiteId, Planned)>,
+}
+
+/// Reads `adapter_config.json` and returns what it means.
 ///
 /// # Errors
 /// Names the fault, the unsupported feature, or the misfit; `bias` other than `none` and `lora_bias` are not trained.
-pub fn plan(config: &[u8], base: &dyn Base) -> Result<Vec<(SiteId, Planned)>, LoraError> {
+pub fn plan<'a>(config: &[u8], base: &'a dyn Base) -> Result<Plan<'a>, LoraError> {
     let config = LoraConfig::read(config)?;
     if config.biases != Biases::None || config.lora_bias {
         return Err(LoraError::Unsupported("training biases".to_owned()));
     }
-    let sites = base.sites();
+    let targets = Targets::new(&config, base.sites().len())?;
+    // What takes too many steps is refused below.
+    let is_meant = |site: &Site| targets.meant(site).is_ok_and(|meant| meant != Meant::No);
+    let sites = spelling::of_wish(base, is_meant);
     super::peft::check_saved(&config, sites)?;
-    let targets = Targets::new(&config, sites.len())?;
     let mut planned = Vec::new();
     for (index, site) in sites.iter().enumerate() {
         if targets.saved(site) {
             planned.push((SiteId(index), Planned::Whole));
-        } else if targets.meant(site)? != Meant::No {
+        } else if matches!(targets.meant(site)?, Meant::Yes | Meant::Either(true)) {
             check_kind(site)?;
             let (rank, alpha) = targets.rank_and_alpha(&site.path)?;
             let scaling = scaling(&config, site, rank, alpha)?;
@@ -50,5 +61,5 @@ pub fn plan(config: &[u8], base: &dyn Base) -> Result<Vec<(SiteId, Planned)>, Lo
     if !adapted && (planned.is_empty() || !config.adapts_nothing()) {
         return Err(LoraError::Mismatch("target_modules names no layer of this base model".to_owned()));
     }
-    Ok(planned)
+    Ok(Plan { sites, planned })
 }

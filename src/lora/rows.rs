@@ -6,7 +6,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::batch::is_scaled;
+use super::batch::{as_matrix, is_scaled};
 use super::{Change, LinearDelta, LoraBatch, SiteId};
 use crate::ops::cpu::{dots, multiply_rows, steps, threads};
 use crate::ops::{matmul, with_slices};
@@ -90,7 +90,7 @@ fn change_rows(
         Change::Linear(delta) => low_rank(delta, scale, (x, input), (out, output), bias),
         Change::Replaced { weight, bias } => {
             let x = Tensor::from_slice(x, (x.len() / input.max(1), input), &Device::Cpu)?;
-            with_slices([&matmul(&x, &weight.t()?)?], |[product]| {
+            with_slices([&matmul(&x, &as_matrix(weight)?.t()?)?], |[product]| {
                 out.copy_from_slice(product);
                 Ok(())
             })?;

@@ -12,13 +12,16 @@ use super::{LoraError, Site, SiteKind};
 /// Backtracking steps for everything one configuration asks, divided among its patterns and sites.
 const STEPS: usize = 20_000_000;
 
+/// Names of classification heads (peft `SEQ_CLS_HEAD_NAMES`).
+pub(super) const HEADS: [&str; 2] = ["score", "classifier"];
+
 /// Whether a configuration means a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meant {
     No,
     Yes,
-    /// peft 0.17 and 0.21 read it differently: the tensors decide.
-    Either,
+    /// peft 0.17 and 0.21 read it differently: the tensors decide. Holds whether 0.21 means it.
+    Either(bool),
 }
 
 /// A configuration with its patterns compiled.
@@ -61,14 +64,25 @@ impl<'a> Targets<'a> {
     /// Returns whether low-rank matrices belong to a site.
     pub(super) fn meant(&self, site: &Site) -> Result<Meant, LoraError> {
         let path = site.path.as_str();
-        if self.saved(site) || self.excluded(path)? {
+        // A parameter is no module.
+        if self.saved(site) || matches!(site.kind, SiteKind::Parameter(_)) || self.excluded(path)? {
             return Ok(Meant::No);
         }
         if self.config.adapts_nothing() {
             return Ok(Meant::No);
         }
         if self.all_linear {
-            return Ok(if site.kind == SiteKind::Linear { Meant::Yes } else { Meant::No });
+            return Ok(match site.kind {
+                SiteKind::Linear => Meant::Yes,
+                // peft leaves the head of a classifier out for some tasks only.
+                SiteKind::Head if HEADS.contains(&path) && self.config.task_type.is_empty() => Meant::Either(true),
+                SiteKind::Head
+                | SiteKind::Embedding
+                | SiteKind::Norm
+                | SiteKind::Classifier
+                | SiteKind::Patches(_)
+                | SiteKind::Parameter(_) => Meant::No,
+            });
         }
         match (&self.target, &self.config.targets) {
             (Some(pattern), _) => Ok(if matches("target_modules", pattern, path)? { Meant::Yes } else { Meant::No }),
@@ -125,7 +139,7 @@ impl<'a> Targets<'a> {
             return Ok(match (layers.contains(&first), layers.contains(&last)) {
                 (true, true) => Meant::Yes,
                 (false, false) => Meant::No,
-                (true, false) | (false, true) => Meant::Either,
+                (newest, _) => Meant::Either(newest),
             });
         }
         for pattern in &self.layers {

@@ -57,6 +57,10 @@ impl Base for Small {
         Ok(self.weights[site.0].clone())
     }
 
+    fn bias(&self, _: SiteId) -> candle_core::Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     fn fingerprint(&self) -> &'static str {
         "small"
     }

@@ -1,5 +1,5 @@
 //! What stands beside configuration and weights in a folder that transformers loads: the tokenizer's files and the
-//! defaults of generation.
+//! defaults of generation, or the image processor's file.
 //!
 //! A folder's own files are taken as they are; those of a GGUF base are made from its metadata. Understands neither.
 
@@ -39,6 +39,16 @@ pub fn read(path: &Path) -> Result<Vec<Companion>, TokenizerError> {
         found.extend(read_limited(&path.join(name), limit)?.map(|bytes| Companion { name, bytes }));
     }
     Ok(found)
+}
+
+/// Reads them from the folder of a classifier of images.
+///
+/// # Errors
+/// When the file is too large or cannot be read.
+pub fn of_images(path: &Path) -> Result<Vec<Companion>, TokenizerError> {
+    let name = "preprocessor_config.json";
+    let bytes = read_limited(&path.join(name), MAX_CONFIG_BYTES)?;
+    Ok(bytes.map(|bytes| Companion { name, bytes }).into_iter().collect())
 }
 
 fn of_gguf(path: &Path) -> Result<Vec<Companion>, TokenizerError> {

@@ -7,7 +7,10 @@
 
 mod classes;
 mod full;
+mod images;
 mod module;
+mod swin;
+mod vit;
 mod written;
 
 use std::collections::BTreeMap;
@@ -19,7 +22,10 @@ use serde_json::{Map, Value};
 
 use crate::lora::Classes;
 
+pub(super) use self::images::Images;
 pub(super) use self::module::Module;
+pub(super) use self::swin::{Stage, Swin};
+pub(super) use self::vit::Vit;
 
 /// Largest sizes taken: far above any published model, far below any overflow.
 pub(super) const MAX_WIDTH: usize = 1 << 20;
@@ -78,6 +84,13 @@ pub(super) struct Config {
     pub(super) classes: Option<Classes>,
     /// The file it was read from; none where it was not a `config.json`.
     pub(super) source: Option<Map<String, Value>>,
+}
+
+/// A checked configuration of an image classifier.
+#[derive(Debug, Clone)]
+pub(super) enum Vision {
+    Vit(Vit),
+    Swin(Swin),
 }
 
 /// What is wrong with a configuration.

@@ -31,7 +31,7 @@ pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> R
     let mut source = Source { path, file, size, header };
     let config = source.config()?;
     let dtype = dequantise.unwrap_or(DType::F32);
-    let mut digest = Fingerprint::new(&config);
+    let mut digest = Fingerprint::new(&config.canonical());
     let mut parts = Parts {
         matrices: BTreeMap::new(),
         vectors: BTreeMap::new(),
@@ -325,7 +325,7 @@ mod tests {
 
     use super::super::testing::{forward, ids, largest_difference, mistral, tensors, write};
     use super::*;
-    use crate::model::{CausalLm, open};
+    use crate::model::{BaseModel, CausalLm, open};
 
     /// The order in which `convert_hf_to_gguf.py` writes the rows of a head, spelt with tensors.
     fn interleaved(tensor: &Tensor, head_dim: usize) -> Tensor {

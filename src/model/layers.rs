@@ -29,19 +29,14 @@ impl Projection {
         }
         if x.track_op()
             && x.dtype() == DType::F32
-            && self.bias.is_none()
-            && let Some((a, b)) = lora.low_rank(self.site, x.dim(0)?)?
+            && let Some(change) = lora.low_rank(self.site, x.dim(0)?)?
         {
-            return self.weight.adapted(x, a, b);
+            return self.weight.adapted(x, change, self.bias.as_ref());
         }
-        let product = self.weight.forward(x)?;
-        if !lora.runs.is_empty() {
-            return lora.linear(self.site, x, product, self.bias.as_ref());
+        if lora.changes(self.site) {
+            return lora.linear(self.site, x, self.weight.forward(x)?, self.bias.as_ref());
         }
-        match &self.bias {
-            Some(bias) => product.broadcast_add(bias),
-            None => Ok(product),
-        }
+        self.weight.affine(x, self.bias.as_ref())
     }
 }
 

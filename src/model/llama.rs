@@ -14,7 +14,10 @@ use super::cache::KvCache;
 use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
-use super::{Batch, CausalLm, Computed, Differentiable, Layout, ModelError, ModelInfo, Rows, Segment};
+use super::{
+    BaseModel, Batch, CausalLm, Computed, Differentiable, Input, Layout, ModelError, ModelInfo, Rows, Segment,
+    Sequences,
+};
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::{Linear, rope, silu_mul};
 
@@ -24,7 +27,7 @@ mod sites;
 #[cfg(test)]
 mod tests;
 
-use self::sites::{info, site_of, sites};
+use self::sites::{classified_rows, info, site_of, sites};
 
 /// Site of the token embedding; the sites of the blocks follow, that of the head is the last.
 const EMBEDDING: SiteId = SiteId(0);
@@ -57,13 +60,27 @@ struct Block {
     down: Projection,
 }
 
+impl Block {
+    fn projection(&self, module: Module) -> &Projection {
+        match module {
+            Module::Query => &self.query,
+            Module::Key => &self.key,
+            Module::Value => &self.value,
+            Module::Output => &self.output,
+            Module::Gate => &self.gate,
+            Module::Up => &self.up,
+            Module::Down => &self.down,
+        }
+    }
+}
+
 /// Gets the input of each block.
 type Seen<'a> = &'a mut (dyn FnMut(&Tensor) + Send);
 
 /// What all blocks of one pass share.
 struct Pass<'a> {
     lora: &'a LoraBatch,
-    layout: &'a Layout,
+    layout: &'a Sequences,
 }
 
 impl Llama {
@@ -136,6 +153,7 @@ impl Llama {
         mut caches: Option<&mut [&mut KvCache]>,
         mut seen: Option<Seen<'_>>,
     ) -> Result<Tensor, ModelError> {
+        batch.lora.check_base(&self.info.fingerprint)?;
         let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
         if self.device.is_cpu() {
             return self.run_on_cpu(batch, &lengths, caches, seen);
@@ -155,7 +173,7 @@ impl Llama {
         Ok(x)
     }
 
-    fn embed_with(&self, layout: &Layout, lora: &LoraBatch) -> candle_core::Result<Tensor> {
+    fn embed_with(&self, layout: &Sequences, lora: &LoraBatch) -> candle_core::Result<Tensor> {
         let x = self.embedding.rows(&layout.ids, self.dtype)?;
         if lora.runs.is_empty() { Ok(x) } else { lora.embedding(EMBEDDING, &layout.ids, x) }
     }
@@ -195,7 +213,12 @@ impl Llama {
     }
 
     /// Checks the batch and lays out positions and spans.
-    fn plan(&self, tokens: &[u32], lengths: &[usize], caches: Option<&[&mut KvCache]>) -> Result<Layout, ModelError> {
+    fn plan(
+        &self,
+        tokens: &[u32],
+        lengths: &[usize],
+        caches: Option<&[&mut KvCache]>,
+    ) -> Result<Sequences, ModelError> {
         let mut spans = Vec::with_capacity(lengths.len());
         let mut positions = Vec::with_capacity(tokens.len());
         for (rows, past) in self.places(tokens, lengths, caches)? {
@@ -203,7 +226,7 @@ impl Llama {
             spans.push(Span::new(rows, past, self.config.sliding_window, &self.device)?);
         }
         let angles = Angles::new(positions.into_iter(), &self.frequencies, self.dtype, &self.device)?;
-        Ok(Layout { ids: Tensor::new(tokens, &self.device)?, spans: Arc::new(spans), angles })
+        Ok(Sequences { ids: Tensor::new(tokens, &self.device)?, spans: Arc::new(spans), angles })
     }
 
     fn pass_block(
@@ -294,23 +317,6 @@ impl Llama {
     }
 }
 
-/// Returns the row at which each sequence is classified: the rightmost token that is not the padding token, as
-/// transformers does; the first of a sequence of padding alone.
-fn classified_rows(pad: Option<u32>, tokens: &[u32], lengths: impl Iterator<Item = usize>) -> Vec<usize> {
-    let mut start = 0;
-    let row = |len: usize| {
-        let sequence = &tokens[start..start + len];
-        let scored = match pad {
-            None => len - 1,
-            Some(pad) => sequence.iter().rposition(|id| *id != pad).unwrap_or(0),
-        };
-        let row = start + scored;
-        start += len;
-        row
-    };
-    lengths.map(row).collect()
-}
-
 /// Attention of all sequences of the batch, `[tokens, heads·head_dim]`; `own` are their new keys and values,
 /// `[kv_heads, tokens, head_dim]`.
 fn mix(
@@ -331,11 +337,28 @@ fn mix(
     if mixed.len() == 1 { Ok(mixed.remove(0)) } else { Tensor::cat(&mixed, 0) }
 }
 
-impl CausalLm for Llama {
+impl BaseModel for Llama {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
 
+    fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError> {
+        if lora::full::is_full(config)? {
+            return lora::full::read(self.config.replaced_by(config)?, tensors, self);
+        }
+        lora::peft::read(config, tensors, self)
+    }
+
+    fn effect(&self, adapter: &Arc<Adapter>) -> Result<f64, ModelError> {
+        super::effect(self, adapter)
+    }
+
+    fn differentiable(&self) -> Option<&dyn Differentiable> {
+        Some(self)
+    }
+}
+
+impl CausalLm for Llama {
     fn new_cache(&self) -> KvCache {
         KvCache::new(self.blocks.len())
     }
@@ -375,17 +398,6 @@ impl CausalLm for Llama {
         let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
         Ok(self.head_on(&x, &batch.lora.select(&rows), true)?)
     }
-
-    fn differentiable(&self) -> Option<&dyn Differentiable> {
-        Some(self)
-    }
-
-    fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError> {
-        if lora::full::is_full(config)? {
-            return lora::full::read(self.config.replaced_by(config)?, tensors, self);
-        }
-        lora::peft::read(config, tensors, self)
-    }
 }
 
 impl Base for Llama {
@@ -397,16 +409,14 @@ impl Base for Llama {
         let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
         let Some((layer, module)) = inside else { return self.embedding.to_f32() };
         let Some(block) = self.blocks.get(layer) else { return self.weight_after_blocks(site) };
-        let projection = match Module::ALL[module] {
-            Module::Query => &block.query,
-            Module::Key => &block.key,
-            Module::Value => &block.value,
-            Module::Output => &block.output,
-            Module::Gate => &block.gate,
-            Module::Up => &block.up,
-            Module::Down => &block.down,
-        };
-        projection.weight.to_f32()
+        block.projection(Module::ALL[module]).weight.to_f32()
+    }
+
+    fn bias(&self, site: SiteId) -> candle_core::Result<Option<Tensor>> {
+        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
+        let block = inside.and_then(|(layer, module)| Some((self.blocks.get(layer)?, Module::ALL[module])));
+        let bias = block.and_then(|(block, module)| block.projection(module).bias.as_ref());
+        bias.map(|bias| bias.to_dtype(DType::F32)).transpose()
     }
 
     fn is_tied(&self) -> bool {
@@ -427,8 +437,11 @@ impl Base for Llama {
 }
 
 impl Differentiable for Llama {
-    fn layout(&self, tokens: &[u32], lengths: &[usize]) -> Result<Layout, ModelError> {
-        self.plan(tokens, lengths, None)
+    fn layout(&self, input: &Input<'_>) -> Result<Layout, ModelError> {
+        match *input {
+            Input::Tokens { ids, lengths } => self.plan(ids, lengths, None).map(Layout::Tokens),
+            Input::Pixels(_) => Err(ModelError::Input("a language model was given images".into())),
+        }
     }
 
     fn depth(&self) -> usize {
@@ -436,11 +449,11 @@ impl Differentiable for Llama {
     }
 
     fn embed(&self, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError> {
-        Ok(self.embed_with(layout, lora)?)
+        Ok(self.embed_with(layout.tokens()?, lora)?)
     }
 
     fn block(&self, layer: usize, x: &Tensor, layout: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError> {
-        Ok(self.pass_block(layer, x, &Pass { lora, layout }, None)?)
+        Ok(self.pass_block(layer, x, &Pass { lora, layout: layout.tokens()? }, None)?)
     }
 
     fn learn<'a>(
@@ -450,15 +463,18 @@ impl Differentiable for Llama {
         layout: &'a Layout,
         lora: &'a LoraBatch,
     ) -> Result<Option<Computed<'a>>, ModelError> {
-        self.learn_block(layer, x, layout, lora)
+        self.learn_block(layer, x, layout.tokens()?, lora)
     }
 
     fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError> {
         Ok(self.head_on(x, lora, classify)?)
     }
 
-    fn classified(&self, tokens: &[u32], lengths: &[usize]) -> Vec<usize> {
-        classified_rows(self.config.pad_token_id, tokens, lengths.iter().copied())
+    fn classified(&self, input: &Input<'_>) -> Vec<usize> {
+        match *input {
+            Input::Tokens { ids, lengths } => classified_rows(self.config.pad_token_id, ids, lengths.iter().copied()),
+            Input::Pixels(_) => Vec::new(),
+        }
     }
 
     fn config_json(&self, labels: Option<&[String]>) -> Result<Vec<u8>, ModelError> {

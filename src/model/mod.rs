@@ -10,14 +10,18 @@ mod config;
 mod gguf;
 mod gguf_header;
 mod gguf_tokenizer;
+pub mod image;
 mod layers;
 mod llama;
 pub mod logits;
 pub(crate) mod pass;
+mod swin;
 #[cfg(test)]
 mod testing;
 mod text_stream;
 pub mod tokenizer;
+mod vision;
+mod vit;
 mod weights;
 
 use std::path::Path;
@@ -27,6 +31,9 @@ use candle_core::{Device, Tensor};
 
 pub use self::cache::KvCache;
 pub use self::llama::Llama;
+pub use self::swin::Swin;
+pub use self::vision::{HiddenStates, ImageModel};
+pub use self::vit::Vit;
 use crate::lora::{self, Adapter, LoraBatch, LoraError, Run};
 use crate::ops::learning::Learnt;
 
@@ -55,6 +62,8 @@ pub struct ModelInfo {
     pub device: String,
     /// Bytes of key and value cache of one token.
     pub kv_bytes_per_token: u64,
+    /// Size of its images `[height, width]`, where it takes images and no tokens.
+    pub image_size: Option<[usize; 2]>,
 }
 
 /// Which rows of a segment get logits.
@@ -86,13 +95,34 @@ pub struct Batch<'a> {
     pub lora: &'a LoraBatch,
 }
 
-/// A base model that can be run.
-///
-/// Two kinds exist: the real architectures, and the scripted model of the engine's tests.
-pub trait CausalLm: Send + Sync {
+/// A base model, whatever it takes and gives: what adapters are bound to.
+pub trait BaseModel: Send + Sync {
     /// Describes the model.
     fn info(&self) -> &ModelInfo;
 
+    /// Reads an adapter's two files and binds them to this model: those of a PEFT folder, or `config.json` and
+    /// `model.safetensors` of a whole model, which replaces every weight.
+    ///
+    /// # Errors
+    /// Names the fault, the unsupported feature or the misfit.
+    fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError>;
+
+    /// Returns the largest absolute change that `adapter` makes to a logit of a fixed input.
+    ///
+    /// # Errors
+    /// When the pass fails, or when the adapter makes a logit NaN or infinite.
+    fn effect(&self, adapter: &Arc<Adapter>) -> Result<f64, ModelError>;
+
+    /// Returns the model as training sees it, if it can be trained.
+    fn differentiable(&self) -> Option<&dyn Differentiable> {
+        None
+    }
+}
+
+/// A language model, or a classifier of texts.
+///
+/// Two kinds exist: the real architectures, and the scripted model of the engine's tests.
+pub trait CausalLm: BaseModel {
     /// Returns an empty cache for one sequence.
     fn new_cache(&self) -> KvCache;
 
@@ -109,38 +139,83 @@ pub trait CausalLm: Send + Sync {
     /// # Errors
     /// When the head is not a classifier, a shape or id does not fit, or the device fails.
     fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError>;
+}
 
-    /// Returns the model as training sees it, if it can be trained.
-    fn differentiable(&self) -> Option<&dyn Differentiable> {
-        None
-    }
+/// A classifier of images.
+pub trait ImageClassifier: BaseModel {
+    /// Returns how images become what [`Self::classify`] takes.
+    fn processor(&self) -> &image::Processor;
 
-    /// Reads an adapter's two files and binds them to this model: those of a PEFT folder, or `config.json` and
-    /// `model.safetensors` of a whole model, which replaces every weight.
+    /// Classifies images, f32 `[images, channels, height, width]` as the processor makes them: f32 logits
+    /// `[images, labels]`. A row of `lora` is an image.
     ///
     /// # Errors
-    /// Names the fault, the unsupported feature or the misfit.
-    fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError>;
+    /// When a shape does not fit, or the device fails.
+    fn classify(&self, pixels: &Tensor, lora: &LoraBatch) -> Result<Tensor, ModelError>;
+}
+
+/// What a model is given at once.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// Whole sequences, packed.
+    Tokens {
+        /// Ids of all of them, one after the other.
+        ids: &'a [u32],
+        /// Tokens of each.
+        lengths: &'a [usize],
+    },
+    /// Images, f32 `[images, channels, height, width]`.
+    Pixels(&'a Tensor),
+}
+
+/// An input, checked and laid out.
+#[derive(Debug)]
+pub enum Layout {
+    /// Sequences, packed.
+    Tokens(Sequences),
+    /// Images, `[images, channels, height, width]` in the number format of the model.
+    Pixels(Tensor),
 }
 
 /// Positions and sequences of a packed batch, and who sees whom.
 #[derive(Debug)]
-pub struct Layout {
+pub struct Sequences {
     ids: Tensor,
     spans: Arc<Vec<layers::Span>>,
     angles: layers::Angles,
 }
 
+impl Layout {
+    fn tokens(&self) -> candle_core::Result<&Sequences> {
+        match self {
+            Self::Tokens(sequences) => Ok(sequences),
+            Self::Pixels(_) => candle_core::bail!("a language model was given images"),
+        }
+    }
+
+    /// Returns the rows that runs of adapters count: tokens, or images.
+    ///
+    /// # Errors
+    /// When the tensor has no dimension.
+    pub fn rows(&self) -> candle_core::Result<usize> {
+        match self {
+            Self::Tokens(sequences) => sequences.ids.dim(0),
+            Self::Pixels(pixels) => pixels.dim(0),
+        }
+    }
+}
+
 /// A model block by block, so that a backward can go through one block at a time.
 ///
 /// Every segment is a whole sequence, and sees itself only. Gradients reach the tensors of the adapters and `x`, never a
-/// weight of the base. Shapes: `[tokens, hidden]` in the number format of the model; logits are f32.
+/// weight of the base. Shapes: `[rows, hidden]` in the number format of the model, rows being tokens, or patches of all
+/// images one after the other; logits are f32. A row of `lora` is a token or an image, in `head` a row of `x`.
 pub trait Differentiable: Send + Sync {
-    /// Checks tokens and lengths of sequences, and lays them out.
+    /// Checks an input and lays it out.
     ///
     /// # Errors
-    /// When an id, a length or their sum does not fit.
-    fn layout(&self, tokens: &[u32], lengths: &[usize]) -> Result<Layout, ModelError>;
+    /// When it is of another kind, or an id, a length or a shape does not fit.
+    fn layout(&self, input: &Input<'_>) -> Result<Layout, ModelError>;
 
     /// Returns the number of blocks.
     fn depth(&self) -> usize;
@@ -176,11 +251,17 @@ pub trait Differentiable: Send + Sync {
     /// When neither base nor adapter has the head, or the device fails.
     fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError>;
 
-    /// Returns the row at which each sequence is classified.
-    fn classified(&self, tokens: &[u32], lengths: &[usize]) -> Vec<usize>;
+    /// Returns the row of the last block's output at which each sequence or image is classified.
+    fn classified(&self, input: &Input<'_>) -> Vec<usize>;
+
+    /// Returns the rows of one image in a block, where blocks have images: of blocks of different size the mean, each
+    /// weighted by its width.
+    fn rows_of_image(&self) -> usize {
+        0
+    }
 
     /// Returns a Hugging Face `config.json` of this architecture with f32 weights, for what was trained from it; with
-    /// `labels`, of its classifier for sequences. `problem_type` is the caller's to add.
+    /// `labels`, of its classifier with these. `problem_type` is the caller's to add.
     ///
     /// # Errors
     /// When the format has no words for what this model computes: rope factors of a GGUF file that no published model has.
@@ -221,30 +302,41 @@ pub fn open(path: &Path, device: &str, dtype: &str) -> Result<Llama, ModelError>
 /// As [`open`].
 pub fn load(path: &Path, name: &str, device: &str, dtype: &str) -> Result<Arc<dyn CausalLm>, ModelError> {
     let model = open(path, device, dtype)?;
-    let info = model.info();
-    tracing::info!(
-        model = name,
-        architecture = %info.architecture,
-        fingerprint = %info.fingerprint,
-        parameters = info.parameters,
-        dtype = %info.dtype,
-        device = %info.device,
-        "base model loaded"
-    );
+    vision::announce(&model, name);
     Ok(Arc::new(model))
+}
+
+/// Reads an image classifier, ViT or Swin-v2, from a transformers folder.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_images(path: &Path, device: &str, dtype: &str) -> Result<Box<dyn ImageModel>, ModelError> {
+    vision::open(path, device, dtype)
+}
+
+/// Reads an image classifier as [`open_images`] does, for whoever only runs it; `name` is what clients call it.
+///
+/// # Errors
+/// As [`open`].
+pub fn load_images(path: &Path, name: &str, device: &str, dtype: &str) -> Result<Arc<dyn ImageClassifier>, ModelError> {
+    let model = open_images(path, device, dtype)?;
+    vision::announce(&*model, name);
+    let model: Arc<dyn ImageModel> = Arc::from(model);
+    Ok(model)
 }
 
 /// Tokens of the fixed prompt of [`effect`].
 const EFFECT_TOKENS: usize = 16;
 
-/// Returns the largest absolute change that `adapter` makes to a logit of a fixed prompt.
+/// Returns the largest absolute change that `adapter` makes to a logit of a fixed prompt: [`BaseModel::effect`] of a
+/// language model.
 ///
 /// The prompt is up to 16 ids spread over the vocabulary; logits of all its positions are compared, or those of its
 /// labels where the head is a classifier. The logits of a classifier that the adapter brings count from 0.
 ///
 /// # Errors
 /// When the pass fails, or when the adapter makes a logit NaN or infinite.
-pub fn effect(model: &dyn CausalLm, adapter: &Arc<Adapter>) -> Result<f64, ModelError> {
+fn effect(model: &dyn CausalLm, adapter: &Arc<Adapter>) -> Result<f64, ModelError> {
     let vocab = model.info().vocab_size;
     let count = EFFECT_TOKENS.min(vocab).min(model.info().context_length);
     // Odd numbers of sixteenths: neither the control tokens at the start nor the rare ones at the end alone.

@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use candle_core::{Storage, Tensor};
 
 use super::logits::LogitsError;
-use super::{Batch, CausalLm, KvCache, ModelError};
+use super::{Batch, CausalLm, ImageClassifier, KvCache, ModelError};
+use crate::lora::LoraBatch;
 
 /// Runs the model; a panic in it becomes an error.
 ///
@@ -30,6 +31,15 @@ pub(crate) fn forward(
 /// When the model fails or panics.
 pub(crate) fn classify(model: &dyn CausalLm, batch: &Batch<'_>) -> Result<Tensor, ModelError> {
     let outcome = catch_unwind(AssertUnwindSafe(|| model.classify(batch)));
+    outcome.unwrap_or_else(|_| Err(panicked()))
+}
+
+/// Classifies images; a panic in it becomes an error.
+///
+/// # Errors
+/// When the model fails or panics.
+pub(crate) fn see(model: &dyn ImageClassifier, pixels: &Tensor, lora: &LoraBatch) -> Result<Tensor, ModelError> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| model.classify(pixels, lora)));
     outcome.unwrap_or_else(|_| Err(panicked()))
 }
 

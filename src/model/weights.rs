@@ -25,7 +25,7 @@ const MAX_JSON: u64 = 64 << 20;
 pub(super) struct Parts {
     /// Tensors of two dimensions.
     pub(super) matrices: BTreeMap<String, Linear>,
-    /// Tensors of one dimension, in the compute format.
+    /// All others, in the compute format.
     pub(super) vectors: BTreeMap<String, Tensor>,
     /// SHA-256 of configuration and tensors, hexadecimal.
     pub(super) fingerprint: String,
@@ -69,19 +69,41 @@ pub(super) fn activations(device: &Device, weights: DType) -> DType {
     if device.is_cpu() { DType::F32 } else { weights }
 }
 
-/// Reads configuration and weights of a folder.
+/// What weights are checked against.
+pub(super) struct Needed {
+    /// Tensors with their shapes, by transformers' names.
+    pub(super) tensors: BTreeMap<String, Vec<usize>>,
+    /// Everything that decides what they compute, in one fixed form.
+    pub(super) canonical: String,
+    /// Number format of the checkpoint, when the configuration says.
+    pub(super) dtype: Option<DType>,
+}
+
+/// Reads configuration and weights of a language model's folder.
 pub(super) fn read(folder: &Path, device: &Device, dtype: Option<DType>) -> Result<(Config, Parts), ModelError> {
     let config = config(folder)?;
-    let needed = config.tensors();
+    let needed = Needed { tensors: config.tensors(), canonical: config.canonical(), dtype: config.dtype };
+    let parts = read_parts(folder, needed, device, dtype)?;
+    Ok((config, parts))
+}
+
+/// Reads the weights of a folder.
+pub(super) fn read_parts(
+    folder: &Path,
+    needed: Needed,
+    device: &Device,
+    dtype: Option<DType>,
+) -> Result<Parts, ModelError> {
+    let Needed { tensors: needed, canonical, dtype: configured } = needed;
     let files = Files::open(folder)?;
-    let mut digest = Fingerprint::new(&config);
+    let mut digest = Fingerprint::new(&canonical);
     let mut stored = None;
     for (name, shape) in &needed {
         let (format, bytes) = files.check(name, shape)?;
         digest.tensor(name, format, shape, bytes);
         stored.get_or_insert(format);
     }
-    let auto = if device.is_cpu() { Some(DType::F32) } else { config.dtype.or(stored.and_then(float)) };
+    let auto = if device.is_cpu() { Some(DType::F32) } else { configured.or(stored.and_then(float)) };
     let dtype = dtype.or(auto).unwrap_or(DType::F32);
     let mut parts = Parts {
         matrices: BTreeMap::new(),
@@ -99,7 +121,7 @@ pub(super) fn read(folder: &Path, device: &Device, dtype: Option<DType>) -> Resu
             parts.vectors.insert(name, tensor.to_dtype(dtype)?.to_dtype(parts.dtype)?);
         }
     }
-    Ok((config, parts))
+    Ok(parts)
 }
 
 fn config(folder: &Path) -> Result<Config, ModelError> {
@@ -128,7 +150,7 @@ pub(super) fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> ModelErr
     move |source| ModelError::Read { path, source }
 }
 
-fn read_json(path: &Path) -> Result<Vec<u8>, ModelError> {
+pub(super) fn read_json(path: &Path) -> Result<Vec<u8>, ModelError> {
     let file = std::fs::File::open(path).map_err(unreadable(path))?;
     let mut bytes = Vec::new();
     file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(unreadable(path))?;
@@ -145,8 +167,9 @@ fn read_json(path: &Path) -> Result<Vec<u8>, ModelError> {
 pub(super) struct Fingerprint(Sha256);
 
 impl Fingerprint {
-    pub(super) fn new(config: &Config) -> Self {
-        Self(Sha256::new_with_prefix(config.canonical()))
+    /// Begins with the configuration in its fixed form.
+    pub(super) fn new(canonical: &str) -> Self {
+        Self(Sha256::new_with_prefix(canonical))
     }
 
     pub(super) fn tensor(&mut self, name: &str, format: impl std::fmt::Debug, shape: &[usize], bytes: &[u8]) {

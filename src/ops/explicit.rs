@@ -30,7 +30,7 @@ impl From<Tensor> for Value {
 }
 
 impl Value {
-    fn into_tensor(self) -> Result<Tensor> {
+    pub(super) fn into_tensor(self) -> Result<Tensor> {
         match self {
             Self::Tensor(tensor) => Ok(tensor),
             Self::Owned(data, shape) => Tensor::from_vec(data, shape, &Device::Cpu),

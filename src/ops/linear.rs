@@ -10,7 +10,8 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{CpuStorage, DType, Device, Module, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::cpu::{Format, Packed, Prepared, product, product_exact, product_transposed, products};
+use super::cpu::{Format, Packed, Prepared, product, product_exact, product_transposed, products, threads};
+use super::elements::add_bias;
 use super::explicit::{Value, explicit};
 use super::learning::add_low_rank;
 use super::slices::{is_plain, product_of, with_slices};
@@ -76,7 +77,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Weight::Packed(weight) = &self.weight {
             let dtype = x.dtype();
-            let product = self.forward_packed(weight, &x.to_dtype(DType::F32)?)?;
+            let product = forward_packed(weight, &x.to_dtype(DType::F32)?, None)?;
             return product.to_dtype(dtype);
         }
         if x.track_op() {
@@ -96,19 +97,18 @@ impl Linear {
         }
     }
 
-    fn forward_packed(&self, weight: &Arc<Packed>, x: &Tensor) -> Result<Tensor> {
-        let rows = x.dim(0)?;
-        let shape = (rows, weight.outputs());
-        let mut out = vec![0.0; rows * weight.outputs()];
-        with_slices([&x.detach()], |[data]| {
-            if x.track_op() {
-                trained_product(weight, data, rows, &mut out)
-            } else {
-                Ok(product(weight, data, rows, &mut out, &mut Prepared::default())?)
+    /// Returns x·Wᵀ + bias; a bias `[output]` that carries a gradient gets one.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn affine(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let Some(bias) = bias else { return self.forward(x) };
+        match &self.weight {
+            Weight::Packed(weight) if is_plain(x) && is_plain(bias) && !bias.track_op() => {
+                forward_packed(weight, x, Some(bias))
             }
-        })?;
-        let weight = Arc::clone(weight);
-        explicit(&[x], Value::Owned(out, shape.into()), move |gradient| Ok(vec![Some(back(&weight, gradient)?)]))
+            Weight::Packed(_) | Weight::Dense(_) | Weight::Quantized(_) => add_bias(&self.forward(x)?, bias),
+        }
     }
 
     /// Writes x·Wᵀ for slices on the CPU, of several weights in one go; `x` is `[rows, input]`.
@@ -137,20 +137,25 @@ impl Linear {
         Ok(products(x, rows, &mut packed, prepared)?)
     }
 
-    /// Returns x·Wᵀ + (x·a)·b as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only; all f32.
+    /// Returns x·Wᵀ + (x·a)·b + bias as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only;
+    /// all f32.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
-    pub fn adapted(&self, x: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    pub fn adapted(&self, x: &Tensor, (a, b): (&Tensor, &Tensor), bias: Option<&Tensor>) -> Result<Tensor> {
         if let Weight::Packed(weight) = &self.weight
-            && [x, a, b].into_iter().all(is_plain)
+            && [x, a, b].into_iter().chain(bias).all(is_plain)
         {
-            return adapted_packed(weight, x, a, b);
+            return adapted_packed(weight, x, (a, b), bias);
         }
         let frozen = self.clone();
         let [detached_x, detached_a, detached_b] = [x.detach(), a.detach(), b.detach()];
         let inner = detached_x.matmul(&detached_a)?;
         let product = (matmul(&detached_x, &self.to_dense(x)?.t()?)? + inner.matmul(&detached_b)?)?;
+        let product = match bias {
+            Some(bias) => product.broadcast_add(&bias.detach())?,
+            None => product,
+        };
         explicit(&[x, a, b], product, move |gradient| {
             let (x, a, b) = (&detached_x, &detached_a, &detached_b);
             let for_inner = gradient.matmul(&b.t()?)?;
@@ -284,7 +289,38 @@ fn back(weight: &Packed, gradient: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(out, (rows, weight.inputs()), &Device::Cpu)
 }
 
-fn adapted_packed(weight: &Arc<Packed>, x: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+/// Returns x·Wᵀ + bias; the bias gets no gradient.
+fn forward_packed(weight: &Arc<Packed>, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let rows = x.dim(0)?;
+    let shape = (rows, weight.outputs());
+    let mut out = vec![0.0; rows * weight.outputs()];
+    with_slices([&x.detach()], |[data]| {
+        if x.track_op() {
+            trained_product(weight, data, rows, &mut out)
+        } else {
+            Ok(product(weight, data, rows, &mut out, &mut Prepared::default())?)
+        }
+    })?;
+    finish(&mut out, bias)?;
+    let weight = Arc::clone(weight);
+    explicit(&[x], Value::Owned(out, shape.into()), move |gradient| Ok(vec![Some(back(&weight, gradient)?)]))
+}
+
+/// Adds a bias to rows of a product.
+fn finish(product: &mut [f32], bias: Option<&Tensor>) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    with_slices([bias], |[bias]| {
+        threads::add_bias(product, bias);
+        Ok(())
+    })
+}
+
+fn adapted_packed(
+    weight: &Arc<Packed>,
+    x: &Tensor,
+    (a, b): (&Tensor, &Tensor),
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
     let weight = Arc::clone(weight);
     let [x_, a_, b_] = [x.detach(), a.detach(), b.detach().contiguous()?];
     let (rows, rank) = (x_.dim(0)?, a_.dim(1)?);
@@ -294,6 +330,7 @@ fn adapted_packed(weight: &Arc<Packed>, x: &Tensor, a: &Tensor, b: &Tensor) -> R
         trained_product(&weight, x, rows, &mut out)?;
         add_low_rank(&inner, rank, b, &mut out)
     })?;
+    finish(&mut out, bias)?;
     let shape = (rows, weight.outputs());
     let inner = Tensor::from_vec(inner, (rows, rank), &Device::Cpu)?;
     explicit(&[x, a, b], Value::Owned(out, shape.into()), move |gradient| {
@@ -380,8 +417,11 @@ mod tests {
         let [x, a, b] = [(&[70, 5], 2), (&[5, 2], 3), (&[2, 6], 4)]
             .map(|(shape, seed)| Var::from_tensor(&values(shape, seed)).unwrap());
         let weights = values(&[70, 6], 5);
-        let composed = (linear.forward(&x).unwrap() + x.matmul(&a).unwrap().matmul(&b).unwrap()).unwrap();
-        let fused = linear.adapted(&x, &a, &b).unwrap();
+        let bias = values(&[6], 6);
+        let plain = linear.affine(&x, Some(&bias)).unwrap();
+        assert!(largest_difference(&plain, &linear.forward(&x).unwrap().broadcast_add(&bias).unwrap()) < 1e-6);
+        let composed = (plain + x.matmul(&a).unwrap().matmul(&b).unwrap()).unwrap();
+        let fused = linear.adapted(&x, (&a, &b), Some(&bias)).unwrap();
         assert!(largest_difference(&fused, &composed) < 1e-5);
         let [fused, composed] =
             [fused, composed].map(|y| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap());
@@ -396,9 +436,9 @@ mod tests {
         let linear = Linear::dense(values(&[6, 5], 1));
         let [x, a, b] = [(&[7, 5], 2), (&[5, 2], 3), (&[2, 6], 4)].map(|(shape, seed)| values(shape, seed));
         both_forms_agree(&[7, 5], |x| linear.forward(x).unwrap());
-        both_forms_agree(&[7, 5], |x| linear.adapted(x, &a, &b).unwrap());
-        both_forms_agree(&[5, 2], |a| linear.adapted(&x, a, &b).unwrap());
-        both_forms_agree(&[2, 6], |b| linear.adapted(&x, &a, b).unwrap());
+        both_forms_agree(&[7, 5], |x| linear.adapted(x, (&a, &b), None).unwrap());
+        both_forms_agree(&[5, 2], |a| linear.adapted(&x, (a, &b), None).unwrap());
+        both_forms_agree(&[2, 6], |b| linear.adapted(&x, (&a, b), None).unwrap());
     }
 
     #[test]

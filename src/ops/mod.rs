@@ -5,19 +5,28 @@
 //! `cpu` has the kernels, on slices; the others put them, and candle's forms on other devices, into tensors with their
 //! gradients.
 
+mod arrangement;
 mod attention;
 pub mod cpu;
+mod elements;
 mod explicit;
 mod fused;
+mod groups;
+mod layer_norm;
 pub mod learning;
 mod linear;
 mod loss;
 mod rows;
 mod slices;
 
+pub use arrangement::{Arrangement, spread_table};
 pub use attention::{attend_all, attend_whole, attend_whole_backward};
+pub use cpu::Groups;
+pub use elements::{add, add_bias, gelu, unit};
 pub use explicit::{Value, explicit, seed};
 pub use fused::{rms_norm, rope, silu_mul, softmax, softmax_backward};
+pub use groups::{Cosine, attend_cosine, attend_groups};
+pub use layer_norm::layer_norm;
 pub use linear::{Linear, dense_product, matmul};
 pub use loss::{binary_cross_entropy, cross_entropy};
 pub use slices::with_slices;

@@ -12,10 +12,11 @@ use serde::de::DeserializeOwned;
 
 use super::lookup::{Info, adapter_entry, alias_entry, alias_record, lock, parse_generation};
 use super::{
-    AdapterFiles, AdapterRecord, AliasRecord, Demand, Entry, Expected, Lineage, Name, Publish, Reference, Registry,
-    RegistryError, RequestKey, directory,
+    AdapterFiles, AdapterRecord, AliasRecord, Demand, Entry, Expected, Lineage, Name, NamedBase, Publish, Reference,
+    Registry, RegistryError, RequestKey, directory,
 };
 use crate::lora::{Adapter, Generation, LoraError};
+use crate::model::BaseModel;
 use crate::reports;
 use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, now, unwritable};
 
@@ -75,8 +76,9 @@ impl Registry {
         if let Some(first) = first {
             return Ok(first);
         }
+        let base = self.base(publish.base.as_deref())?;
         let files = files()?;
-        let (adapter, effect) = self.timed(|| self.check(&files, publish.allow_no_effect))?;
+        let (adapter, effect) = self.timed(|| self.check(base, &files, publish.allow_no_effect))?;
 
         let _changing = lock(&self.changing);
         let naming = self.store.naming();
@@ -87,7 +89,7 @@ impl Registry {
             let row = GenerationRow {
                 adapter: publish.name.to_string(),
                 id: adapter.generation().to_string(),
-                base: self.model.info().fingerprint.clone(),
+                base: base.info().fingerprint.clone(),
                 config_blob,
                 tensor_blob,
                 info,
@@ -104,9 +106,36 @@ impl Registry {
         Ok(record)
     }
 
+    /// Returns the fingerprint of the base model of this name or fingerprint; of the first one for `None`.
+    ///
+    /// # Errors
+    /// [`RegistryError::BaseNotFound`].
+    pub fn fingerprint(&self, base: Option<&str>) -> Result<String, RegistryError> {
+        Ok(self.base(base)?.info().fingerprint.clone())
+    }
+
+    /// Returns whether there is a base model of this fingerprint.
+    pub fn serves(&self, fingerprint: &str) -> bool {
+        self.bases.iter().any(|base| base.model.info().fingerprint == fingerprint)
+    }
+
+    /// Returns the base model of this name or fingerprint.
+    fn base(&self, name: Option<&str>) -> Result<&dyn BaseModel, RegistryError> {
+        let named =
+            |base: &&NamedBase| name.is_none_or(|name| base.name == name || base.model.info().fingerprint == name);
+        let known = || self.bases.iter().map(|base| base.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = self.bases.iter().find(named).map(|base| &*base.model);
+        found.ok_or_else(|| RegistryError::BaseNotFound { name: name.unwrap_or_default().to_owned(), known: known() })
+    }
+
     /// Parses, binds, takes bytes, and proves that the adapter does something.
-    fn check(&self, files: &AdapterFiles, allow_no_effect: bool) -> Result<(Arc<Adapter>, f64), RegistryError> {
-        let adapter = self.model.load_adapter(&files.config, &files.tensors)?;
+    fn check(
+        &self,
+        base: &dyn BaseModel,
+        files: &AdapterFiles,
+        allow_no_effect: bool,
+    ) -> Result<(Arc<Adapter>, f64), RegistryError> {
+        let adapter = base.load_adapter(&files.config, &files.tensors)?;
         let adapter = match self.memory.get(&adapter.generation()) {
             Some(alive) => alive,
             None => {
@@ -114,7 +143,7 @@ impl Registry {
                 Arc::new(adapter.with_guard(Box::new(reserved)))
             }
         };
-        let effect = (self.prove)(&*self.model, &adapter)?;
+        let effect = base.effect(&adapter)?;
         if !effect.is_finite() {
             return Err(LoraError::Invalid("logits of a fixed prompt are not finite with it".into()).into());
         }

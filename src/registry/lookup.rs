@@ -114,13 +114,13 @@ impl Registry {
         })
     }
 
-    /// Returns the kind and the two stored files of an adapter, checked against their digests.
+    /// Returns the kind of an adapter, the fingerprint of its base and its two stored files, checked against their digests.
     ///
     /// A path holds the same bytes for as long as the generation is stored; an open file outlives even that.
     ///
     /// # Errors
     /// [`RegistryError::AdapterNotFound`], [`StoreError::Corrupt`].
-    pub fn files(&self, reference: &Reference) -> Result<(Kind, Vec<StoredFile>), RegistryError> {
+    pub fn files(&self, reference: &Reference) -> Result<(Kind, String, Vec<StoredFile>), RegistryError> {
         let (name, generation) = self.find(reference)?;
         let row = self.store.read(|catalog| catalog.generation(name.as_str(), &generation.to_string()))?;
         let row = row.ok_or_else(|| RegistryError::AdapterNotFound(reference.to_string()))?;
@@ -130,7 +130,7 @@ impl Registry {
         };
         let info: Info = serde_json::from_str(&row.info).map_err(|_| corrupt_row(&row.adapter))?;
         let [config, tensors] = kind::files(info.kind);
-        Ok((info.kind, vec![file(config, row.config_blob)?, file(tensors, row.tensor_blob)?]))
+        Ok((info.kind, row.base, vec![file(config, row.config_blob)?, file(tensors, row.tensor_blob)?]))
     }
 
     /// Returns one alias.
@@ -202,15 +202,14 @@ impl Registry {
     fn read(&self, name: &Name, generation: Generation) -> Result<Arc<Adapter>, RegistryError> {
         let row = self.store.read(|catalog| catalog.generation(name.as_str(), &generation.to_string()))?;
         let row = row.ok_or_else(|| RegistryError::AdapterNotFound(format!("{name}@{generation}")))?;
-        let base = &self.model.info().fingerprint;
-        if row.base != *base {
-            let fault = format!("`{name}` was made for base model {}, this one is {base}", row.base);
-            return Err(LoraError::Mismatch(fault).into());
-        }
+        let base = self.bases.iter().find(|base| base.model.info().fingerprint == row.base).ok_or_else(|| {
+            let known: Vec<&str> = self.bases.iter().map(|base| base.model.info().fingerprint.as_str()).collect();
+            LoraError::Mismatch(format!("`{name}` was made for base model {}, not {}", row.base, known.join(" or ")))
+        })?;
         let reserved = self.reserve(row.bytes)?;
         let config = self.store.blobs().get(&row.config_blob)?;
         let tensors = self.store.blobs().get(&row.tensor_blob)?;
-        let adapter = self.model.load_adapter(&config, &tensors)?;
+        let adapter = base.model.load_adapter(&config, &tensors)?;
         if adapter.generation() != generation {
             return Err(StoreError::Corrupt(format!("{name}@{generation}")).into());
         }

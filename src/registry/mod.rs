@@ -21,9 +21,9 @@ use std::time::SystemTime;
 use dashmap::DashMap;
 
 use crate::config::RegistrySettings;
-use crate::lora::{Adapter, Generation, Kind, LoraError};
+use crate::lora::{Generation, Kind, LoraError};
 use crate::metrics::Metrics;
-use crate::model::{CausalLm, ModelError};
+use crate::model::{BaseModel, ModelError};
 use crate::reports::GateError;
 use crate::store::{RequestIdReused, Store, StoreError};
 pub(crate) use changes::compare;
@@ -105,11 +105,22 @@ pub struct Lineage {
     pub audit: Option<String>,
 }
 
+/// A base model, and what clients call it.
+#[derive(Clone)]
+pub struct NamedBase {
+    /// Its name.
+    pub name: String,
+    /// The weights; never written.
+    pub model: Arc<dyn BaseModel>,
+}
+
 /// Publishes an adapter.
 #[derive(Debug)]
 pub struct Publish {
     /// Name to publish under.
     pub name: Name,
+    /// Name or fingerprint of the base model that it is for; `None`: the first one.
+    pub base: Option<String>,
     /// What must be current.
     pub expected: Expected,
     /// Keeps it in memory; `None` leaves it as it was.
@@ -218,6 +229,14 @@ pub enum RegistryError {
     /// No adapter or alias of this name, or no such generation.
     #[error("there is no adapter `{0}`")]
     AdapterNotFound(String),
+    /// No base model of this name.
+    #[error("there is no base model `{name}`, but {known}")]
+    BaseNotFound {
+        /// What was asked for.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
     /// No alias of this name.
     #[error("there is no alias `{0}`")]
     AliasNotFound(String),
@@ -294,9 +313,6 @@ impl From<RequestIdReused> for RegistryError {
     }
 }
 
-/// Measures what an adapter changes: the model's, or a test's.
-type Prove = fn(&dyn CausalLm, &Arc<Adapter>) -> Result<f64, ModelError>;
-
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
@@ -322,10 +338,10 @@ enum Entry {
 /// [`Registry::resident`].
 pub struct Registry {
     store: Arc<Store>,
-    model: Arc<dyn CausalLm>,
+    /// What adapters can be bound to; the first is meant where a request names none.
+    bases: Vec<NamedBase>,
     settings: RegistrySettings,
     metrics: Arc<Metrics>,
-    prove: Prove,
     // Shows what the store holds; written under `changing` only.
     names: DashMap<Name, Entry>,
     memory: Memory,
@@ -351,28 +367,17 @@ impl Registry {
     /// When the store fails.
     pub fn open(
         store: Arc<Store>,
-        model: Arc<dyn CausalLm>,
+        bases: Vec<NamedBase>,
         settings: RegistrySettings,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, RegistryError> {
-        Self::open_with(store, model, settings, metrics, crate::model::effect)
-    }
-
-    fn open_with(
-        store: Arc<Store>,
-        model: Arc<dyn CausalLm>,
-        settings: RegistrySettings,
-        metrics: Arc<Metrics>,
-        prove: Prove,
     ) -> Result<Self, RegistryError> {
         metrics.adapter_bytes_limit.set(i64::try_from(settings.memory_bytes).unwrap_or(i64::MAX));
         let memory = Memory::new(settings.memory_bytes, metrics.adapter_bytes.clone());
         let registry = Self {
             store,
-            model,
+            bases,
             settings,
             metrics,
-            prove,
             names: DashMap::new(),
             memory,
             loading: DashMap::new(),

@@ -17,12 +17,12 @@ use super::fields::{checked, name, next_page, page, reference, request_id, reque
 use super::info::count;
 use super::page::PageTokens;
 use super::pb;
+use super::services::Companions;
 use super::services::in_registry;
 use super::training;
 use super::upload;
 use super::violations::Violations;
 use crate::lora::{Generation, Kind};
-use crate::model::companions::Companion;
 use crate::registry::{
     AdapterFiles, AdapterRecord, AliasRecord, Demand, Expected, GenerationRecord, Publish, Reference, Registry,
 };
@@ -36,7 +36,8 @@ pub(super) struct Adapters {
     pub(super) upload_memory: Arc<Semaphore>,
     pub(super) max_upload_bytes: u64,
     /// What stands beside a whole model.
-    pub(super) companions: Arc<[Companion]>,
+    /// Files that go with a whole model, by the fingerprint of its base.
+    pub(super) companions: Arc<Companions>,
 }
 
 /// A name and, in a field of its own, a generation that may be empty.
@@ -111,6 +112,11 @@ fn demand(v: &mut Violations, wire: Option<&str>) -> Demand {
     }
 }
 
+/// Returns the name of a base model, if one is given.
+fn named_base(wire: &str) -> Option<String> {
+    (!wire.is_empty()).then(|| wire.to_owned())
+}
+
 /// Configuration and tensors of an adapter: of a PEFT folder, or of a whole model.
 const FILES: [[&str; 2]; 2] =
     [["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"]];
@@ -181,7 +187,8 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         let id = std::mem::take(&mut header.request_id);
         let request = request_key("UploadAdapter", id, &header.encode_to_vec());
         let (pinned, allow_no_effect) = (header.pinned, header.allow_no_effect);
-        let publish = Publish { name, expected, pinned, allow_no_effect, request, lineage: None };
+        let base = named_base(&header.base_model);
+        let publish = Publish { name, base, expected, pinned, allow_no_effect, request, lineage: None };
         let work = move |registry: &Registry| {
             let record = registry.publish(files, publish);
             drop(memory);
@@ -202,6 +209,7 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         let pinned = wire.pinned;
         if wire.directory.is_empty() {
             v.require("expected_generation", expected == Expected::Any, "is for publishing from a directory");
+            v.require("base_model", wire.base_model.is_empty(), "is for publishing from a directory");
             let reference = checked(v, reference)?;
             let work = move |registry: &Registry| registry.load(&reference, pinned, request);
             return Ok(Response::new(adapter_out(self.ask(&context, work).await?)));
@@ -209,8 +217,10 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         v.require("generation", wire.generation.is_empty(), "is for stored adapters: leave directory empty");
         v.require("directory", wire.directory.len() <= 255, "must be at most 255 bytes");
         let allow_no_effect = wire.allow_no_effect;
+        let base = named_base(&wire.base_model);
         let lineage = None;
-        let publish = reference.map(|r| Publish { name: r.name, expected, pinned, allow_no_effect, request, lineage });
+        let publish =
+            reference.map(|r| Publish { name: r.name, base, expected, pinned, allow_no_effect, request, lineage });
         let publish = checked(v, publish)?;
         let work = move |registry: &Registry| registry.publish_directory(&wire.directory, publish);
         Ok(Response::new(adapter_out(self.ask(&context, work).await?)))
@@ -278,9 +288,9 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         let mut v = Violations::default();
         let reference = reference(&mut v, "name", &request.get_ref().name);
         let reference = checked(v, reference)?;
-        let (kind, files) = self.ask(&context, move |registry| registry.files(&reference)).await?;
+        let (kind, base, files) = self.ask(&context, move |registry| registry.files(&reference)).await?;
         let companions = match kind {
-            Kind::Full => Arc::clone(&self.companions),
+            Kind::Full => self.companions.get(&base).cloned().unwrap_or_default(),
             Kind::Lora | Kind::Dora => Arc::default(),
         };
         // Two chunks ahead of the reader, no more: a slow one holds 3 MiB. The task ends when the reader leaves.

@@ -35,7 +35,9 @@ pub(super) fn wanted(v: &mut Violations, wire: pb::CreateAuditRequest, context: 
     v.require("models", sound, "must be 1 to 64 together with those of sweeps");
     let names: BTreeSet<&str> = models.iter().map(|model| model.name.as_str()).collect();
     v.require("models", names.len() == models.len(), "must have different names");
-    Some(AuditWanted { name: own?, dataset: wire.dataset, models, settings: settings?, keep_models: wire.keep_models })
+    let base = (!wire.base_model.is_empty()).then_some(wire.base_model);
+    let keep_models = wire.keep_models;
+    Some(AuditWanted { name: own?, dataset: wire.dataset, base, models, settings: settings?, keep_models })
 }
 
 fn dataset(v: &mut Violations, field: &str, name: &str) {

@@ -237,6 +237,7 @@ fn membership(v: &mut Violations, wire: pb::AuditMembership, task: Option<&Task>
         shadows: shadows as usize,
         shadow_fraction,
         planted_control: wire.planted_control.unwrap_or(shadows > 0),
+        mirrored: wire.mirrored,
     })
 }
 

@@ -79,6 +79,7 @@ fn membership_out(membership: Membership) -> pb::AuditMembership {
         shadows: Some(count(membership.shadows)),
         shadow_fraction: Some(membership.shadow_fraction),
         planted_control: Some(membership.planted_control),
+        mirrored: membership.mirrored,
     }
 }
 

@@ -49,11 +49,13 @@ pub(super) fn task(v: &mut Violations, wire: Option<pb::AuditTask>) -> Option<Ta
             ] {
                 column(v, field, name);
             }
+            let normalization = normalization(v, "settings.task.bbq.normalization", task.normalization)?;
             Some(Task::Bbq {
                 answers: task.answer_columns,
                 condition: task.condition_column,
                 unknown: task.unknown_column,
                 biased: task.biased_column,
+                normalization,
             })
         }
         audit_task::Kind::Perplexity(pb::PerplexityTask {}) => Some(Task::Perplexity),
@@ -175,11 +177,12 @@ pub(super) fn task_out(task: Task) -> Option<pb::AuditTask> {
             unrelated_column: unrelated.unwrap_or_default(),
             normalization: normalization_out(normalization).into(),
         }),
-        Task::Bbq { answers, condition, unknown, biased } => audit_task::Kind::Bbq(pb::BbqTask {
+        Task::Bbq { answers, condition, unknown, biased, normalization } => audit_task::Kind::Bbq(pb::BbqTask {
             answer_columns: answers,
             condition_column: condition,
             unknown_column: unknown,
             biased_column: biased,
+            normalization: normalization_out(normalization).into(),
         }),
         Task::Perplexity => audit_task::Kind::Perplexity(pb::PerplexityTask {}),
         Task::Generation { classifier, max_new_tokens, expected } => audit_task::Kind::Generation(pb::GenerationTask {

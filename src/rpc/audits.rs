@@ -84,6 +84,9 @@ impl pb::audit_service_server::AuditService for Audits {
             items: estimate.items,
             training_seconds: estimate.training_seconds,
             scoring_seconds: estimate.scoring_seconds,
+            score_bytes: estimate.score_bytes,
+            memory_bytes: estimate.memory_bytes,
+            disk_bytes: estimate.disk_bytes,
         }))
     }
 

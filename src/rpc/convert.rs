@@ -23,6 +23,8 @@ const MAX_TOKENS_LISTED: usize = 1024;
 pub(super) const MAX_CANDIDATES: usize = 1024;
 /// Largest number of texts of one Classify request.
 const MAX_INPUTS: usize = 1024;
+/// Largest number of images of one Classify request.
+pub(super) const MAX_IMAGES: usize = 64;
 /// Largest number of messages of a conversation.
 const MAX_MESSAGES: usize = 1024;
 /// Largest number of bytes of a message's role.
@@ -91,11 +93,33 @@ pub(super) struct Score {
 
 /// A checked request for classes.
 #[derive(Debug, Clone)]
+pub(super) enum Classes {
+    /// Of texts.
+    Texts(Classify),
+    /// Of images.
+    Images(ClassifyImages),
+}
+
+/// Texts to classify.
+#[derive(Debug, Clone)]
 pub(super) struct Classify {
     /// The adapter; none is the base model.
     pub(super) adapter: Option<Reference>,
+    /// Name of the base model; empty where none was given.
+    pub(super) base_model: String,
     /// At least one.
     pub(super) sources: Vec<Source>,
+}
+
+/// Images to classify.
+#[derive(Debug, Clone)]
+pub(super) struct ClassifyImages {
+    /// The adapter; none is the base model.
+    pub(super) adapter: Option<Reference>,
+    /// Name of the base model; empty where none was given.
+    pub(super) base_model: String,
+    /// Files, at least one.
+    pub(super) images: Vec<Vec<u8>>,
 }
 
 /// A checked request for token ids.
@@ -160,11 +184,15 @@ pub(super) fn score(request: pb::ScoreRequest, bounds: Bounds) -> Result<Score, 
     v.finish(source.map(|source| Score { adapter, source, candidates }))
 }
 
-/// Checks a request for classes.
-pub(super) fn classify(request: pb::ClassifyRequest, bounds: Bounds) -> Result<Classify, Violations> {
+/// Checks a request for classes, of texts or of images.
+pub(super) fn classify(request: pb::ClassifyRequest, bounds: Bounds) -> Result<Classes, Violations> {
     let mut v = Violations::default();
     let adapter = adapter(&mut v, "adapter", &request.adapter);
     let count = request.inputs.len();
+    if request.inputs.iter().any(|input| input.image.is_some()) {
+        let base_model = request.base_model;
+        return images(v, request.inputs).map(|images| Classes::Images(ClassifyImages { adapter, base_model, images }));
+    }
     v.require("inputs", (1..=MAX_INPUTS).contains(&count), "must have 1 to 1024 entries");
     let mut sources = Vec::new();
     for (i, input) in request.inputs.into_iter().take(MAX_INPUTS).enumerate() {
@@ -174,7 +202,22 @@ pub(super) fn classify(request: pb::ClassifyRequest, bounds: Bounds) -> Result<C
             v.add(format!("inputs[{i}].{}", fault.field), fault.description.clone());
         }
     }
-    v.finish(Some(Classify { adapter, sources }))
+    v.finish(Some(Classes::Texts(Classify { adapter, base_model: request.base_model, sources })))
+}
+
+/// Takes the images of inputs that are nothing else.
+fn images(mut v: Violations, inputs: Vec<pb::ClassifyInput>) -> Result<Vec<Vec<u8>>, Violations> {
+    v.require("inputs", inputs.len() <= MAX_IMAGES, "must have at most 64 images");
+    let mut images = Vec::new();
+    for (i, input) in inputs.into_iter().take(MAX_IMAGES).enumerate() {
+        let text = input.prompt.is_some() || !input.messages.is_empty() || input.prompt_token_ids.is_some();
+        v.require(&format!("inputs[{i}]"), !text, "must be an image alone, as another input is one");
+        match input.image {
+            Some(image) => images.push(image),
+            None => v.add(format!("inputs[{i}].image"), "must be given, as another input is an image"),
+        }
+    }
+    v.finish(Some(images))
 }
 
 /// Checks a request for token ids.

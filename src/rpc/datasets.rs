@@ -5,22 +5,25 @@
 use std::sync::Arc;
 
 use prost::Message as _;
+use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::context::Context;
+use super::dataset_rows;
+use super::declaration::{declaration, declaration_out};
 use super::fields::{checked, name, next_page, page, request_id, request_key, timestamp};
 use super::names::split_out;
 use super::page::PageTokens;
-use super::pb::{self, dataset_declaration::Split as WireSplit};
+use super::pb;
 use super::services::blocking;
 use super::status;
 use super::upload::{self, Announced};
 use super::violations::Violations;
 use crate::dataset::{
-    Change, ContentColumns, DatasetError, DatasetRecord, Datasets, Declaration, Expected, Format, GroupSummary,
-    LabelColumn, SplitRule, Warning,
+    Change, DatasetError, DatasetRecord, Datasets, Declaration, Expected, Format, GroupSummary, MOST_LISTING, Warning,
 };
+use crate::store::Name;
 
 /// What chunks are called inside.
 const FILE: &str = "the file";
@@ -39,11 +42,13 @@ impl upload::Message for pb::UploadDatasetRequest {
     type Header = pb::UploadDatasetHeader;
 
     fn part(self) -> Option<upload::Part<Self::Header>> {
-        self.part.map(|part| match part {
-            pb::upload_dataset_request::Part::Header(header) => upload::Part::Header(header),
-            pb::upload_dataset_request::Part::Chunk(chunk) => {
-                upload::Part::Chunk(pb::FileChunk { name: FILE.to_owned(), offset: chunk.offset, data: chunk.data })
+        self.part.and_then(|part| match part {
+            pb::upload_dataset_request::Part::Header(header) => Some(upload::Part::Header(header)),
+            pb::upload_dataset_request::Part::Chunk(pb::DatasetChunk { offset, data }) => {
+                Some(upload::Part::Chunk(pb::FileChunk { name: FILE.to_owned(), offset, data }))
             }
+            // Rows are read by `dataset_rows`; a file has none.
+            pb::upload_dataset_request::Part::Row(_) => None,
         })
     }
 }
@@ -58,101 +63,6 @@ fn expected(v: &mut Violations, field: &str, text: Option<&str>) -> Expected {
             Expected::Id(text.to_owned())
         }
     }
-}
-
-/// Reads a declaration; its format is `None` where the file is to tell it.
-fn declaration(v: &mut Violations, wire: Option<&pb::DatasetDeclaration>) -> Option<(Declaration, Option<Format>)> {
-    let field = "header.declaration";
-    let Some(wire) = wire else {
-        v.add(field, "must be given");
-        return None;
-    };
-    let format = match pb::DatasetFormat::try_from(wire.format) {
-        Ok(pb::DatasetFormat::Unspecified) => None,
-        Ok(pb::DatasetFormat::Jsonl) => Some(Format::Jsonl),
-        Ok(pb::DatasetFormat::Csv) => Some(Format::Csv),
-        Ok(pb::DatasetFormat::Parquet) => Some(Format::Parquet),
-        Err(_) => {
-            v.add(format!("{field}.format"), "must be a format");
-            None
-        }
-    };
-    let column = |name: &String| (!name.is_empty()).then(|| name.clone());
-    let (text, messages) = (column(&wire.text_column), column(&wire.messages_column));
-    let content = match (text, messages, column(&wire.prompt_column), column(&wire.completion_column)) {
-        (Some(text), None, None, None) => Some(ContentColumns::Text(text)),
-        (None, Some(messages), None, None) => Some(ContentColumns::Messages(messages)),
-        (None, None, Some(prompt), Some(completion)) => Some(ContentColumns::Completion { prompt, completion }),
-        _ => {
-            v.add(field, "must name text_column, or messages_column, or prompt_column and completion_column");
-            None
-        }
-    };
-    let label = column(&wire.label_column).map(|column| LabelColumn {
-        column,
-        multi_label: wire.multi_label,
-        names: wire.label_names.clone(),
-        separator: if wire.multi_label { wire.label_separator.clone() } else { String::new() },
-    });
-    let alone = wire.multi_label || !wire.label_names.is_empty();
-    v.require(&format!("{field}.label_column"), label.is_some() || !alone, "must be given where labels are declared");
-    let mut delimiter = wire.csv_delimiter.chars();
-    let (first, more) = (delimiter.next().unwrap_or(','), delimiter.next());
-    v.require(&format!("{field}.csv_delimiter"), more.is_none(), "must be one character");
-    let split = match &wire.split {
-        None => SplitRule::AllTrain,
-        Some(WireSplit::SplitColumn(column)) => SplitRule::Column(column.clone()),
-        Some(WireSplit::SeededSplit(seeded)) => SplitRule::Seeded {
-            validation: seeded.validation,
-            test: seeded.test,
-            seed: seeded.seed,
-            grouping: column(&seeded.grouping_column),
-        },
-    };
-    let declaration = Declaration {
-        label,
-        csv_delimiter: first,
-        groups: wire.group_columns.clone(),
-        split,
-        ..Declaration::new(format.unwrap_or(Format::Jsonl), content?)
-    };
-    Some((declaration, format))
-}
-
-fn declaration_out(declaration: Declaration) -> pb::DatasetDeclaration {
-    let format = match declaration.format {
-        Format::Jsonl => pb::DatasetFormat::Jsonl,
-        Format::Csv => pb::DatasetFormat::Csv,
-        Format::Parquet => pb::DatasetFormat::Parquet,
-    };
-    let mut wire = pb::DatasetDeclaration {
-        format: format.into(),
-        group_columns: declaration.groups,
-        csv_delimiter: declaration.csv_delimiter.to_string(),
-        ..Default::default()
-    };
-    match declaration.content {
-        ContentColumns::Text(column) => wire.text_column = column,
-        ContentColumns::Messages(column) => wire.messages_column = column,
-        ContentColumns::Completion { prompt, completion } => {
-            (wire.prompt_column, wire.completion_column) = (prompt, completion);
-        }
-    }
-    if let Some(label) = declaration.label {
-        wire.label_column = label.column;
-        wire.multi_label = label.multi_label;
-        wire.label_names = label.names;
-        wire.label_separator = label.separator;
-    }
-    wire.split = match declaration.split {
-        SplitRule::AllTrain => None,
-        SplitRule::Column(column) => Some(WireSplit::SplitColumn(column)),
-        SplitRule::Seeded { validation, test, seed, grouping } => {
-            let grouping_column = grouping.unwrap_or_default();
-            Some(WireSplit::SeededSplit(pb::SeededSplit { validation, test, seed, grouping_column }))
-        }
-    };
-    wire
 }
 
 fn warning_out(warning: Warning) -> pb::DatasetWarning {
@@ -224,6 +134,53 @@ impl DatasetApi {
             status
         })
     }
+
+    /// Takes an upload of rows, when its header was read.
+    async fn upload_rows(
+        &self,
+        context: &Context,
+        mut stream: Streaming<pb::UploadDatasetRequest>,
+        mut header: pb::UploadDatasetHeader,
+    ) -> Result<Response<pb::Dataset>, Status> {
+        let mut v = Violations::default();
+        let found = checked_header(&header, &mut v);
+        of_images(&mut v, "header.declaration", found.as_ref().map(|(_, _, declared)| declared), Format::Jsonl);
+        v.require("header.sha256", header.sha256.is_empty(), "must be empty where rows follow");
+        let (name, expected, (declaration, _)) = checked(v, found)?;
+        let declaration = Declaration { format: Format::Jsonl, csv_delimiter: ',', ..declaration };
+        let (memory, most) = (&self.upload_memory, self.max_upload_bytes);
+        let (file, memory) = dataset_rows::receive(&mut stream, &declaration, memory, most).await?;
+        let id = std::mem::take(&mut header.request_id);
+        header.sha256 = hex::encode(Sha256::digest(&file));
+        let request = request_key("UploadDataset", id, &header.encode_to_vec());
+        let work = move |datasets: &Datasets| {
+            let record = datasets.put(file, declaration, Change { name, expected, request });
+            drop(memory);
+            record
+        };
+        Ok(Response::new(dataset_out(self.ask(context, work).await?)))
+    }
+}
+
+/// Checks what a header says, but for the file.
+fn checked_header(header: &pb::UploadDatasetHeader, v: &mut Violations) -> Option<Checked> {
+    let expected = expected(v, "header.expected_id", header.expected_id.as_deref());
+    request_id(v, "header.request_id", &header.request_id);
+    let name = name(v, "header.name", &header.name);
+    let declaration = declaration(v, "header.declaration", header.declaration.as_ref());
+    name.zip(declaration).map(|(name, declaration)| (name, expected, declaration))
+}
+
+/// What is known before the rows: name, what it must point to, declaration and its format, if it has one.
+type Checked = (Name, Expected, (Declaration, Option<Format>));
+
+/// Requires that rows are images, and that they are in no other format.
+fn of_images(v: &mut Violations, field: &str, declared: Option<&(Declaration, Option<Format>)>, format: Format) {
+    let Some((declaration, declared)) = declared else { return };
+    v.require(&format!("{field}.image_column"), declaration.image_column().is_some(), "must be given");
+    let sound = declared.is_none_or(|declared| declared == format);
+    let rule = if format == Format::Csv { "must be CSV or not given" } else { "must be JSONL or not given" };
+    v.require(&format!("{field}.format"), sound, rule);
 }
 
 #[tonic::async_trait]
@@ -234,17 +191,18 @@ impl pb::dataset_service_server::DatasetService for DatasetApi {
     ) -> Result<Response<pb::Dataset>, Status> {
         let context = Context::of(&request);
         let mut stream = request.into_inner();
+        let header = upload::header(&mut stream).await?;
+        let images = header.declaration.as_ref().is_some_and(|declared| !declared.image_column.is_empty());
+        if header.size == 0 && images {
+            return self.upload_rows(&context, stream, header).await;
+        }
         let check = |header: &mut pb::UploadDatasetHeader, v: &mut Violations| {
-            let expected = expected(v, "header.expected_id", header.expected_id.as_deref());
-            request_id(v, "header.request_id", &header.request_id);
-            let name = name(v, "header.name", &header.name);
-            let declaration = declaration(v, header.declaration.as_ref());
             let (size, sha256) = (header.size, header.sha256.clone());
             let file = Announced { name: FILE, field: "header".to_owned(), size, sha256 };
-            ([file], name.zip(declaration).map(|(name, declaration)| (name, expected, declaration)))
+            ([file], checked_header(header, v))
         };
         let upload::Upload { checked, mut header, files: [file], memory } =
-            upload::receive(&mut stream, &self.upload_memory, self.max_upload_bytes, check).await?;
+            upload::receive_files(&mut stream, header, &self.upload_memory, self.max_upload_bytes, check).await?;
         let (name, expected, (mut declaration, format)) = checked;
         let id = std::mem::take(&mut header.request_id);
         header.sha256 = file.sha256;
@@ -252,6 +210,42 @@ impl pb::dataset_service_server::DatasetService for DatasetApi {
         let work = move |datasets: &Datasets| {
             declaration.format = format.unwrap_or_else(|| Format::detect(&file.bytes));
             let record = datasets.put(file.bytes, declaration, Change { name, expected, request });
+            drop(memory);
+            record
+        };
+        Ok(Response::new(dataset_out(self.ask(&context, work).await?)))
+    }
+
+    async fn load_dataset(&self, request: Request<pb::LoadDatasetRequest>) -> Result<Response<pb::Dataset>, Status> {
+        let context = Context::of(&request);
+        let mut wire = request.into_inner();
+        let mut v = Violations::default();
+        let id = std::mem::take(&mut wire.request_id);
+        request_id(&mut v, "request_id", &id);
+        let request = request_key("LoadDataset", id, &wire.encode_to_vec());
+        let expected = expected(&mut v, "expected_id", wire.expected_id.as_deref());
+        let name = name(&mut v, "name", &wire.name);
+        let declaration = declaration(&mut v, "declaration", wire.declaration.as_ref());
+        of_images(&mut v, "declaration", declaration.as_ref(), Format::Csv);
+        v.require("directory", !wire.directory.is_empty(), "must be given");
+        v.require("listing", !wire.listing.is_empty(), "must be given");
+        let (name, (declaration, _)) = checked(v, name.zip(declaration))?;
+        let asked = request.clone();
+        if let Some(first) = self.ask(&context, move |datasets| datasets.answered(asked.as_ref())).await? {
+            return Ok(Response::new(dataset_out(first)));
+        }
+        // The listing is in memory while it is read, its rows until the images are; then the images are.
+        let listing = upload::reserve(&self.upload_memory, MOST_LISTING.min(self.max_upload_bytes))?;
+        let open = move |datasets: &Datasets| datasets.folder(&wire.directory, &wire.listing, &declaration);
+        let folder = self.ask(&context, open).await?;
+        drop(listing);
+        if folder.bytes() > self.max_upload_bytes {
+            return Err(upload::too_large(self.max_upload_bytes));
+        }
+        let memory = upload::reserve(&self.upload_memory, folder.bytes())?;
+        let work = move |datasets: &Datasets| {
+            let (file, declaration) = folder.read()?;
+            let record = datasets.put(file, declaration, Change { name, expected, request });
             drop(memory);
             record
         };
@@ -300,53 +294,5 @@ impl pb::dataset_service_server::DatasetService for DatasetApi {
         let name = checked(v, name)?;
         self.ask(&context, move |datasets| datasets.delete(&Change { name, expected, request })).await?;
         Ok(Response::new(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_fault_of_a_declaration_is_told() {
-        let mut v = Violations::default();
-        assert!(declaration(&mut v, None).is_none());
-        assert_eq!(v.fields(), ["header.declaration"]);
-        let wire = pb::DatasetDeclaration {
-            format: 9,
-            text_column: "a".into(),
-            prompt_column: "b".into(),
-            multi_label: true,
-            csv_delimiter: ";;".into(),
-            ..Default::default()
-        };
-        let mut v = Violations::default();
-        assert!(declaration(&mut v, Some(&wire)).is_none());
-        let prefix = "header.declaration";
-        let fields = [".format", "", ".label_column", ".csv_delimiter"].map(|field| format!("{prefix}{field}"));
-        assert_eq!(v.fields(), fields);
-    }
-
-    #[test]
-    fn a_declaration_comes_back_as_it_was() {
-        let split = pb::SeededSplit { validation: 0.1, test: 0.2, seed: u64::MAX, grouping_column: "g".into() };
-        let whole = pb::DatasetDeclaration {
-            format: pb::DatasetFormat::Csv.into(),
-            prompt_column: "p".into(),
-            completion_column: "c".into(),
-            label_column: "l".into(),
-            multi_label: true,
-            label_names: vec!["x".into()],
-            label_separator: "|".into(),
-            group_columns: vec!["g".into()],
-            split: Some(WireSplit::SeededSplit(split)),
-            csv_delimiter: "\t".into(),
-            ..Default::default()
-        };
-        let mut v = Violations::default();
-        let (read, format) = declaration(&mut v, Some(&whole)).unwrap();
-        assert_eq!(format, Some(Format::Csv));
-        assert_eq!(declaration_out(read), whole);
-        assert!(v.list().is_empty());
     }
 }

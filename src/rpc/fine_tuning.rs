@@ -53,8 +53,9 @@ fn wanted(v: &mut Violations, wire: pb::CreateFineTuningJobRequest, context: usi
     v.require("dataset", sound, "must be the name or id of a data set");
     let expected = expected(v, "expected_generation", wire.expected_generation.as_deref());
     let settings = training::settings(v, wire.settings, context);
+    let base = (!wire.base_model.is_empty()).then_some(wire.base_model);
     let (pinned, allow_no_effect, dataset) = (wire.pinned, wire.allow_no_effect, wire.dataset);
-    adapter.map(|adapter| FineTuning { adapter, expected, alias, pinned, allow_no_effect, dataset, settings })
+    adapter.map(|adapter| FineTuning { adapter, expected, alias, pinned, allow_no_effect, dataset, base, settings })
 }
 
 #[cfg(test)]

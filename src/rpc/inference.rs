@@ -11,14 +11,16 @@ use tonic::{Request, Response, Status};
 
 use super::classify::classification;
 use super::context::Context;
-use super::convert::{self, Bounds};
+use super::convert::{self, Bounds, Classes, Classify, ClassifyImages};
+use super::images::{self, Images};
 use super::info::count;
 use super::pb;
 use super::prompt::{PromptError, Prompts};
 use super::services::{blocking, in_registry};
 use super::status;
+use super::violations::Violations;
 use crate::engine::{Engine, EngineError, Event, FinishReason, Token};
-use crate::lora::{Adapter, Problem};
+use crate::lora::{self, Adapter, Problem};
 use crate::metrics::Metrics;
 use crate::registry::{Reference, Registry};
 
@@ -26,6 +28,9 @@ use crate::registry::{Reference, Registry};
 #[derive(Debug)]
 pub(super) struct Inference {
     pub(super) engine: Engine,
+    pub(super) images: Images,
+    /// Name of the language model.
+    pub(super) model_name: String,
     pub(super) registry: Arc<Registry>,
     pub(super) prompts: Prompts,
     pub(super) metrics: Arc<Metrics>,
@@ -39,7 +44,24 @@ impl Inference {
     }
 
     /// Resolves what to run, without a change of thread where the weights are in memory.
+    ///
+    /// It has to be of the language model.
     async fn adapter(&self, reference: Option<Reference>, context: &Context) -> Result<Option<Arc<Adapter>>, Status> {
+        let adapter = self.any_adapter(reference, context).await?;
+        match &adapter {
+            Some(adapter) if adapter.base() != self.prompts.model.fingerprint => {
+                Err(images::mismatch(&self.model_name, context))
+            }
+            Some(_) | None => Ok(adapter),
+        }
+    }
+
+    /// As [`Self::adapter`], of whatever base model.
+    async fn any_adapter(
+        &self,
+        reference: Option<Reference>,
+        context: &Context,
+    ) -> Result<Option<Arc<Adapter>>, Status> {
         let Some(reference) = reference else {
             self.metrics.adapter_requests.with_label_values(&["base"]).inc();
             return Ok(None);
@@ -87,6 +109,76 @@ impl Inference {
             pieces: PieceMaker { prompts: self.prompts.clone(), labels, generated: 0, ended: 0 },
             context,
         })
+    }
+}
+
+impl Inference {
+    async fn classify_texts(
+        &self,
+        texts: Classify,
+        named: &str,
+        context: &Context,
+    ) -> Result<Response<pb::ClassifyResponse>, Status> {
+        if !texts.base_model.is_empty() && texts.base_model != self.model_name {
+            let mut v = Violations::default();
+            v.add("base_model", format!("must be {}, or not given: it alone reads text", self.model_name));
+            return Err(status::violations(&v));
+        }
+        let reference = texts.adapter.clone();
+        let mut request = self.prepare(context, move |prompts| prompts.classify(texts)).await?;
+        request.adapter = self.adapter(reference, context).await?;
+        request.deadline = context.deadline;
+        let of_base = self.prompts.model.classes.as_ref();
+        let head = Head::new(request.adapter.as_deref(), of_base, self.model_name.clone());
+        let head = head.ok_or_else(|| status::no_classifier(named))?;
+        let lengths: Vec<usize> = request.sequences.iter().map(Vec::len).collect();
+        let refused = |error: EngineError| status::engine(&error, context);
+        let answer = self.engine.classify(request).map_err(refused)?;
+        let logits = answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?;
+        Ok(Response::new(head.described(&logits, &lengths)))
+    }
+
+    async fn classify_images(
+        &self,
+        request: ClassifyImages,
+        named: &str,
+        context: &Context,
+    ) -> Result<Response<pb::ClassifyResponse>, Status> {
+        let adapter = self.any_adapter(request.adapter.clone(), context).await?;
+        let served = self.images.model(&request.base_model, adapter.as_deref(), context)?;
+        let head = Head::new(adapter.as_deref(), served.model.info().classes.as_ref(), served.name.clone());
+        let head = head.ok_or_else(|| status::no_classifier(named))?;
+        let logits = served.classify(request, adapter, context).await?;
+        Ok(Response::new(head.described(&logits, &vec![0; logits.len()])))
+    }
+}
+
+/// The head that classifies.
+struct Head {
+    classes: lora::Classes,
+    generation: String,
+    base_model: String,
+}
+
+impl Head {
+    /// Returns that of the adapter, or else of the base model.
+    fn new(adapter: Option<&Adapter>, of_base: Option<&lora::Classes>, base_model: String) -> Option<Self> {
+        let brought = adapter.and_then(|adapter| adapter.info().classes.as_ref());
+        let classes = brought.or(of_base)?.clone();
+        let generation = adapter.map_or_else(String::new, |adapter| adapter.generation().to_string());
+        Some(Self { classes, generation, base_model })
+    }
+
+    fn described(self, logits: &[Vec<f32>], lengths: &[usize]) -> pb::ClassifyResponse {
+        let one = |(logits, tokens): (&Vec<f32>, &usize)| classification(logits, &self.classes, *tokens);
+        pb::ClassifyResponse {
+            classifications: logits.iter().zip(lengths).map(one).collect(),
+            multi_label: self.classes.problem == Problem::Multi,
+            label_names: self.classes.names,
+            generation: self.generation,
+            usage: Some(pb::Usage { prompt_tokens: count(lengths.iter().sum()), completion_tokens: 0 }),
+            base_model: self.base_model,
+        }
     }
 }
 
@@ -260,27 +352,10 @@ impl pb::inference_service_server::InferenceService for Inference {
         let context = Context::of(&request);
         let named = request.get_ref().adapter.clone();
         let checked = convert::classify(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
-        let reference = checked.adapter.clone();
-        let mut request = self.prepare(&context, move |prompts| prompts.classify(checked)).await?;
-        request.adapter = self.adapter(reference, &context).await?;
-        request.deadline = context.deadline;
-        let brought = request.adapter.as_ref().and_then(|adapter| adapter.info().classes.as_ref());
-        let classes = brought.or(self.prompts.model.classes.as_ref()).cloned();
-        let classes = classes.ok_or_else(|| status::no_classifier(&named))?;
-        let generation = request.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string());
-        let lengths: Vec<usize> = request.sequences.iter().map(Vec::len).collect();
-        let refused = |error: EngineError| status::engine(&error, &context);
-        let answer = self.engine.classify(request).map_err(refused)?;
-        let logits = answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?;
-        let described = logits.iter().zip(&lengths).map(|(logits, tokens)| classification(logits, &classes, *tokens));
-        let usage = Some(pb::Usage { prompt_tokens: count(lengths.iter().sum()), completion_tokens: 0 });
-        Ok(Response::new(pb::ClassifyResponse {
-            classifications: described.collect(),
-            multi_label: classes.problem == Problem::Multi,
-            label_names: classes.names,
-            generation,
-            usage,
-        }))
+        match checked {
+            Classes::Texts(texts) => self.classify_texts(texts, &named, &context).await,
+            Classes::Images(images) => self.classify_images(images, &named, &context).await,
+        }
     }
 
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {

@@ -6,6 +6,7 @@ use super::convert;
 use super::page::MAX_PAGE;
 use super::pb;
 use super::services::Services;
+use crate::model::ModelInfo;
 
 /// The answer, ready.
 #[derive(Debug)]
@@ -19,16 +20,10 @@ impl Info {
         Self(pb::ServerInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             base_model: Some(pb::BaseModel {
-                name: services.model_name.clone(),
-                architecture: model.architecture.clone(),
-                fingerprint: model.fingerprint.clone(),
-                parameters: model.parameters,
-                dtype: model.dtype.clone(),
-                context_length: count(model.context_length),
-                device: model.device.clone(),
-                vocab_size: count(model.vocab_size),
                 has_chat_template: services.chat.is_some(),
+                ..described(&services.model_name, model)
             }),
+            image_models: services.images.list().map(|(name, model)| described(name, model)).collect(),
             limits: Some(pb::Limits {
                 max_waiting_sequences: count(settings.engine.max_waiting_sequences),
                 max_running_sequences: count(settings.engine.max_running_sequences),
@@ -42,8 +37,28 @@ impl Info {
                 max_candidates: count(convert::MAX_CANDIDATES),
                 max_message_bytes: settings.server.max_message_bytes as u64,
                 max_page_size: count(MAX_PAGE),
+                max_waiting_images: count(settings.engine.max_waiting_images),
+                max_images: count(convert::MAX_IMAGES),
             }),
         })
+    }
+}
+
+fn described(name: &str, model: &ModelInfo) -> pb::BaseModel {
+    let [image_height, image_width] = model.image_size.unwrap_or_default().map(count);
+    pb::BaseModel {
+        name: name.to_owned(),
+        architecture: model.architecture.clone(),
+        fingerprint: model.fingerprint.clone(),
+        parameters: model.parameters,
+        dtype: model.dtype.clone(),
+        context_length: count(model.context_length),
+        device: model.device.clone(),
+        vocab_size: count(model.vocab_size),
+        has_chat_template: false,
+        label_names: model.classes.as_ref().map_or_else(Vec::new, |classes| classes.names.clone()),
+        image_height,
+        image_width,
     }
 }
 

@@ -16,10 +16,13 @@ mod audits;
 mod classify;
 mod context;
 mod convert;
+mod dataset_rows;
 mod datasets;
+mod declaration;
 mod download;
 mod fields;
 mod fine_tuning;
+pub mod images;
 mod inference;
 mod info;
 mod jobs;
@@ -34,7 +37,7 @@ mod training;
 mod upload;
 mod violations;
 
-pub use services::{Services, readiness_names};
+pub use services::{Companions, Services, readiness_names};
 pub use status::{DOMAIN, Reason};
 
 /// Messages and services generated from `proto/`.

@@ -2,6 +2,7 @@
 //!
 //! Listens to nothing and starts nothing; `server` does.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
@@ -14,6 +15,7 @@ use super::audits::Audits;
 use super::context::Context;
 use super::datasets::DatasetApi;
 use super::fine_tuning::FineTunings;
+use super::images::Images;
 use super::inference::Inference;
 use super::info::Info;
 use super::jobs::JobCalls;
@@ -42,11 +44,16 @@ use crate::model::tokenizer::Tokenizer;
 use crate::registry::{Registry, RegistryError};
 use crate::reports::Reports;
 
+/// Files that go with a whole model, by the fingerprint of its base.
+pub type Companions = HashMap<String, Arc<[Companion]>>;
+
 /// What the services answer from; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Services {
     /// Runs requests.
     pub engine: Engine,
+    /// Classifiers of images.
+    pub images: Images,
     /// Names adapters.
     pub registry: Arc<Registry>,
     /// Names data sets.
@@ -59,8 +66,8 @@ pub struct Services {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, if it has one.
     pub chat: Option<Arc<ChatTemplate>>,
-    /// Files that go with a whole model made from it.
-    pub companions: Arc<[Companion]>,
+    /// Files that go with whole models made from the base models.
+    pub companions: Arc<Companions>,
     /// The base model.
     pub model: ModelInfo,
     /// Name of the base model shown to clients.
@@ -105,6 +112,8 @@ impl Services {
             .send_compressed(CompressionEncoding::Zstd);
         let inference = Inference {
             engine: self.engine.clone(),
+            images: self.images.clone(),
+            model_name: self.model_name.clone(),
             registry: Arc::clone(&self.registry),
             prompts,
             metrics: Arc::clone(&self.metrics),

@@ -84,6 +84,8 @@ reasons! {
     AdapterNotFound = "ADAPTER_NOT_FOUND" => NotFound,
     /// No such job.
     JobNotFound = "JOB_NOT_FOUND" => NotFound,
+    /// No such base model.
+    BaseModelNotFound = "BASE_MODEL_NOT_FOUND" => NotFound,
     /// No such alias.
     AliasNotFound = "ALIAS_NOT_FOUND" => NotFound,
     /// No such data set.
@@ -116,6 +118,8 @@ reasons! {
     PolicyInUse = "POLICY_IN_USE" => FailedPrecondition,
     /// The target of an alias has no report that its policy passes.
     AuditGateFailed = "AUDIT_GATE_FAILED" => FailedPrecondition,
+    /// No folder is configured from which data sets may be read.
+    NoImportDir = "NO_IMPORT_DIR" => FailedPrecondition,
     /// The server has no adapter folder.
     NoAdapterDir = "NO_ADAPTER_DIR" => FailedPrecondition,
     /// The job has ended.
@@ -128,6 +132,8 @@ reasons! {
     WrongHead = "WRONG_HEAD" => FailedPrecondition,
     /// Neither base model nor adapter has a classification head.
     NoClassifier = "NO_CLASSIFIER" => FailedPrecondition,
+    /// The server has no classifier of images.
+    NoImageModel = "NO_IMAGE_MODEL" => FailedPrecondition,
     /// Too much waits already.
     QueueFull = "QUEUE_FULL" => ResourceExhausted,
     /// The adapter does not fit into memory now.
@@ -246,6 +252,7 @@ pub(super) fn registry(error: &RegistryError, context: &Context) -> Status {
     let message = error.to_string();
     match error {
         RegistryError::AdapterNotFound(name) => resource(Reason::AdapterNotFound, "adapter", name, message),
+        RegistryError::BaseNotFound { name, .. } => resource(Reason::BaseModelNotFound, "base_model", name, message),
         RegistryError::AliasNotFound(name) => resource(Reason::AliasNotFound, "alias", name, message),
         RegistryError::NameTaken(name, owner) => resource(Reason::NameTaken, owner, name, message),
         RegistryError::GenerationMismatch { name, actual, .. } => {
@@ -316,6 +323,11 @@ pub(super) fn no_classifier(adapter: &str) -> Status {
     precondition(Reason::NoClassifier, subject, text.to_owned())
 }
 
+/// The refusal of images where no model takes them.
+pub(super) fn no_image_model() -> Status {
+    precondition(Reason::NoImageModel, "model.images", "this server was started without a model of images".to_owned())
+}
+
 /// Maps an error of the data sets.
 pub(super) fn dataset(error: &DatasetError, context: &Context) -> Status {
     let message = error.to_string();
@@ -341,6 +353,8 @@ pub(super) fn dataset(error: &DatasetError, context: &Context) -> Status {
             with(reason, message, details)
         }
         DatasetError::InUse { name, .. } => precondition(Reason::DatasetInUse, name, message),
+        DatasetError::NoImportDir => precondition(Reason::NoImportDir, "datasets.import_dir", message),
+        DatasetError::Folder { field: name, .. } => field(Reason::InvalidField, name, &message),
         DatasetError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
         DatasetError::Store(error) => store(error, context),
     }

@@ -47,6 +47,7 @@ fn every_registry_error_has_code_and_reason() {
     let mismatch = R::GenerationMismatch { name: "a".into(), expected: "b".into(), actual: "c".into() };
     let cases = [
         (R::AdapterNotFound("a".into()), Code::NotFound, "ADAPTER_NOT_FOUND"),
+        (R::BaseNotFound { name: "a".into(), known: "b".into() }, Code::NotFound, "BASE_MODEL_NOT_FOUND"),
         (R::AliasNotFound("a".into()), Code::NotFound, "ALIAS_NOT_FOUND"),
         (R::NameTaken("a".into(), "an alias"), Code::AlreadyExists, "NAME_TAKEN"),
         (mismatch, Code::Aborted, "GENERATION_MISMATCH"),
@@ -100,6 +101,8 @@ fn every_dataset_error_has_code_reason_and_details() {
         (D::NotFound("a".into()), Code::NotFound, "DATASET_NOT_FOUND"),
         (mismatch, Code::Aborted, "DATASET_MISMATCH"),
         (D::InUse { name: "a".into(), holders: vec!["b".into()] }, Code::FailedPrecondition, "DATASET_IN_USE"),
+        (D::NoImportDir, Code::FailedPrecondition, "NO_IMPORT_DIR"),
+        (D::Folder { field: "listing", fault: "x".into() }, Code::InvalidArgument, "INVALID_FIELD"),
         (D::RequestIdReused(RequestIdReused("x".into())), Code::InvalidArgument, "REQUEST_ID_REUSED"),
         (D::Store(StoreError::Full), Code::ResourceExhausted, "STORAGE_FULL"),
         (D::Store(StoreError::Corrupt("x".into())), Code::DataLoss, "DATA_CORRUPT"),

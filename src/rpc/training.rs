@@ -104,6 +104,7 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
         keep_best: wire.keep_best,
         seed: wire.seed.unwrap_or(DEFAULT_SEED),
         groups: wire.groups,
+        random_flip: wire.random_flip,
         subset: wire.subset.and_then(|subset| self::subset(v, &subset)),
     }
 }
@@ -191,6 +192,7 @@ fn task(v: &mut Violations, wire: i32) -> Task {
     match pb::TrainingTask::try_from(wire) {
         Ok(pb::TrainingTask::Unspecified | pb::TrainingTask::CausalLm) => Task::CausalLm,
         Ok(pb::TrainingTask::SequenceClassification) => Task::SequenceClassification,
+        Ok(pb::TrainingTask::ImageClassification) => Task::ImageClassification,
         Err(_) => unknown(v, "settings.task", Task::CausalLm),
     }
 }
@@ -234,6 +236,7 @@ pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
     let task = match settings.task {
         Task::CausalLm => pb::TrainingTask::CausalLm,
         Task::SequenceClassification => pb::TrainingTask::SequenceClassification,
+        Task::ImageClassification => pb::TrainingTask::ImageClassification,
     };
     let schedule = match settings.schedule {
         Schedule::Constant => pb::TrainingSchedule::Constant,
@@ -271,6 +274,7 @@ pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
         keep_best: settings.keep_best,
         seed: Some(settings.seed),
         groups: settings.groups,
+        random_flip: settings.random_flip,
         subset: settings.subset.map(|subset| pb::TrainingSubset {
             splits: subset.splits.into_iter().map(|split| split_out(split).into()).collect(),
             fraction: subset.fraction,

@@ -91,6 +91,7 @@ fn resolved_settings_come_in_again_as_the_same() {
         keep_best: true,
         seed: Some(u64::MAX),
         groups: vec!["age".into(), "sex".into()],
+        random_flip: true,
         subset: Some(pb::TrainingSubset {
             splits: vec![pb::DatasetSplit::Train.into(), pb::DatasetSplit::Test.into()],
             fraction: 0.25,

@@ -86,15 +86,32 @@ pub(super) async fn receive<M: Message, T, const N: usize>(
     limit: u64,
     check: impl FnOnce(&mut M::Header, &mut Violations) -> ([Announced; N], Option<T>),
 ) -> Result<Upload<M::Header, T, N>, Status> {
-    let Some(Part::Header(mut header)) = next(stream).await? else {
-        return Err(status::field(Reason::InvalidField, "header", "the first message must be the header"));
-    };
+    let header = header(stream).await?;
+    receive_files(stream, header, memory, limit, check).await
+}
+
+/// Reads the header.
+pub(super) async fn header<M: Message>(stream: &mut Streaming<M>) -> Result<M::Header, Status> {
+    match next(stream).await? {
+        Some(Part::Header(header)) => Ok(header),
+        Some(Part::Chunk(_)) | None => {
+            Err(status::field(Reason::InvalidField, "header", "the first message must be the header"))
+        }
+    }
+}
+
+/// As [`receive`], when the header was read.
+pub(super) async fn receive_files<M: Message, T, const N: usize>(
+    stream: &mut Streaming<M>,
+    mut header: M::Header,
+    memory: &Arc<Semaphore>,
+    limit: u64,
+    check: impl FnOnce(&mut M::Header, &mut Violations) -> ([Announced; N], Option<T>),
+) -> Result<Upload<M::Header, T, N>, Status> {
     let mut faults = Violations::default();
     let (files, checked) = check(&mut header, &mut faults);
     let (mut receiver, checked) = Receiver::new(files, limit, faults, checked)?;
-    let memory = Arc::clone(memory).try_acquire_many_owned(permits(receiver.total())).map_err(|_| {
-        status::retry(Reason::QueueFull, "other uploads hold the memory for uploads", Duration::from_secs(1))
-    })?;
+    let memory = reserve(memory, receiver.total())?;
     receiver.reserve()?;
     while let Some(part) = next(stream).await? {
         match part {
@@ -107,10 +124,31 @@ pub(super) async fn receive<M: Message, T, const N: usize>(
     Ok(Upload { checked, header, files: receiver.finish()?, memory })
 }
 
-async fn next<M: Message>(stream: &mut Streaming<M>) -> Result<Option<Part<M::Header>>, Status> {
+/// Takes memory for `bytes`, without waiting.
+pub(super) fn reserve(memory: &Arc<Semaphore>, bytes: u64) -> Result<OwnedSemaphorePermit, Status> {
+    reserve_permits(memory, permits(bytes))
+}
+
+/// As [`reserve`], counted in permits.
+pub(super) fn reserve_permits(memory: &Arc<Semaphore>, permits: u32) -> Result<OwnedSemaphorePermit, Status> {
+    Arc::clone(memory).try_acquire_many_owned(permits).map_err(|_| {
+        status::retry(Reason::QueueFull, "other uploads hold the memory for uploads", Duration::from_secs(1))
+    })
+}
+
+/// The refusal of more than is taken.
+pub(super) fn too_large(limit: u64) -> Status {
+    status::plain(Reason::UploadTooLarge, format!("the upload is larger than the {limit} bytes allowed"))
+}
+
+/// Reads a message; `None` at the end.
+pub(super) async fn message<M>(stream: &mut Streaming<M>) -> Result<Option<M>, Status> {
     let message = tokio::time::timeout(SILENCE, stream.message()).await;
-    let message = message.map_err(|_| status::plain(Reason::DeadlineExceeded, "no message came for 60 seconds"))?;
-    let Some(message) = message? else { return Ok(None) };
+    message.map_err(|_| status::plain(Reason::DeadlineExceeded, "no message came for 60 seconds"))?
+}
+
+async fn next<M: Message>(stream: &mut Streaming<M>) -> Result<Option<Part<M::Header>>, Status> {
+    let Some(message) = message(stream).await? else { return Ok(None) };
     let part = message.part();
     part.map(Some).ok_or_else(|| status::field(Reason::InvalidField, "part", "must be a header or a chunk"))
 }
@@ -141,10 +179,7 @@ impl<const N: usize> Receiver<N> {
         let files = std::array::from_fn(|_| Vec::new());
         match total {
             Some(total) if total <= limit => Ok((Self { announced, files, current: None }, checked)),
-            _ => {
-                let text = format!("the upload is larger than the {limit} bytes allowed");
-                Err(status::plain(Reason::UploadTooLarge, text))
-            }
+            _ => Err(too_large(limit)),
         }
     }
 

@@ -7,10 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::dataset::{Dataset, Label, Row};
+use bytes::Bytes;
+
+use crate::dataset::{Content, Dataset, Label, Row};
 use crate::encode::Encoder;
 
-use super::{Context, Settings, Task, TrainError, Use};
+use super::{Context, Reader, Settings, Task, TrainError, Use};
 
 /// Most values of one group column that figures are kept for; more is an identifier rather than a group.
 const MAX_GROUP_VALUES: usize = 256;
@@ -22,6 +24,8 @@ pub struct Example {
     pub tokens: Vec<u32>,
     /// Whether the token of this place is to be predicted from those before it; as long as `tokens`.
     pub learnt: Vec<bool>,
+    /// An image in the place of ids, as its file.
+    pub image: Option<Bytes>,
     /// What it is labelled with; classification only.
     pub class: Option<Label>,
     /// Indices into [`Examples::groups`], one a group column asked for.
@@ -61,17 +65,28 @@ impl Examples {
     /// [`TrainError::Setting`] for `max_tokens` and `groups`; [`TrainError::Data`] names the row, or says what the
     /// rows together lack.
     pub fn new(context: &Context, dataset: &Dataset, settings: &Settings) -> Result<Self, TrainError> {
-        let longest = context.model.info().context_length;
-        if settings.max_tokens < 2 || settings.max_tokens > longest {
-            return Err(setting("max_tokens", format!("must be from 2 to the model's context length, {longest}")));
-        }
+        let encoder = match (&context.reader, settings.task) {
+            (Reader::Text { tokenizer, chat }, Task::CausalLm | Task::SequenceClassification) => {
+                let longest = context.model.info().context_length;
+                if settings.max_tokens < 2 || settings.max_tokens > longest {
+                    let fault = format!("must be from 2 to the model's context length, {longest}");
+                    return Err(setting("max_tokens", fault));
+                }
+                Some(Encoder::new(context.model.info(), tokenizer, chat.as_deref(), settings.max_tokens))
+            }
+            (Reader::Images(_), Task::ImageClassification) => None,
+            (Reader::Text { .. }, Task::ImageClassification) => {
+                return Err(setting("task", "the base model reads text, not images".to_owned()));
+            }
+            (Reader::Images(_), Task::CausalLm | Task::SequenceClassification) => {
+                return Err(setting("task", "the base model reads images, not text".to_owned()));
+            }
+        };
         let (table, groups) = Groups::new(dataset, settings)?;
-        let classes = settings.task == Task::SequenceClassification;
+        let classes = settings.task.has_classes();
         if classes && dataset.labels.is_empty() {
             return Err(TrainError::Data("the data set has no label column, which classification needs".to_owned()));
         }
-        let Context { model, tokenizer, chat, .. } = context;
-        let encoder = Encoder::new(model.info(), tokenizer, chat.as_deref(), settings.max_tokens);
         let mut examples = Self {
             train: Vec::new(),
             validation: Vec::new(),
@@ -88,14 +103,20 @@ impl Examples {
             };
             let named = |fault: &dyn std::fmt::Display| TrainError::Data(format!("row {}: {fault}", i + 1));
             let class = if classes { Some(label(row, dataset).map_err(|fault| named(&fault))?) } else { None };
+            let groups = table.of(row);
+            let Some(encoder) = &encoder else {
+                let Content::Image(image) = &row.content else { return Err(named(&"it is no image")) };
+                let (tokens, learnt, image) = (Vec::new(), Vec::new(), Some(image.clone()));
+                part.push(Example { tokens, learnt, image, class, groups });
+                continue;
+            };
             let encoded = match settings.task {
                 Task::CausalLm => encoder.learnt(&row.content, settings.train_on_prompt),
-                Task::SequenceClassification => encoder.given(&row.content),
+                Task::SequenceClassification | Task::ImageClassification => encoder.given(&row.content),
             };
             let encoded = encoded.map_err(|fault| named(&fault))?;
             examples.truncated += usize::from(encoded.truncated);
-            let groups = table.of(row);
-            part.push(Example { tokens: encoded.tokens, learnt: encoded.learnt, class, groups });
+            part.push(Example { tokens: encoded.tokens, learnt: encoded.learnt, image: None, class, groups });
         }
         let of = if settings.subset.is_some() { "subset" } else { "training split" };
         let Some((first, others)) = examples.train.split_first() else {

@@ -13,17 +13,18 @@ use crate::lora::{Base, NO_LAYER, SiteKind};
 /// Returns `adapter_config.json` of a classification head alone.
 ///
 /// peft refuses rank 0, but has a name for no layer at all; the rank beside it means nothing then.
-pub(super) fn head_config() -> Vec<u8> {
+pub(super) fn head_config(task: Task) -> Vec<u8> {
+    let (heads, task) = heads(task);
     written(&json!({
         "base_model_name_or_path": null,
         "bias": "none",
         "inference_mode": true,
         "lora_alpha": 1,
-        "modules_to_save": ["classifier", "score"],
+        "modules_to_save": heads,
         "peft_type": "LORA",
         "r": 1,
         "target_modules": NO_LAYER,
-        "task_type": "SEQ_CLS",
+        "task_type": task,
     }))
 }
 
@@ -31,24 +32,22 @@ pub(super) fn head_config() -> Vec<u8> {
 pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: &dyn Base) -> Vec<u8> {
     let mut saved = lora.modules_to_save.clone();
     if head {
-        // What peft itself lists for this task: of the two names a model has one.
-        saved.extend(["classifier", "score"].map(str::to_owned));
+        saved.extend(heads(task).0.iter().map(|name| (*name).to_owned()));
     }
     saved.sort();
     saved.dedup();
     let targets = match &lora.targets {
-        Targets::AllLinear if lora.layers.is_empty() => json!("all-linear"),
+        // For a task that it has no word for, peft would adapt the head too.
+        Targets::AllLinear if lora.layers.is_empty() && task != Task::ImageClassification => json!("all-linear"),
         // peft takes `layers_to_transform` beside a list only.
         Targets::AllLinear => {
-            let linear = base.sites().iter().filter(|site| site.kind == SiteKind::Linear);
-            json!(linear.filter_map(|site| site.path.rsplit('.').next()).collect::<BTreeSet<_>>())
+            let newest = base.spellings().pop().unwrap_or_default();
+            let linear = newest.iter().filter(|site| site.kind == SiteKind::Linear);
+            json!(linear.map(|site| last_name(&site.path)).collect::<BTreeSet<_>>())
         }
         Targets::Modules(modules) => json!(modules),
     };
-    let task = match task {
-        Task::CausalLm => "CAUSAL_LM",
-        Task::SequenceClassification => "SEQ_CLS",
-    };
+    let task = heads(task).1;
     // peft writes a whole number without a fraction.
     let alpha =
         if lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e15 { json!(lora.alpha as i64) } else { json!(lora.alpha) };
@@ -77,6 +76,24 @@ pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: 
         "use_rslora": lora.rslora,
     });
     written(&config)
+}
+
+/// Returns the heads that are saved for a task, and PEFT's word for it.
+fn heads(task: Task) -> (&'static [&'static str], Option<&'static str>) {
+    match task {
+        Task::CausalLm => (&[], Some("CAUSAL_LM")),
+        // What peft itself lists for this task: of the two names a model has one.
+        Task::SequenceClassification => (&["classifier", "score"], Some("SEQ_CLS")),
+        // PEFT has no word for it.
+        Task::ImageClassification => (&["classifier"], None),
+    }
+}
+
+/// Returns the last part of a path, with the one before it where it is a number.
+fn last_name(path: &str) -> &str {
+    let starts = path.rmatch_indices('.').map(|(dot, _)| dot + 1);
+    let mut ends = starts.map(|start| &path[start..]);
+    ends.find(|end| !end.starts_with(|c: char| c.is_ascii_digit())).unwrap_or(path)
 }
 
 fn written(config: &Value) -> Vec<u8> {

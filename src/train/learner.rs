@@ -10,12 +10,13 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 
+use super::losses::{by_row, right, set};
 use super::optimizer::{AdamW, Constants};
 use super::parameters::Parameters;
-use super::{Average, MicroBatch, Settings, Task, TrainError};
+use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
-use crate::model::{Backward, CausalLm, Differentiable, Layout, ModelError};
+use crate::model::{Backward, BaseModel, Differentiable, Input, Layout, ModelError};
 use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, cross_entropy, seed};
 use crate::turns::Slices;
@@ -23,19 +24,6 @@ use crate::turns::Slices;
 /// Rows whose logits are held at a time: about the work of one block, so that a slice of the head is no longer than
 /// another.
 const LOGIT_ROWS: usize = 64;
-
-/// How one row (one sequence) did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowLoss {
-    /// Index of the example.
-    pub row: usize,
-    /// Sum over its label tokens, or its own loss; nats.
-    pub loss: f64,
-    /// Label tokens, or 1.
-    pub count: u64,
-    /// Whether the label is the most likely one; classification only.
-    pub correct: Option<bool>,
-}
 
 /// How one step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,7 +50,7 @@ pub struct Gradients {
 
 /// Trains the variables of an adapter on a frozen base.
 pub struct Learner {
-    model: Arc<dyn CausalLm>,
+    model: Arc<dyn BaseModel>,
     parameters: Parameters,
     optimizer: AdamW,
     settings: Settings,
@@ -208,7 +196,7 @@ impl Learner {
     /// # Errors
     /// When the model cannot be trained, or memory cannot be had.
     pub fn new(
-        model: Arc<dyn CausalLm>,
+        model: Arc<dyn BaseModel>,
         parameters: Parameters,
         settings: &Settings,
         recompute: bool,
@@ -329,7 +317,7 @@ impl Learner {
     fn counted(&self, batch: &MicroBatch) -> usize {
         match self.settings.task {
             Task::CausalLm => batch.targets.iter().flatten().count(),
-            Task::SequenceClassification => batch.classes.len(),
+            Task::SequenceClassification | Task::ImageClassification => batch.classes.len(),
         }
     }
 
@@ -340,8 +328,13 @@ impl Learner {
         batch: &MicroBatch,
         mut learn: Option<(f64, &mut Sums<'_>)>,
     ) -> Result<Vec<RowLoss>, TrainError> {
-        let layout = pass.model.layout(&batch.tokens, &batch.lengths)?;
-        let lora = pass.lora(batch.tokens.len());
+        let pixels = batch.pixels.as_ref().map(Pixels::to_tensor).transpose()?;
+        let input = match &pixels {
+            Some(pixels) => Input::Pixels(pixels),
+            None => Input::Tokens { ids: &batch.tokens, lengths: &batch.lengths },
+        };
+        let layout = pass.model.layout(&input)?;
+        let lora = pass.lora(layout.rows()?);
         let keep = match (&learn, self.recompute) {
             // No gradient goes below the head.
             (Some(_), _) if self.settings.method == super::Method::HeadOnly => Keep::Nothing,
@@ -351,7 +344,7 @@ impl Learner {
         };
         let embedded = pass.model.embed(&layout, &lora)?;
         let (last, kept) = pass.forward(&layout, &lora, &embedded, keep)?;
-        let (losses, gradient) = self.head(pass, batch, &last, &mut learn)?;
+        let (losses, gradient) = self.head(pass, (batch, &input), &last, &mut learn)?;
         let Some((_, sums)) = learn else { return Ok(losses) };
         if self.settings.method == super::Method::HeadOnly {
             return Ok(losses);
@@ -388,13 +381,13 @@ impl Learner {
     fn head(
         &self,
         pass: &Pass<'_>,
-        batch: &MicroBatch,
+        (batch, input): (&MicroBatch, &Input<'_>),
         last: &Tensor,
         learn: &mut Option<(f64, &mut Sums<'_>)>,
     ) -> Result<(Vec<RowLoss>, Tensor), TrainError> {
-        let classify = self.settings.task == Task::SequenceClassification;
+        let classify = self.settings.task.has_classes();
         let rows = match classify {
-            true => pass.model.classified(&batch.tokens, &batch.lengths),
+            true => pass.model.classified(input),
             false => (0..batch.targets.len()).filter(|i| batch.targets[*i].is_some()).collect(),
         };
         let share = learn.as_ref().map_or(1.0, |(share, _)| *share) as f32;
@@ -424,7 +417,7 @@ impl Learner {
                 gradient = gradient.index_add(&index, &part.contiguous()?, 0)?;
             }
         }
-        Ok((by_row(batch, &rows, &losses, &correct), gradient))
+        Ok((by_row(batch, classify, &rows, &losses, &correct), gradient))
     }
 
     fn class_loss(&self, logits: &Tensor, classes: &[Label], share: f32) -> Result<(Vec<f64>, Tensor), TrainError> {
@@ -446,45 +439,7 @@ impl Learner {
     }
 }
 
-/// Gives losses of positions to their rows.
-fn by_row(batch: &MicroBatch, positions: &[usize], losses: &[f64], correct: &[bool]) -> Vec<RowLoss> {
-    let mut end = 0;
-    let mut next = 0;
-    let mut rows = Vec::with_capacity(batch.lengths.len());
-    for (i, len) in batch.lengths.iter().enumerate() {
-        end += len;
-        let count = positions[next..].iter().take_while(|position| **position < end).count();
-        let loss = losses[next..next + count].iter().sum();
-        next += count;
-        let row = batch.rows.get(i).copied().unwrap_or_default();
-        rows.push(RowLoss { row, loss, count: count as u64, correct: correct.get(i).copied() });
-    }
-    rows
-}
-
-/// Returns whether each row's label is the most likely one; with several labels: whether all are on the right side.
-fn right(logits: &Tensor, classes: &[Label]) -> Result<Vec<bool>, TrainError> {
-    let right = |(row, label): (&Vec<f32>, &Label)| match label {
-        Label::Class(class) => {
-            let best = row
-                .iter()
-                .enumerate()
-                .fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
-            best.0 == *class
-        }
-        Label::Classes(classes) => row.iter().enumerate().all(|(i, x)| (*x > 0.0) == classes.contains(&i)),
-    };
-    Ok(logits.detach().to_vec2::<f32>()?.iter().zip(classes).map(right).collect())
-}
-
-fn set(label: &Label) -> &[usize] {
-    match label {
-        Label::Class(class) => std::slice::from_ref(class),
-        Label::Classes(classes) => classes,
-    }
-}
-
 /// Returns the model as training sees it.
-pub(super) fn differentiable(model: &dyn CausalLm) -> Result<&dyn Differentiable, TrainError> {
+pub(super) fn differentiable(model: &dyn BaseModel) -> Result<&dyn Differentiable, TrainError> {
     model.differentiable().ok_or_else(|| ModelError::Unsupported("training this model".into()).into())
 }

@@ -6,7 +6,9 @@
 
 mod examples;
 mod files;
+mod images;
 mod learner;
+mod losses;
 mod memory;
 mod optimizer;
 mod order;
@@ -18,14 +20,16 @@ mod trainer;
 use std::sync::Arc;
 
 use crate::model::chat::ChatTemplate;
+use crate::model::image::Processor;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{CausalLm, ModelError};
+use crate::model::{BaseModel, ModelError};
 use crate::turns::Stopped;
 
 pub use examples::{Example, Examples, GroupKey};
-pub use learner::{Gradients, Learner, Outcome, RowLoss};
+pub use learner::{Gradients, Learner, Outcome};
+pub use losses::RowLoss;
 pub use optimizer::{AdamW, Moments};
-pub use order::{MicroBatch, Order};
+pub use order::{MicroBatch, Order, Pixels};
 pub use parameters::{Parameter, Parameters};
 pub use schedule::learning_rate;
 pub use settings::{Average, Length, LoraSettings, Method, Schedule, Settings, Subset, Targets, Task, Use};
@@ -35,13 +39,25 @@ pub use trainer::Trainer;
 #[derive(Clone)]
 pub struct Context {
     /// The base model; never written.
-    pub model: Arc<dyn CausalLm>,
-    /// Text to ids.
-    pub tokenizer: Arc<Tokenizer>,
-    /// Conversations to text, if the model has a template.
-    pub chat: Option<Arc<ChatTemplate>>,
+    pub model: Arc<dyn BaseModel>,
+    /// How rows become what it takes.
+    pub reader: Reader,
     /// Bytes that a job may take on top of the base model; 0: not bounded.
     pub memory_bytes: u64,
+}
+
+/// How rows become what a model takes.
+#[derive(Clone)]
+pub enum Reader {
+    /// As text.
+    Text {
+        /// Text to ids.
+        tokenizer: Arc<Tokenizer>,
+        /// Conversations to text, if the model has a template.
+        chat: Option<Arc<ChatTemplate>>,
+    },
+    /// As images.
+    Images(Processor),
 }
 
 /// Loss and accuracy of a group, or of all rows.

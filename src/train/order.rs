@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use candle_core::{Device, Tensor};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -16,7 +17,7 @@ use super::examples::setting;
 use super::{Example, Length, Settings, TrainError};
 
 /// Sequences that are computed at once, packed: no padding, no sequence sees another.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct MicroBatch {
     /// Ids of all sequences, one after the other.
     pub tokens: Vec<u32>,
@@ -26,8 +27,29 @@ pub struct MicroBatch {
     pub targets: Vec<Option<u32>>,
     /// One a sequence for classification, else empty.
     pub classes: Vec<Label>,
-    /// Which example each sequence is.
+    /// Which example each sequence or image is.
     pub rows: Vec<usize>,
+    /// Images in the place of tokens, filled in by who has their files (`images`).
+    pub pixels: Option<Pixels>,
+}
+
+/// Images as a model takes them: f32, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pixels {
+    /// All values.
+    pub values: Vec<f32>,
+    /// `[images, channels, height, width]`.
+    pub shape: [usize; 4],
+}
+
+impl Pixels {
+    /// Returns them as a tensor on the CPU.
+    ///
+    /// # Errors
+    /// When shape and number of values disagree.
+    pub fn to_tensor(&self) -> candle_core::Result<Tensor> {
+        Tensor::from_slice(&self.values, self.shape.as_slice(), &Device::Cpu)
+    }
 }
 
 impl MicroBatch {
@@ -36,13 +58,16 @@ impl MicroBatch {
     pub fn new(examples: &[Example], rows: &[usize]) -> Self {
         let mut batch = Self::default();
         for (row, example) in rows.iter().filter_map(|row| Some((*row, examples.get(*row)?))) {
+            batch.classes.extend(example.class.clone());
+            batch.rows.push(row);
+            if example.image.is_some() {
+                continue;
+            }
             let next = example.tokens.iter().zip(&example.learnt).skip(1);
             batch.targets.extend(next.map(|(id, learnt)| learnt.then_some(*id)));
             batch.targets.push(None);
             batch.tokens.extend(&example.tokens);
             batch.lengths.push(example.tokens.len());
-            batch.classes.extend(example.class.clone());
-            batch.rows.push(row);
         }
         batch
     }

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
-use crate::lora::{Base, Change, LinearDelta, LoraError, Planned, Site, SiteId, SiteKind, plan};
+use crate::lora::{Base, Change, LinearDelta, LoraError, Plan, Planned, Site, SiteId, SiteKind, plan};
 
 /// Standard deviation of a new classification head (transformers `initializer_range`).
 const HEAD_DEVIATION: f64 = 0.02;
@@ -33,7 +33,7 @@ pub struct Parameter {
 enum Wire {
     LowRank { a: usize, b: usize, magnitude: Option<usize>, scaling: f64 },
     Embedding { a: usize, b: usize, scaling: f64 },
-    Whole { weight: usize },
+    Whole { weight: usize, bias: Option<usize> },
 }
 
 /// All trained tensors.
@@ -59,15 +59,17 @@ impl Parameters {
     /// # Errors
     /// When the configuration does not fit the base.
     pub fn low_rank(config: &[u8], base: &dyn Base, labels: Option<usize>, seed: u64) -> Result<Self, TrainError> {
-        let planned = plan(config, base).map_err(setting)?;
+        let Plan { sites, planned } = plan(config, base).map_err(setting)?;
         let mut maker = Maker { base, labels, seed, parameters: Self::default() };
         for (id, planned) in planned {
-            maker.site(id, planned)?;
+            if let Some(site) = sites.get(id.0) {
+                maker.site(id, site, planned)?;
+            }
         }
         Ok(maker.parameters)
     }
 
-    /// Makes a variable of every weight of the base.
+    /// Makes a variable of every weight and bias of the base.
     ///
     /// With `labels` the head is a classifier: the base's own, or a new one in the place of its language head.
     ///
@@ -81,21 +83,18 @@ impl Parameters {
             let unused = match site.kind {
                 SiteKind::Classifier => !brought,
                 SiteKind::Head => brought,
-                SiteKind::Linear | SiteKind::Embedding | SiteKind::Norm => false,
+                SiteKind::Linear
+                | SiteKind::Embedding
+                | SiteKind::Norm
+                | SiteKind::Patches(_)
+                | SiteKind::Parameter(_) => false,
             };
             if unused {
                 continue;
             }
-            if site.bias {
-                // A bias would stay behind without a word.
-                return Err(TrainError::Setting {
-                    field: "method",
-                    fault: format!("full fine-tuning of layers with a bias ({}) is not supported", site.path),
-                });
-            }
             if site.kind == SiteKind::Head && base.is_tied() {
                 let weight = maker.parameters.of(SiteId(0));
-                maker.parameters.wires.push((SiteId(index), Wire::Whole { weight }));
+                maker.parameters.wires.push((SiteId(index), Wire::Whole { weight, bias: None }));
                 continue;
             }
             maker.whole(SiteId(index), site, "")?;
@@ -133,7 +132,9 @@ impl Parameters {
         for (site, wire) in &self.wires {
             let var = |index: usize| self.list[index].var.as_tensor();
             let change = match *wire {
-                Wire::Whole { weight } => Change::Replaced { weight: var(weight).clone(), bias: None },
+                Wire::Whole { weight, bias } => {
+                    Change::Replaced { weight: var(weight).clone(), bias: bias.map(|bias| var(bias).clone()) }
+                }
                 Wire::Embedding { a, b, scaling } => {
                     Change::Embedding { a: var(a).t()?.contiguous()?, b: (var(b).t()? * scaling)?, scaling }
                 }
@@ -171,22 +172,23 @@ impl Parameters {
     fn of(&self, site: SiteId) -> usize {
         let own = self.wires.iter().find(|(id, _)| *id == site);
         own.map_or(0, |(_, wire)| match *wire {
-            Wire::Whole { weight } => weight,
+            Wire::Whole { weight, .. } => weight,
             Wire::LowRank { a, .. } | Wire::Embedding { a, .. } => a,
         })
     }
 
+    /// Adds a variable. Decay never acts on what has `bias` in its name (transformers goes by names).
     fn add(&mut self, name: String, value: &Tensor, decays: bool) -> Result<usize, TrainError> {
+        let decays = decays && !name.contains("bias");
         self.list.push(Parameter { name, var: Var::from_tensor(&value.contiguous()?)?, decays });
         Ok(self.list.len() - 1)
     }
 }
 
 impl Maker<'_> {
-    fn site(&mut self, id: SiteId, planned: Planned) -> Result<(), TrainError> {
-        let Some(site) = self.base.sites().get(id.0).cloned() else { return Ok(()) };
+    fn site(&mut self, id: SiteId, site: &Site, planned: Planned) -> Result<(), TrainError> {
         let Planned::LowRank { rank, scaling, dora } = planned else {
-            return self.whole(id, &site, "base_model.model.");
+            return self.whole(id, site, "base_model.model.");
         };
         let name = |part: &str| format!("base_model.model.{}.{part}", site.path);
         if site.kind == SiteKind::Embedding {
@@ -213,14 +215,17 @@ impl Maker<'_> {
     }
 
     fn whole(&mut self, id: SiteId, site: &Site, prefix: &str) -> Result<(), TrainError> {
-        let name = format!("{prefix}{}.weight", site.path);
+        let name = format!("{prefix}{}", site.tensor());
         let weight = if site.kind == SiteKind::Classifier {
             let Some(labels) = self.labels else { return Ok(()) };
             self.random(&name, &[labels, site.input], Spread::Normal(HEAD_DEVIATION))?
         } else {
             self.parameters.add(name, &self.base.weight(id)?, site.kind != SiteKind::Norm)?
         };
-        self.parameters.wires.push((id, Wire::Whole { weight }));
+        let bias = if site.bias { self.base.bias(id)? } else { None };
+        let name = format!("{prefix}{}.bias", site.path);
+        let bias = bias.map(|bias| self.parameters.add(name, &bias, false)).transpose()?;
+        self.parameters.wires.push((id, Wire::Whole { weight, bias }));
         Ok(())
     }
 

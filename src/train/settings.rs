@@ -18,6 +18,19 @@ pub enum Task {
     CausalLm,
     /// A label of a text, by a trained head.
     SequenceClassification,
+    /// A label of an image, by a trained head.
+    ImageClassification,
+}
+
+impl Task {
+    /// Returns whether rows have classes to be told apart.
+    #[must_use]
+    pub fn has_classes(self) -> bool {
+        match self {
+            Self::CausalLm => false,
+            Self::SequenceClassification | Self::ImageClassification => true,
+        }
+    }
 }
 
 /// Which layers get low-rank matrices.
@@ -180,6 +193,9 @@ pub struct Settings {
     pub seed: u64,
     /// Group columns whose loss and accuracy are reported.
     pub groups: Vec<String>,
+    /// Mirrors each image that is learnt from with probability ½; left out of the JSON when off, as `subset` is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub random_flip: bool,
     /// Learns from these rows only; `None`: from the train split. Left out of the JSON then, so that what was written
     /// before there were subsets says the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,15 +10,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::files::{adapter_config, head_config};
+use super::images;
 use super::learner::differentiable;
 use super::memory::Estimate;
 use super::parameters::to_safetensors;
 use super::{
     Context, Evaluation, Examples, Figure, GroupKey, Learner, Method, MicroBatch, Order, Output, Parameters, Progress,
-    RowLoss, Settings, Targets, Task, TrainError, learning_rate,
+    Reader, RowLoss, Settings, Targets, TrainError, learning_rate,
 };
 use crate::dataset::Dataset;
 use crate::lora::Base;
+use crate::model::image::Processor;
 use crate::turns::{Slices, Stopped};
 
 /// Key of the run's own state in a checkpoint.
@@ -30,6 +32,8 @@ pub struct Trainer {
     examples: Examples,
     order: Order,
     learner: Learner,
+    /// Makes pixels, where the base model reads images.
+    processor: Option<Processor>,
     /// `adapter_config.json` or `config.json`.
     config: Vec<u8>,
     estimate: Estimate,
@@ -66,7 +70,7 @@ impl Trainer {
         let order = Order::new(&examples.train, settings)?;
         let model = differentiable(&*context.model)?;
         let base = model.base();
-        let classes = (settings.task == Task::SequenceClassification).then_some(examples.labels.len());
+        let classes = settings.task.has_classes().then_some(examples.labels.len());
         if let (Some(own), Some(classes)) = (context.model.info().labels, classes)
             && own != classes
         {
@@ -84,7 +88,7 @@ impl Trainer {
                     let fault = "is for classification".to_owned();
                     return Err(TrainError::Setting { field: "head_only", fault });
                 }
-                let config = head_config();
+                let config = head_config(settings.task);
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
             }
@@ -97,7 +101,10 @@ impl Trainer {
         if parameters.list().is_empty() {
             return Err(TrainError::Setting { field: "method", fault: "trains nothing".into() });
         }
-        let tokens = largest(&examples, &order, settings);
+        let tokens = match &context.reader {
+            Reader::Text { .. } => largest(&examples, &order, settings),
+            Reader::Images(_) => settings.batch_size.min(examples.train.len()) * model.rows_of_image(),
+        };
         let head_only = settings.method == Method::HeadOnly;
         let estimate = Estimate::new(base, model.depth(), &parameters, tokens, head_only);
         let recompute = fit(&estimate, settings.recompute, context.memory_bytes)?;
@@ -110,7 +117,21 @@ impl Trainer {
             stale: 0,
             stopped: false,
         };
-        Ok(Self { settings: settings.clone(), examples, order, learner, config, estimate, state, best: None })
+        let processor = match &context.reader {
+            Reader::Images(processor) => Some(processor.clone()),
+            Reader::Text { .. } => None,
+        };
+        Ok(Self {
+            settings: settings.clone(),
+            examples,
+            order,
+            learner,
+            processor,
+            config,
+            estimate,
+            state,
+            best: None,
+        })
     }
 
     /// Takes a run up again where `checkpoint` was written.
@@ -176,7 +197,10 @@ impl Trainer {
         if self.is_done() {
             return Err(Stopped.into());
         }
-        let batches = self.order.micro_batches(&self.examples.train, self.state.steps);
+        let mut batches = self.order.micro_batches(&self.examples.train, self.state.steps);
+        for batch in &mut batches {
+            self.see(&self.examples.train, batch, Some(self.state.steps), slices)?;
+        }
         let rate = learning_rate(&self.settings, self.state.steps, total);
         let outcome = self.learner.step(&batches, rate, self.state.steps + 1, slices)?;
         self.state.steps += 1;
@@ -203,13 +227,29 @@ impl Trainer {
         self.state.stopped || self.state.steps >= self.order.total_steps()
     }
 
+    /// Fills in the images of a micro-batch, where it has some, in a slice of its own.
+    fn see(
+        &self,
+        examples: &[super::Example],
+        batch: &mut MicroBatch,
+        step: Option<u64>,
+        slices: &dyn Slices,
+    ) -> Result<(), TrainError> {
+        match &self.processor {
+            Some(processor) => slices.run(|| images::fill(processor, examples, batch, &self.settings, step)),
+            None => Ok(()),
+        }
+    }
+
     /// Looks at the validation rows, and decides whether to go on.
     fn evaluate(&mut self, slices: &dyn Slices) -> Result<Evaluation, TrainError> {
         let examples = &self.examples.validation;
         let mut rows = Vec::with_capacity(examples.len());
         let all: Vec<usize> = (0..examples.len()).collect();
         for part in all.chunks(self.settings.batch_size) {
-            rows.extend(self.learner.evaluate(&MicroBatch::new(examples, part), slices)?);
+            let mut batch = MicroBatch::new(examples, part);
+            self.see(examples, &mut batch, None, slices)?;
+            rows.extend(self.learner.evaluate(&batch, slices)?);
         }
         let figures = figures(&rows, examples, &self.examples.groups);
         let loss = figures.first().map_or(f64::NAN, |figure| figure.loss);
@@ -273,7 +313,7 @@ fn check_targets(targets: &Targets, base: &dyn Base) -> Result<(), TrainError> {
     let Targets::Modules(names) = targets else { return Ok(()) };
     let is_layer = |name: &&String| {
         let inner = |path: &str| path.strip_suffix(name.as_str()).is_some_and(|before| before.ends_with('.'));
-        base.sites().iter().any(|site| site.path == **name || inner(&site.path))
+        base.spellings().into_iter().flatten().any(|site| site.path == **name || inner(&site.path))
     };
     match names.iter().find(|name| !is_layer(name)) {
         None => Ok(()),

@@ -4,8 +4,9 @@
 Usage: python3 compact.py FOLDER_OF_THE_FULL_SET
 
 Models, adapters and configurations are copied as they are. Expected values are cut to leading rows and tokens (a
-causal model computes the same for a prefix), or left out where another case covers them: a tensor that is absent is
-not compared. JSON with expected values is rewritten without spaces. The size limit is 8 MB for the whole folder.
+causal model computes the same for a prefix, an image classifier for fewer images), or left out where another case covers
+them: a tensor that is absent is not compared. JSON with expected values is rewritten without spaces.
+`python3 compact.py FOLDER vision` rewrites what belongs to image classifiers alone.
 """
 
 import json
@@ -26,6 +27,10 @@ LANGUAGE_KEEPS = {
 }
 # Merged logits differ in kind for these only; elsewhere they repeat `logits`.
 MERGED_KEEPS = ("all_linear", "dora", "embed_lm_head_light", "tied_embedding")
+# Image classifiers: the two largest Swin-v2 and their adapters are left to the full set.
+VISION = ("vit", "swinv2_padded", "swinv2_smooth")
+VISION_IMAGES = 1
+VISION_ADAPTERS = ("vit_bias_all", "vit_bias_lora_only", "vit_dora", "vit_qv", "vit_qv_v5_names")
 # Each has a sibling of the same kind in the set.
 ADAPTERS_LEFT_OUT = ("embed_lm_head", "exclude_list", "layers_to_transform")
 BROKEN_LEFT_OUT = (
@@ -34,11 +39,15 @@ BROKEN_LEFT_OUT = (
     + ("base_path_absolute", "base_path_url", "feature_pissa", "feature_qalora", "feature_trainable_tokens")
 )
 # The sum of squares of all gradients is in `steps.json`; of a full fine-tune these tensors show one by one.
-FULL_TRAINING_KEEPS = ("layers.1.self_attn.q_proj.", "layers.1.mlp.down_proj.", "input_layernorm.", "model.norm.")
+FULL_TRAINING_KEEPS = ("layers.1.self_attn.q_proj.", "layers.1.mlp.down_proj.", "input_layernorm.", "model.norm.") + (
+    ("embeddings.", "layers.1.blocks.0.attention.self.logit_scale", "continuous_position_bias_mlp.2", "downsample.norm.")
+)
 # One midpoint shows what resuming needs.
 MIDPOINT_KEEPS = ("lora_causal_lm",)
 TRAINING_TOKENS = 4
-WIDTHS = {"F32": 4, "I64": 8, "BF16": 2, "F16": 2}
+WIDTHS = {"F32": 4, "I64": 8, "BF16": 2, "F16": 2, "U8": 1}
+# Of the pixels of images: the large one of every configuration, transparency once, and all resized bytes.
+PIXELS_KEPT = (".rgb_large.pixel_values", ".exact_32.pixel_values", "vit_bilinear.rgba.pixel_values_on_white", ".resized_u8")
 
 
 def read_tensors(path):
@@ -152,6 +161,47 @@ def adapters(source, target):
                 copy(file, target / folder.name / file.name)
 
 
+def image_tensors(source, target, leave_out=()):
+    """Tensors of fewer images; names that begin with one of `leave_out` are dropped."""
+    tensors = read_tensors(source)
+    kept = {n: cut(t, 0, VISION_IMAGES) for n, t in tensors.items() if not n.startswith(leave_out)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(target, kept)
+
+
+def vision(source, target):
+    for name in VISION:
+        # Two models show the inner values, one shows bf16.
+        leave_out = ("debug.",) + (() if name == "vit" else ("bf16.",))
+        if name not in ("vit", "swinv2_padded"):
+            leave_out += ("hidden_states.", "last_hidden_state")
+        for file in sorted((source / "vision" / name).iterdir()):
+            to = target / "vision" / name / file.name
+            if file.name == "expected.safetensors":
+                image_tensors(file, to, leave_out)
+            else:
+                copy(file, to)
+    bases = set()
+    for name in VISION_ADAPTERS:
+        for file in sorted((source / "adapters" / name).iterdir()):
+            to = target / "adapters" / name / file.name
+            if file.name == "expected.safetensors":
+                image_tensors(file, to, ("merged_logits",))
+            elif file.name == "expected.json":
+                expected = json.loads(file.read_text(encoding="utf-8"))
+                bases.add(expected["base"])
+                write_json(to, {k: v for k, v in expected.items() if k != "effect_max_abs"})
+            else:
+                copy(file, to)
+    for base in sorted(bases):
+        file = Path("adapters/base_logits") / (base.replace("/", "__") + ".safetensors")
+        # Its pixels are those of every adapter on it.
+        image_tensors(source / file, target / file, ("pixel_values",))
+    for folder in sorted((source / "training").iterdir()):
+        if json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["base"].startswith("vision/"):
+            training(folder, target / "training" / folder.name)
+
+
 def broken(source, target):
     manifest = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
     for name in BROKEN_LEFT_OUT:
@@ -179,7 +229,7 @@ def training(source, target):
         midpoint = name.name == "midpoint.safetensors" and source.name not in MIDPOINT_KEEPS
         if midpoint or name.name == "steps_float64.json":
             continue
-        if full and file.suffix == ".safetensors" and name.name != "logits.safetensors":
+        if full and file.suffix == ".safetensors" and name.name not in ("logits.safetensors", "data.safetensors"):
             tensors = read_tensors(file).items()
             write_tensors(copied, {n: t for n, t in tensors if any(k in n for k in FULL_TRAINING_KEEPS)})
         elif name.name == "logits.safetensors" and recipe["task"] == "causal_lm":
@@ -191,10 +241,20 @@ def training(source, target):
             shutil.copyfile(file, copied)
 
 
+def preprocessing(source, target):
+    for file in sorted(source.iterdir()):
+        copy(file, target / file.name)
+    tensors = read_tensors(source / "expected.safetensors").items()
+    write_tensors(target / "expected.safetensors", {n: t for n, t in tensors if n.endswith(PIXELS_KEPT)})
+
+
 def main():
     full = Path(sys.argv[1])
+    if sys.argv[2:] == ["vision"]:
+        vision(full, HERE)
+        return sizes()
     parts = ("language", "adapters", "adapters_broken", "bases_broken", "tokenizers", "chat_templates", "sampling")
-    for part in (*parts, "training"):
+    for part in (*parts, "training", "vision"):
         shutil.rmtree(HERE / part, ignore_errors=True)
     for folder in sorted((full / "language").iterdir()):
         language(folder, HERE / "language" / folder.name)
@@ -208,6 +268,12 @@ def main():
     for folder in sorted((full / "training").iterdir()):
         if json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["base"].startswith("language/"):
             training(folder, HERE / "training" / folder.name)
+    preprocessing(full / "vision" / "preprocessing", HERE / "vision" / "preprocessing")
+    vision(full, HERE)
+    sizes()
+
+
+def sizes():
     size = sum(f.stat().st_size for f in HERE.rglob("*") if f.is_file())
     print(f"{size / 1e6:.2f} MB")
 

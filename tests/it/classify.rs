@@ -20,7 +20,7 @@ fn by_text(text: &str) -> ClassifyInput {
 }
 
 async fn ask(client: &Client, adapter: &str, inputs: Vec<ClassifyInput>) -> Result<pb::ClassifyResponse, Status> {
-    let request = ClassifyRequest { adapter: adapter.into(), inputs };
+    let request = ClassifyRequest { adapter: adapter.into(), inputs, ..Default::default() };
     Ok(client.inference.clone().classify(request).await?.into_inner())
 }
 

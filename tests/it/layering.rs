@@ -14,7 +14,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("hub", &[]),
     ("store", &[]),
     ("turns", &[]),
-    ("dataset", &["store"]),
+    ("dataset", &["model", "store"]),
     ("ops", &[]),
     ("lora", &["ops"]),
     ("model", &["lora", "ops"]),

@@ -19,6 +19,8 @@ mod full;
 mod full_disk;
 mod generate;
 mod golden;
+mod image_datasets;
+mod images;
 mod jobs;
 mod layering;
 mod limits;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use evenkeel::lora::{LoraBatch, Run};
 use evenkeel::model::chat::{Ending, Message};
 use evenkeel::model::tokenizer::Tokenizer;
-use evenkeel::model::{Batch, CausalLm, Llama, Rows, Segment, open};
+use evenkeel::model::{BaseModel, Batch, CausalLm, Llama, Rows, Segment, open};
 use serde_json::Value;
 
 fn path(variable: &str) -> PathBuf {
@@ -117,7 +117,7 @@ fn peft_adapters_on_stories260k_equal_peft() {
         let file = |file: &str| std::fs::read(folder.join(name).join(file)).unwrap();
         let adapter = model.load_adapter(&file("adapter_config.json"), &file("adapter_model.safetensors"));
         let adapter = Arc::new(adapter.unwrap_or_else(|e| panic!("{name}: {e}")));
-        assert!(evenkeel::model::effect(&model, &adapter).unwrap() > 0.1, "{name}");
+        assert!(model.effect(&adapter).unwrap() > 0.1, "{name}");
         let session = Session { model: &model, adapter: Some(adapter) };
         for case in expected["cases"].as_array().unwrap() {
             session.check(case, name);

@@ -39,6 +39,7 @@ fn settings() -> Settings {
         keep_best: false,
         seed: 0,
         groups: vec![],
+        random_flip: false,
         subset: None,
     }
 }
@@ -48,8 +49,7 @@ fn examples(model: &str, contents: Vec<Content>) -> Vec<Example> {
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
     let context = train::Context {
         model: model::load(&folder, model, "cpu", "f32").unwrap(),
-        tokenizer: Arc::new(tokenizer),
-        chat: chat.map(Arc::new),
+        reader: train::Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) },
         memory_bytes: 0,
     };
     let row = |content| Row { content, label: None, groups: vec![], split: Split::Train, hash: [0; 32] };

@@ -75,6 +75,9 @@ class Server:
                 shutil.copyfile(source / file, adapters / name / file)
         command = [program, "serve", "--model", self.model, "--listen", listen, "--http-listen", "127.0.0.1:0"]
         command += ["--data-dir", folder / "data", "--adapter-dir", adapters]
+        images, picture = pick_images(golden)
+        shutil.copyfile(picture, folder / "picture.png")
+        command += ["--image-model", f"faces={images}"]
         self.log = open(folder / "log", "a")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", self.process.stdout.readline())
@@ -108,6 +111,12 @@ def pick(golden):
         if len(adapters) >= 2:
             return model, adapters[:2]
     raise AssertionError(f"no language model with two adapters under {golden}")
+
+
+def pick_images(golden):
+    """A golden classifier of images, and a picture."""
+    models = [folder for folder in sorted((golden / "vision").iterdir()) if (folder / "config.json").is_file()]
+    return models[0], sorted((golden / "vision" / "preprocessing").glob("*.png"))[0]
 
 
 # --- protos ---------------------------------------------------------------------------------------------------------

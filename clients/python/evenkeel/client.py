@@ -275,6 +275,56 @@ class Client:
             return self.datasets.UploadDataset(parts(), timeout=self.timeout)
 
     @_typed
+    def upload_images(
+        self,
+        name: str,
+        rows: Iterable[dict],
+        *,
+        image_column: str = "image",
+        request_id: str | None = None,
+        expected_id: str | None = None,
+        **declaration,
+    ) -> dataset_pb2.Dataset:
+        """Uploads images one by one; `declaration` as in DatasetDeclaration.
+
+        A row is a dict as in ImageRow: `image` as bytes or as a path, `labels`, `values` of group columns, `split`.
+        """
+        first = dataset_pb2.UploadDatasetHeader(
+            name=name, request_id=_id(request_id), expected_id=expected_id,
+            declaration=dataset_pb2.DatasetDeclaration(image_column=image_column, **declaration),
+        )
+
+        def parts():
+            yield dataset_pb2.UploadDatasetRequest(header=first)
+            for row in rows:
+                image = row["image"]
+                if not isinstance(image, bytes):
+                    with open(image, "rb") as source:
+                        image = source.read()
+                yield dataset_pb2.UploadDatasetRequest(row=dataset_pb2.ImageRow(**{**row, "image": image}))
+
+        return self.datasets.UploadDataset(parts(), timeout=self.timeout)
+
+    @_typed
+    def load_dataset(
+        self,
+        name: str,
+        directory: str,
+        listing: str,
+        *,
+        image_column: str = "image",
+        request_id: str | None = None,
+        expected_id: str | None = None,
+        **declaration,
+    ) -> dataset_pb2.Dataset:
+        """Takes images from a folder of the server, as a CSV file in it lists them."""
+        request = dataset_pb2.LoadDatasetRequest(
+            name=name, directory=directory, listing=listing, request_id=_id(request_id), expected_id=expected_id,
+            declaration=dataset_pb2.DatasetDeclaration(image_column=image_column, **declaration),
+        )
+        return self.datasets.LoadDataset(request, timeout=self.timeout)
+
+    @_typed
     def fine_tune(
         self,
         adapter: str,

@@ -4,7 +4,7 @@
 //! columns once, front to back where it can, and allocates nothing: this is where the time of an audit goes.
 
 use super::layout::PatternSet;
-use super::view::{POSITIVE, Rank, TIE, View};
+use super::view::{LABELLED, Marks, POSITIVE, PREDICTED, Rank, TIE, View};
 use crate::audit::statistics::{Measured, Undefined};
 
 /// Adds up the rows by pattern: `sums` `[patterns, stride]`; `counts` says how often each row is there.
@@ -21,11 +21,25 @@ pub(super) fn sum_rows(view: &View, patterns: &[u16], counts: Option<&[u16]>, su
         for row in 0..view.cells.len() {
             let times = counts.map_or(1.0, |counts| f64::from(counts[row])) * view.values[row * view.width];
             let at = patterns[row] as usize * stride + first;
-            let (label, predicted) = (classes.labels[row] as usize, classes.predicted[row] as usize);
-            sums[at + label] += times;
-            sums[at + classes.count + predicted] += times;
-            if label == predicted {
-                sums[at + 2 * classes.count + label] += times;
+            match &classes.marks {
+                Marks::One { labels, predicted } => {
+                    let (label, predicted) = (labels[row] as usize, predicted[row] as usize);
+                    sums[at + label] += times;
+                    sums[at + classes.count + predicted] += times;
+                    if label == predicted {
+                        sums[at + 2 * classes.count + label] += times;
+                    }
+                }
+                Marks::Several(marks) => {
+                    let marks = &marks[row * classes.count..(row + 1) * classes.count];
+                    for (class, mark) in marks.iter().enumerate().filter(|(_, mark)| **mark != 0) {
+                        for (part, wanted) in [LABELLED, PREDICTED, LABELLED | PREDICTED].into_iter().enumerate() {
+                            if mark & wanted == wanted {
+                                sums[at + part * classes.count + class] += times;
+                            }
+                        }
+                    }
+                }
             }
         }
     }

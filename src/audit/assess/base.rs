@@ -88,6 +88,7 @@ pub(super) struct Base {
     folded: Vec<f64>,
     areas: Vec<Measured>,
     mean: Vec<Measured>,
+    pooled: Vec<Measured>,
     sides: Sides,
 }
 
@@ -126,12 +127,24 @@ impl Base {
                 if binary {
                     confusions.push(confusion);
                 }
-                let area = self.areas.get(scope).copied().unwrap_or(Err(Undefined::NoRows));
+                let area = |of: &[Measured]| of.get(scope).copied().unwrap_or(Err(Undefined::NoRows));
+                let (area, pooled) = (area(&self.areas), area(&self.pooled));
                 for (i, measure) in view.measures.iter().enumerate() {
-                    values[i * scopes + scope] = if let Kind::Rate(rate) = measure.kind {
-                        confusion.rate(rate, scene.convention)
-                    } else {
-                        sums.read(measure.kind, area, scene.convention)
+                    values[i * scopes + scope] = match measure.kind {
+                        Kind::Rate(rate) => confusion.rate(rate, scene.convention),
+                        Kind::PooledAuc => pooled,
+                        Kind::MeanScore
+                        | Kind::LogLoss
+                        | Kind::Brier
+                        | Kind::Auc
+                        | Kind::Ece(..)
+                        | Kind::Mce(_)
+                        | Kind::Overconfidence(_)
+                        | Kind::ClassAccuracy
+                        | Kind::ClassBalanced
+                        | Kind::Macro(..)
+                        | Kind::Micro(_)
+                        | Kind::Ratio(..) => sums.read(measure.kind, area, scene.convention),
                     };
                 }
             }
@@ -159,6 +172,14 @@ impl Base {
             }
         }
         std::mem::swap(&mut self.areas, &mut self.mean);
+        self.pooled.clear();
+        if let Some(rank) = &view.pooled {
+            self.pooled.resize(scopes, Err(Undefined::NoRows));
+            for (number, set) in scene.layout.sets.iter().enumerate() {
+                let patterns = rows.patterns(scene.layout, number);
+                areas(rank, (set, patterns), times, &mut self.sides, &mut self.pooled);
+            }
+        }
     }
 
     fn value(&self, view: usize, measure: usize, scope: usize) -> Measured {

@@ -1,14 +1,13 @@
 //! Calibration beyond what resampling sums: reliability diagrams, smooth ECE, the ECE of a calibrated model, temperature.
 //!
-//! These need the confidences themselves, so they are computed once, without intervals. The null of ECE takes rows as
-//! independent.
+//! These need the confidences themselves, so they are computed once; the intervals of smooth ECE are in `smooth`. The null
+//! of ECE takes rows as independent.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::AssessError;
 use super::base::{At, Base, Rows};
 use super::figures::{Figures, Found, Place};
 use super::measure::{Bins, Form, Kind};
@@ -16,10 +15,11 @@ use super::part::Part;
 use super::read::{Sums, Support};
 use super::resample::Stop;
 use super::view::View;
+use super::{AssessError, smooth};
 use crate::audit::report::{Reliability, ReliabilityBin, Scope, Test};
 use crate::audit::statistics::calibration::{Null, Temperature, null_ece};
 use crate::audit::statistics::intervals::{Proportion, proportion};
-use crate::audit::statistics::smooth_ece::smooth_ece;
+use crate::audit::statistics::smooth_ece::{SmoothEce, smooth_ece};
 use crate::audit::statistics::{Measured, Undefined};
 
 /// Random numbers for the null of one ECE, at most; fewer draws of more rows.
@@ -36,18 +36,25 @@ pub(super) struct Asked<'a> {
 fn pairs(view: &View, form: Form, weighted: bool, inside: impl Fn(usize) -> bool) -> (Vec<f64>, Vec<bool>, Vec<f64>) {
     let (mut confidences, mut hits, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     for row in (0..view.rows()).filter(|row| inside(*row)) {
-        let (key, values) = (&view.keys[view.cells[row] as usize], &view.values[row * view.width..]);
-        let weight = if weighted { values[0] } else { 1.0 };
-        if weight <= 0.0 {
-            continue;
-        }
-        let score = (values[1] / weight).clamp(0.0, 1.0);
-        let top = form == Form::Top;
-        confidences.push(if top && !key.upper { 1.0 - score } else { score });
-        hits.push(if top { key.hit } else { key.label });
+        let Some((confidence, hit, weight)) = of_row(view, form, weighted, row) else { continue };
+        confidences.push(confidence);
+        hits.push(hit);
         weights.push(weight);
     }
     (confidences, hits, weights)
+}
+
+/// Confidence, hit and weight of one row; none where it weighs nothing.
+pub(super) fn of_row(view: &View, form: Form, weighted: bool, row: usize) -> Option<(f64, bool, f64)> {
+    let (key, values) = (&view.keys[view.cells[row] as usize], &view.values[row * view.width..]);
+    let weight = if weighted { values[0] } else { 1.0 };
+    if weight <= 0.0 {
+        return None;
+    }
+    let score = (values[1] / weight).clamp(0.0, 1.0);
+    let top = form == Form::Top;
+    let confidence = if top && !key.upper { 1.0 - score } else { score };
+    Some((confidence, if top { key.hit } else { key.label }, weight))
 }
 
 fn forms(view: &View) -> Vec<Form> {
@@ -58,11 +65,14 @@ fn forms(view: &View) -> Vec<Form> {
 /// Measure, what was found, and the test of ECE that comes with it.
 type Finding = (String, Found, Option<Test>);
 
+/// What was found in one scope, and the smooth ECE that an interval is wanted of.
+type OfScope = (Vec<Finding>, Option<SmoothEce>);
+
 /// One scope: all rows or a group.
-struct Task {
-    view: usize,
-    form: Form,
-    at: At,
+pub(super) struct Task {
+    pub(super) view: usize,
+    pub(super) form: Form,
+    pub(super) at: At,
 }
 
 /// Smooth ECE and the null of ECE of all rows and of every group, with the test of ECE against that null.
@@ -77,12 +87,18 @@ pub(super) fn add(part: &Part<'_>, asked: Asked<'_>, figures: &mut Figures, stop
             tasks.extend(groups);
         }
     }
-    let found: Vec<Result<Vec<Finding>, AssessError>> = tasks
+    let found: Vec<Result<OfScope, AssessError>> = tasks
         .par_iter()
         .map(|task| if stop() { Err(AssessError::Stopped) } else { Ok(of_scope(part, asked, task)) })
         .collect();
-    for (task, found) in tasks.iter().zip(found) {
-        for (measure, found, test) in found? {
+    let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let (found, values): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    let intervals = smooth::intervals(part, &tasks, &values, stop)?;
+    for ((task, found), interval) in tasks.iter().zip(found).zip(intervals) {
+        for (measure, mut found, test) in found {
+            if measure.starts_with("smooth_ece") {
+                found.interval.clone_from(&interval);
+            }
             let place = Place {
                 model: part.views[task.view].model,
                 versus: None,
@@ -112,7 +128,7 @@ fn membership(part: &Part<'_>, group: Option<usize>) -> impl Fn(usize) -> bool {
     move |row| place.is_none_or(|(set, at)| set.member[set.patterns[row] as usize][at])
 }
 
-fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> Vec<Finding> {
+fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> OfScope {
     let view = &part.views[task.view];
     let group = task.at.group();
     let suppressed = group.is_some_and(|group| part.suppressed[group]);
@@ -125,8 +141,11 @@ fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> Vec<Finding> {
     let mut add = |what: &str, value: Measured, test_of_ece: Option<Test>| {
         found.push((name(what), Found { suppressed, ..Found::new(value, support) }, test_of_ece));
     };
+    let mut smooth = None;
     if (asked.wants)(&name("smooth_ece")) {
-        add("smooth_ece", smooth_ece(&confidence, &hit, weights).map(|smooth| smooth.value), None);
+        let value = smooth_ece(&confidence, &hit, weights);
+        smooth = value.ok().filter(|_| !suppressed);
+        add("smooth_ece", value.map(|smooth| smooth.value), None);
     }
     if (asked.wants)(&name("ece_null")) {
         let null = view.binning.as_ref().map_or(Err(Undefined::NoRows), |binning| {
@@ -146,7 +165,7 @@ fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> Vec<Finding> {
         });
         add("ece_null", null.map(|null| null.mean()), test);
     }
-    found
+    (found, smooth)
 }
 
 /// Reliability diagrams of all rows and every published group.

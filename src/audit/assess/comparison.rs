@@ -43,6 +43,8 @@ fn right(view: &View, kind: Kind) -> Option<Box<dyn Fn(usize) -> Option<bool> + 
         | Kind::Mce(_)
         | Kind::Overconfidence(_)
         | Kind::ClassBalanced
+        | Kind::PooledAuc
+        | Kind::Micro(_)
         | Kind::Macro(..) => None,
     }
 }

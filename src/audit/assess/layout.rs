@@ -18,10 +18,6 @@ pub(super) struct Layout {
     pub(super) groups: usize,
     /// At least one.
     pub(super) sets: Vec<PatternSet>,
-    /// `[groups]`: rows that are in it.
-    pub(super) group_rows: Vec<u64>,
-    /// Whether every row is in exactly one group.
-    pub(super) partition: bool,
 }
 
 /// Some of the groups.
@@ -81,21 +77,15 @@ impl Layout {
             position[*row as usize] = at as u32;
         }
         let mut sets = vec![PatternSet::new(rows.len())];
-        let mut times = vec![0_u8; rows.len()];
-        let mut group_rows = Vec::with_capacity(attribute.groups.len());
         let mut inside = vec![false; rows.len()];
         for (group, members) in attribute.groups.iter().enumerate() {
             inside.fill(false);
-            let mut count = 0;
             for row in &members.rows {
                 let at = position[*row as usize];
                 if at != u32::MAX {
                     inside[at as usize] = true;
-                    times[at as usize] = times[at as usize].saturating_add(1);
-                    count += 1;
                 }
             }
-            group_rows.push(count);
             let taken = sets.last_mut().is_some_and(|set| set.split(group, &inside));
             if !taken {
                 let mut set = PatternSet::new(rows.len());
@@ -103,29 +93,7 @@ impl Layout {
                 sets.push(set);
             }
         }
-        let partition = times.iter().all(|times| *times == 1);
-        Self { groups: attribute.groups.len(), sets, group_rows, partition }
-    }
-
-    /// Groups whose figures are not published: those of 1 to `below` − 1 rows, and where one could be told from the
-    /// others (the groups are a partition and what is held back is less than `below` rows) the next smallest too.
-    pub(super) fn suppressed(&self, below: u64) -> Vec<bool> {
-        let mut suppressed: Vec<bool> = self.group_rows.iter().map(|rows| *rows > 0 && *rows < below).collect();
-        if !self.partition {
-            return suppressed;
-        }
-        loop {
-            let of = |wanted: bool| {
-                let pairs = self.group_rows.iter().zip(&suppressed).enumerate();
-                pairs.filter(move |(_, (rows, s))| **s == wanted && **rows > 0).map(|(g, (rows, _))| (*rows, g))
-            };
-            let held: u64 = of(true).map(|(rows, _)| rows).sum();
-            let next = of(false).min();
-            match next {
-                Some((_, group)) if held > 0 && held < below => suppressed[group] = true,
-                Some(_) | None => return suppressed,
-            }
-        }
+        Self { groups: attribute.groups.len(), sets }
     }
 }
 

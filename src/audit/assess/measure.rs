@@ -40,8 +40,12 @@ pub(super) enum Kind {
     ClassAccuracy,
     /// Mean recall of the classes that have rows.
     ClassBalanced,
-    /// Mean over classes.
+    /// Mean over classes, or over labels of which a row may have several.
     Macro(Part, Labels),
+    /// From the sums over labels.
+    Micro(Part),
+    /// Area under the ROC curve of all pairs of a row and a label.
+    PooledAuc,
     /// A formula of columns.
     Ratio(Formula, bool),
 }
@@ -86,6 +90,8 @@ pub(super) enum Part {
     F1,
 }
 
+/// Classes or labels beyond which no AUC is averaged over them.
+pub(super) const MOST_RANKED: usize = 20;
 /// Ends the name of a measure after temperature scaling.
 pub(super) const AFTER: &str = "_after_temperature";
 
@@ -110,6 +116,8 @@ impl Kind {
             | Self::Mce(_)
             | Self::Overconfidence(_)
             | Self::ClassBalanced
+            | Self::Micro(_)
+            | Self::PooledAuc
             | Self::Macro(..) => false,
         }
     }
@@ -129,9 +137,11 @@ fn measure(name: &str, kind: Kind) -> Measure {
         ),
         Kind::MeanScore | Kind::Mce(_) | Kind::Ece(Bins::Mass, _) => false,
         Kind::Macro(part, labels) => part == Part::F1 && labels == Labels::All,
+        Kind::Micro(part) => part == Part::F1,
         Kind::LogLoss
         | Kind::Brier
         | Kind::Auc
+        | Kind::PooledAuc
         | Kind::Ece(Bins::Width, _)
         | Kind::Overconfidence(_)
         | Kind::ClassAccuracy
@@ -152,6 +162,8 @@ fn measure(name: &str, kind: Kind) -> Measure {
         | Kind::Mce(_)
         | Kind::ClassAccuracy
         | Kind::ClassBalanced
+        | Kind::Micro(_)
+        | Kind::PooledAuc
         | Kind::Macro(..) => true,
     };
     Measure { name: name.to_owned(), kind, tested, ratio }
@@ -196,12 +208,31 @@ pub(super) fn classes(count: usize) -> Vec<Measure> {
         }
     }
     // A pass over all rows for each class.
-    if count <= 20 {
+    if count <= MOST_RANKED {
         all.push(measure("auc_macro", Kind::Auc));
     }
     all.push(measure("log_loss", Kind::LogLoss));
     all.push(measure("brier_sum", Kind::Brier));
     all.extend(calibrated(Form::Top));
+    all
+}
+
+/// All labels of a row at once: the columns of `questions`, and averages over the labels.
+pub(super) fn labels(columns: &[RatioMeasure], count: usize) -> Vec<Measure> {
+    let mut all = ratios(columns);
+    // One minus the Hamming loss: the same test.
+    all.iter_mut().filter(|m| m.name == "accuracy_macro").for_each(|m| m.tested = false);
+    let parts = [(Part::Precision, "precision"), (Part::Recall, "recall"), (Part::F1, "f1")];
+    let of = |average: &str, kind: &dyn Fn(Part) -> Kind| {
+        parts.map(|(part, name)| measure(&format!("{name}_{average}"), kind(part)))
+    };
+    all.extend(of("macro", &|part| Kind::Macro(part, Labels::All)));
+    all.extend(of("macro_present", &|part| Kind::Macro(part, Labels::Present)));
+    all.extend(of("micro", &Kind::Micro));
+    // A pass over all rows for each label.
+    if count <= MOST_RANKED {
+        all.extend([measure("auc_macro", Kind::Auc), measure("auc_micro", Kind::PooledAuc)]);
+    }
     all
 }
 

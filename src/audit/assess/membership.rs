@@ -231,6 +231,7 @@ fn attack_on(
     let over = Over {
         rows: &first.rows,
         control: None,
+        stratum: None,
         views: &views,
         models: views.len(),
         named: &[],

@@ -11,6 +11,7 @@ mod base;
 mod calibration;
 mod comparison;
 mod figures;
+mod held;
 mod layout;
 mod measure;
 mod membership;
@@ -18,12 +19,14 @@ mod part;
 mod questions;
 mod read;
 mod resample;
+mod smooth;
 #[cfg(test)]
 mod tests;
 mod view;
 mod warnings;
 
 use figures::{Figures, Found, Place};
+use held::Held;
 use layout::Layout;
 use measure::{AFTER, Named};
 use part::Part;
@@ -131,6 +134,7 @@ fn compute(settings: &Settings, table: &Table, provenance: Provenance, stop: Sto
     let mut assessment = Assessment {
         settings,
         table,
+        held: Held::new(table, settings.statistics.suppress_below),
         stop,
         figures: Figures::new(&settings.statistics),
         reliability: Vec::new(),
@@ -145,6 +149,7 @@ fn compute(settings: &Settings, table: &Table, provenance: Provenance, stop: Sto
     let (figures, tests) = figures.finish(settings.statistics.correction);
     warnings.extend(warnings::of_tests(settings, tests));
     warnings.extend(warnings::of_utility(&figures, &provenance.models));
+    warnings.extend(warnings::of_smooth(&figures, (smooth::resamples(&settings.statistics, table.rows), settings)));
     let more = warnings::of_provenance(&provenance.data, &provenance.models, &table.preferences, &warnings);
     warnings.extend(more);
     warnings.sort();
@@ -203,6 +208,8 @@ fn check_measures(settings: &Settings, questions: &Questions<'_>) -> Result<(), 
 struct Assessment<'a> {
     settings: &'a Settings,
     table: &'a Table,
+    /// What is held back.
+    held: Held,
     stop: Stop<'a>,
     figures: Figures,
     reliability: Vec<Reliability>,
@@ -213,6 +220,8 @@ struct Assessment<'a> {
 struct Over<'v> {
     rows: &'v [u32],
     control: Option<(usize, (String, Option<String>))>,
+    /// The stratum that they are: its control, and its place there.
+    stratum: Option<(usize, usize)>,
     views: &'v [View],
     models: usize,
     named: &'v [(&'static str, Named)],
@@ -266,13 +275,14 @@ impl Assessment<'_> {
         let attributes = if self.table.attributes.is_empty() { &nothing[..] } else { &self.table.attributes[..] };
         for (number, attribute) in attributes.iter().enumerate() {
             let layout = Layout::new(attribute, over.rows, self.table.rows);
-            let suppressed = layout.suppressed(self.settings.statistics.suppress_below);
+            let suppressed = self.suppressed(over, (number, attribute));
             let part = Part {
                 views: over.views,
                 models: over.models,
                 named: over.named,
                 layout: &layout,
                 suppressed: &suppressed,
+                hidden: over.stratum.is_some_and(|(control, stratum)| self.held.strata[control][stratum]),
                 attribute: (!self.table.attributes.is_empty()).then_some((number, attribute.name.as_str())),
                 values: attribute.groups.iter().map(|group| group.value.as_deref()).collect(),
                 control: over.control.clone(),
@@ -294,6 +304,14 @@ impl Assessment<'_> {
         Ok(())
     }
 
+    /// Groups of an attribute that are held back among some rows.
+    fn suppressed(&self, over: &Over<'_>, (number, attribute): (usize, &AttributeRows)) -> Vec<bool> {
+        match over.stratum {
+            Some((control, stratum)) => self.held.cells[control][stratum].get(number).cloned().unwrap_or_default(),
+            None => self.held.among((number, attribute), over.rows, self.settings.statistics.suppress_below),
+        }
+    }
+
     fn questions(&mut self, questions: &Questions<'_>) -> Result<(), AssessError> {
         let settings = self.settings;
         let asked = |name: &str| settings.measures.is_empty() || settings.measures.iter().any(|asked| asked == name);
@@ -306,8 +324,16 @@ impl Assessment<'_> {
             let weights = self.weights_of(&all);
             let views = questions.views(question, &all, weights.as_deref(), &asked);
             let models = questions.models();
-            let over =
-                Over { rows: &all, control: None, views: &views, models, named, class, strata: strata.as_deref() };
+            let over = Over {
+                rows: &all,
+                control: None,
+                stratum: None,
+                views: &views,
+                models,
+                named,
+                class,
+                strata: strata.as_deref(),
+            };
             self.attributes(&over, |figures, reliability, part, stop| {
                 comparison::common_odds(part, figures);
                 if question == Question::Task {
@@ -320,15 +346,16 @@ impl Assessment<'_> {
             if question == Question::Task {
                 self.temperatures(questions, class);
             }
-            let mut stratum = 0;
-            for control in &self.table.controls {
-                for group in control.groups.iter().filter(|group| !group.rows.is_empty()) {
+            let mut count = 0;
+            for (number, control) in self.table.controls.iter().enumerate() {
+                for (place, group) in control.groups.iter().enumerate().filter(|(_, group)| !group.rows.is_empty()) {
                     let weights = self.weights_of(&group.rows);
                     let views = questions.views(question, &group.rows, weights.as_deref(), &asked);
-                    let control = Some((stratum, (control.name.clone(), group.value.clone())));
-                    let over = Over { rows: &group.rows, control, views: &views, models, named, class, strata: None };
+                    let control = Some((count, (control.name.clone(), group.value.clone())));
+                    let (rows, stratum) = (&group.rows[..], Some((number, place)));
+                    let over = Over { rows, control, stratum, views: &views, models, named, class, strata: None };
                     self.attributes(&over, |_, _, _, _| Ok(()))?;
-                    stratum += 1;
+                    count += 1;
                 }
             }
         }
@@ -364,7 +391,7 @@ impl Assessment<'_> {
                 self.figures.not_measured(model, name, "not_asked");
             }
             if let Outcomes::Classes { names, .. } = &self.table.outcomes {
-                if names.len() > 20 {
+                if names.len() > measure::MOST_RANKED {
                     self.figures.not_measured(model, "auc_macro", "not_available");
                 }
                 if !self.settings.calibration.temperature {
@@ -372,6 +399,13 @@ impl Assessment<'_> {
                 }
                 if questions.temperature(model).is_some_and(|fit| fit.is_err()) {
                     self.figures.not_measured(model, &format!("log_loss{AFTER}"), "not_available");
+                }
+            }
+            if let Outcomes::MultiLabel { names, .. } = &self.table.outcomes
+                && names.len() > measure::MOST_RANKED
+            {
+                for name in ["auc_macro", "auc_micro"] {
+                    self.figures.not_measured(model, name, "not_available");
                 }
             }
             if self.settings.membership.is_none() {
@@ -384,12 +418,9 @@ impl Assessment<'_> {
 
     /// Groups with their sizes.
     fn groups(&self, given: &[Group]) -> Vec<Group> {
-        let all: Vec<u32> = (0..self.table.rows as u32).collect();
         let weight = |row: u32| self.table.weights.as_ref().map_or(1.0, |weights| weights[row as usize]);
         let mut groups = Vec::new();
-        for attribute in &self.table.attributes {
-            let layout = Layout::new(attribute, &all, self.table.rows);
-            let suppressed = layout.suppressed(self.settings.statistics.suppress_below);
+        for (attribute, suppressed) in self.table.attributes.iter().zip(&self.held.groups) {
             for (group, suppressed) in attribute.groups.iter().zip(suppressed) {
                 let clusters = layout::clusters(self.table.clusters.as_deref(), &group.rows);
                 groups.push(Group {
@@ -399,7 +430,7 @@ impl Assessment<'_> {
                     weight: group.rows.iter().map(|row| weight(*row)).sum(),
                     clusters: clusters
                         .map_or(group.rows.len() as u64, |c| c.iter().max().map_or(0, |c| u64::from(*c) + 1)),
-                    suppressed,
+                    suppressed: *suppressed,
                 });
             }
         }

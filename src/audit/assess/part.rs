@@ -31,6 +31,8 @@ pub(super) struct Part<'a> {
     pub(super) named: &'a [(&'static str, Named)],
     pub(super) layout: &'a Layout,
     pub(super) suppressed: &'a [bool],
+    /// Whether the rows are a stratum that is held back as a whole.
+    pub(super) hidden: bool,
     pub(super) attribute: Option<(usize, &'a str)>,
     /// `[groups]`
     pub(super) values: Vec<Option<&'a str>>,
@@ -121,7 +123,7 @@ impl<'a> Part<'a> {
     }
 
     fn is_suppressed(&self, at: At) -> bool {
-        at.group().is_some_and(|group| self.suppressed[group])
+        at.group().map_or(self.hidden && at == At::Overall, |group| self.suppressed[group])
     }
 
     /// Computes everything and adds it to the figures.

@@ -16,7 +16,7 @@ pub(super) enum Question {
     Task,
     /// One class against the rest, or one label of several.
     Class(usize),
-    /// Rows with all labels right, and wrong labels.
+    /// Rows with all labels right, wrong labels, averages over labels.
     Labels,
     /// Ratios of sums.
     Ratios,
@@ -91,12 +91,15 @@ impl<'a> Questions<'a> {
             (Question::Class(_), Outcomes::Classes { .. }) => measure::one_against_rest(),
             (Question::Class(_), _) => measure::binary(),
             (Question::Ratios, Outcomes::Ratios { measures, .. }) => measure::ratios(measures),
-            (Question::Labels, _) => measure::ratios(&LABELS.map(|(name, column, is_rate)| RatioMeasure {
-                name: name.to_owned(),
-                formula: Formula::Ratio(column),
-                is_rate,
-            })),
-            (Question::Task | Question::Ratios, _) => Vec::new(),
+            (Question::Labels, Outcomes::MultiLabel { names, .. }) => {
+                let column = |(name, column, is_rate): (&str, usize, bool)| RatioMeasure {
+                    name: name.to_owned(),
+                    formula: Formula::Ratio(column),
+                    is_rate,
+                };
+                measure::labels(&LABELS.map(column), names.len())
+            }
+            (Question::Task | Question::Labels | Question::Ratios, _) => Vec::new(),
         }
     }
 
@@ -185,8 +188,13 @@ impl<'a> Questions<'a> {
                 };
                 View::classes(model, measures, &classes, weights, bins)
             }
-            (Outcomes::MultiLabel { .. }, Question::Task | Question::Labels | Question::Ratios) => {
-                View::ratios(model, measures, &self.labels[model], rows, weights)
+            (Outcomes::MultiLabel { names, labels, .. }, Question::Task | Question::Labels | Question::Ratios) => {
+                let count = names.len();
+                let truth: Vec<bool> =
+                    rows.iter().flat_map(|row| &labels[*row as usize * count..][..count]).copied().collect();
+                let scores: Vec<f64> = rows_of(count).flatten().copied().collect();
+                let view = View::ratios(model, measures, &self.labels[model], rows, weights);
+                view.with_labels(count, &truth, &scores, threshold)
             }
             (Outcomes::Ratios { models, .. }, _) => View::ratios(model, measures, &models[model], rows, weights),
         }
@@ -194,7 +202,8 @@ impl<'a> Questions<'a> {
 }
 
 /// Measures over all labels of a row: name, column, whether a share of rows.
-pub(super) const LABELS: [(&str, usize, bool); 2] = [("exact_match", 0, true), ("hamming_loss", 1, false)];
+pub(super) const LABELS: [(&str, usize, bool); 3] =
+    [("exact_match", 0, true), ("hamming_loss", 1, false), ("accuracy_macro", 2, false)];
 
 fn label_columns(classes: usize, labels: &[bool], probabilities: &[f64], threshold: f64) -> Vec<RatioColumn> {
     let wrong = |(truth, p): (&[bool], &[f64])| {
@@ -202,9 +211,11 @@ fn label_columns(classes: usize, labels: &[bool], probabilities: &[f64], thresho
     };
     let wrong: Vec<f64> = labels.chunks_exact(classes).zip(probabilities.chunks_exact(classes)).map(wrong).collect();
     let ones = vec![1.0; wrong.len()];
+    let right: Vec<f64> = wrong.iter().map(|wrong| classes as f64 - wrong).collect();
     let exact = wrong.iter().map(|wrong| f64::from(u8::from(*wrong == 0.0))).collect();
     vec![
         RatioColumn { sums: exact, counts: ones },
         RatioColumn { counts: vec![classes as f64; wrong.len()], sums: wrong },
+        RatioColumn { counts: vec![classes as f64; right.len()], sums: right },
     ]
 }

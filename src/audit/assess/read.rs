@@ -106,6 +106,18 @@ impl<'a> Sums<'a> {
         if self.total(0) > 0.0 { divide(sum, classes, Undefined::NoRows) } else { Err(Undefined::NoRows) }
     }
 
+    /// From the sums over classes, which is what scikit-learn calls micro.
+    fn micro_mean(&self, part: Part) -> Measured {
+        let add = |a: (f64, f64, f64), b: (f64, f64, f64)| (a.0 + b.0, a.1 + b.1, a.2 + b.2);
+        let (support, predicted, right) = self.by_class().fold((0.0, 0.0, 0.0), add);
+        match part {
+            _ if self.total(0) <= 0.0 => Err(Undefined::NoRows),
+            Part::Precision => divide(right, predicted, Undefined::NothingSelected),
+            Part::Recall => divide(right, support, Undefined::NoPositives),
+            Part::F1 => divide(2.0 * right, support + predicted, Undefined::NoPositives),
+        }
+    }
+
     fn class_balanced(&self) -> Measured {
         let recalls = self.by_class().filter(|(support, _, _)| *support > 0.0);
         let (sum, classes) = recalls.fold((0.0, 0.0), |(sum, n), (support, _, right)| (sum + right / support, n + 1.0));
@@ -140,7 +152,7 @@ impl<'a> Sums<'a> {
             Kind::MeanScore => divide(self.total(1), self.total(0), Undefined::NoRows),
             Kind::LogLoss => divide(self.total(3), self.total(0), Undefined::NoRows),
             Kind::Brier => self.brier(),
-            Kind::Auc => area,
+            Kind::Auc | Kind::PooledAuc => area,
             Kind::Ece(of, form) => self.bins(of, form).map_or(Err(Undefined::NoRows), |bins| bins.ece()),
             Kind::Mce(form) => self.bins(BinsOf::Width, form).map_or(Err(Undefined::NoRows), |bins| bins.mce()),
             Kind::Overconfidence(form) => self.overconfidence(form),
@@ -149,6 +161,7 @@ impl<'a> Sums<'a> {
             }
             Kind::ClassBalanced => self.class_balanced(),
             Kind::Macro(part, labels) => self.macro_mean(part, labels),
+            Kind::Micro(part) => self.micro_mean(part),
             Kind::Ratio(formula, _) => self.formula(formula),
         }
     }
@@ -234,6 +247,8 @@ impl Supports<'_> {
             | Kind::Overconfidence(_)
             | Kind::ClassAccuracy
             | Kind::ClassBalanced
+            | Kind::PooledAuc
+            | Kind::Micro(_)
             | Kind::Macro(..) => self.where_(|_| true),
         }
     }

@@ -38,7 +38,7 @@ pub(super) struct Binning {
     pub(super) mass: [Edges; 2],
 }
 
-/// Rows in the order of their scores.
+/// Rows in the order of their scores; of one score a row, or of several.
 #[derive(Debug, Clone)]
 pub(super) struct Rank {
     /// Row, lowest score first; [`TIE`]: it ties with the one before; [`POSITIVE`]: it is positive.
@@ -61,15 +61,39 @@ impl Rank {
         }
         Self { order }
     }
+
+    /// Several scores a row, `[rows, count]`, in one order: a row comes `count` times.
+    fn pooled(scores: &[f64], positive: &[bool], count: usize) -> Self {
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_unstable_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
+        let mut before = f64::NAN;
+        let entry = |at: usize| {
+            let tie = if scores[at] == before { TIE } else { 0 };
+            before = scores[at];
+            (at / count.max(1)) as u32 | tie | if positive[at] { POSITIVE } else { 0 }
+        };
+        Self { order: order.into_iter().map(entry).collect() }
+    }
 }
 
 /// Classes of each row, for figures that average over classes.
 #[derive(Debug, Clone)]
 pub(super) struct Classes {
     pub(super) count: usize,
-    pub(super) labels: Vec<u32>,
-    pub(super) predicted: Vec<u32>,
+    pub(super) marks: Marks,
 }
+
+/// Which classes are true and predicted.
+#[derive(Debug, Clone)]
+pub(super) enum Marks {
+    /// One of each a row.
+    One { labels: Vec<u32>, predicted: Vec<u32> },
+    /// Any number a row, `[rows, classes]`: [`LABELLED`] and [`PREDICTED`].
+    Several(Vec<u8>),
+}
+
+pub(super) const LABELLED: u8 = 1;
+pub(super) const PREDICTED: u8 = 2;
 
 /// One model's predictions.
 #[derive(Debug, Clone)]
@@ -89,6 +113,8 @@ pub(super) struct View {
     pub(super) classes: Option<Classes>,
     /// One for binary tasks, one a class for several; empty where no AUC is asked.
     pub(super) ranks: Vec<Rank>,
+    /// Rows with several labels: their scores of all labels in one order, where that is asked.
+    pub(super) pooled: Option<Rank>,
 }
 
 /// Rows of a binary question.
@@ -161,7 +187,7 @@ impl View {
         let ranked = measures.iter().any(|m| m.kind == Kind::Auc);
         let ranks = if ranked { vec![Rank::new(&rows.scores, &rows.labels)] } else { Vec::new() };
         let binning = Some(Binning { width, mass });
-        Self { model, measures, binning, keys, cells, width: 4, values, classes: None, ranks }
+        Self { model, measures, binning, keys, cells, width: 4, values, classes: None, ranks, pooled: None }
     }
 
     /// Rows of a question with several classes.
@@ -198,9 +224,10 @@ impl View {
                 ranks.push(Rank::new(&scores, &positive));
             }
         }
-        let classes = Classes { count: rows.classes, labels: rows.labels.clone(), predicted };
+        let marks = Marks::One { labels: rows.labels.clone(), predicted };
+        let classes = Some(Classes { count: rows.classes, marks });
         let binning = Some(Binning { width, mass: [mass.clone(), mass] });
-        Self { model, measures, binning, keys, cells, width: 4, values, classes: Some(classes), ranks }
+        Self { model, measures, binning, keys, cells, width: 4, values, classes, ranks, pooled: None }
     }
 
     /// Columns of numerators and denominators, of the given rows of the table.
@@ -228,7 +255,29 @@ impl View {
                 values.extend([w * column.sums[*row as usize], w * column.counts[*row as usize]]);
             }
         }
-        Self { model, measures, binning: None, keys, cells, width, values, classes: None, ranks: Vec::new() }
+        let (binning, classes, ranks, pooled) = (None, None, Vec::new(), None);
+        Self { model, measures, binning, keys, cells, width, values, classes, ranks, pooled }
+    }
+
+    /// Adds what averages over labels are made of; all slices `[rows, labels]` of the rows of the view.
+    pub(super) fn with_labels(mut self, count: usize, truth: &[bool], scores: &[f64], threshold: f64) -> Self {
+        let mark = |(truth, p): (&bool, &f64)| {
+            (if *truth { LABELLED } else { 0 }) | (if *p >= threshold { PREDICTED } else { 0 })
+        };
+        let marks = truth.iter().zip(scores).map(mark).collect();
+        self.classes = Some(Classes { count, marks: Marks::Several(marks) });
+        if self.measures.iter().any(|m| m.kind == Kind::Auc) {
+            let of = |class: usize| move |at: usize| at % count == class;
+            for class in 0..count {
+                let scores: Vec<f64> = (0..scores.len()).filter(|at| of(class)(*at)).map(|at| scores[at]).collect();
+                let truth: Vec<bool> = (0..truth.len()).filter(|at| of(class)(*at)).map(|at| truth[at]).collect();
+                self.ranks.push(Rank::new(&scores, &truth));
+            }
+        }
+        if self.measures.iter().any(|m| m.kind == Kind::PooledAuc) {
+            self.pooled = Some(Rank::pooled(scores, truth, count));
+        }
+        self
     }
 
     /// Sums that a pattern has.

@@ -111,6 +111,16 @@ pub(super) fn of_tests(settings: &Settings, tests: u64) -> Option<Warning> {
     })
 }
 
+/// Of intervals that are of fewer resamples than asked for.
+pub(super) fn of_smooth(figures: &[Figure], (count, settings): (usize, &Settings)) -> Option<Warning> {
+    let asked = settings.statistics.resamples;
+    let there = figures.iter().any(|figure| figure.measure.starts_with("smooth_ece") && figure.interval.is_some());
+    (there && count < asked).then(|| {
+        let message = format!("intervals of smooth ECE are of the first {count} of {asked} resamples");
+        warning("smooth_ece_resamples", message)
+    })
+}
+
 /// Of models whose accuracy differs, so that their gaps are compared at different utility.
 pub(super) fn of_utility(figures: &[Figure], models: &[Model]) -> Vec<Warning> {
     let name = |model: u32| models.get(model as usize).map_or("a model", |model| model.name.as_str());

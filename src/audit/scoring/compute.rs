@@ -7,6 +7,7 @@
 //! only. The last prompt is kept, since many rows share theirs. Every pass is a slice of its own.
 //! Units: tokens; natural logarithms in f64.
 
+mod images;
 mod packed;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,8 @@ use crate::model::logits::{check, first_maximum, log_sum_exp};
 use crate::model::{Batch, CausalLm, ModelError, Rows, Segment, pass};
 use crate::turns::Slices;
 use packed::{Computed, Packer, Part, Step, alike};
+
+pub(super) use images::{ImageRunner, Running};
 
 /// Bounds of passes and of what is computed together.
 struct Bounds {
@@ -98,6 +101,7 @@ impl Runner {
         for (count, unit) in units.iter().take(self.bounds.units).enumerate() {
             tokens += match &**unit {
                 Unit::Classes(tokens) => tokens.len(),
+                Unit::Image { .. } => unit.tokens(),
                 Unit::Answers { prompt, answers } => {
                     unseen(&mut seen, prompt) + answers.iter().map(|answer| answer.len() - 1).sum::<usize>()
                 }
@@ -125,6 +129,7 @@ impl Runner {
         for (place, unit) in units.iter().enumerate() {
             match unit {
                 Unit::Classes(tokens) => classes.push((place, &tokens[..])),
+                Unit::Image { .. } => return Err(pass::fault("a language model was given an image").into()),
                 Unit::Text { tokens, learnt } => texts.push((place, steps_of(tokens, learnt))),
                 Unit::Answers { prompt, .. } | Unit::Completion { prompt, .. } => {
                     prompts.push(prompt_of(prompt));
@@ -165,9 +170,7 @@ impl Runner {
 
     /// Returns logits in the order of the data set's classes.
     fn ordered(&self, row: &[f32]) -> Result<Vec<f64>, AuditError> {
-        let logit = |index: &usize| row.get(*index).copied().filter(|logit| logit.is_finite()).map(f64::from);
-        let ordered: Option<Vec<f64>> = self.order.iter().map(logit).collect();
-        Ok(ordered.ok_or_else(|| pass::fault("the model returned a logit that is no finite number, or too few"))?)
+        ordered(row, &self.order)
     }
 
     fn texts(&self, texts: Vec<(usize, Vec<Step>)>, slices: &dyn Slices) -> Result<Results, AuditError> {
@@ -265,6 +268,13 @@ impl Runner {
             open.iter_mut().zip(next.into_iter().flatten()).for_each(|(open, next)| open.2 = next);
         }
     }
+}
+
+/// Returns logits in the order of the data set's classes.
+fn ordered(row: &[f32], order: &[usize]) -> Result<Vec<f64>, AuditError> {
+    let logit = |index: &usize| row.get(*index).copied().filter(|logit| logit.is_finite()).map(f64::from);
+    let ordered: Option<Vec<f64>> = order.iter().map(logit).collect();
+    Ok(ordered.ok_or_else(|| pass::fault("the model returned a logit that is no finite number, or too few"))?)
 }
 
 /// Returns the steps of a prompt: only the row after it is read.

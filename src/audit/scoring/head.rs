@@ -17,6 +17,8 @@ pub(super) struct Head {
     truth: Truth,
     /// One a row.
     units: Vec<usize>,
+    /// Mirror images, where membership is asked of them too.
+    mirrored: Vec<usize>,
 }
 
 /// What is right.
@@ -33,8 +35,16 @@ impl Head {
     pub(super) fn plan(rows: &Rows<'_>, settings: &Settings, planner: &mut Planner<'_>) -> Result<Self, AuditError> {
         let truth =
             if rows.dataset.multi_label { many(rows, settings)? } else { Truth::One(Classes::of(rows, settings)?) };
-        let units = (0..rows.rows.len()).map(|row| planner.classes(row)).collect::<Result<_, _>>()?;
-        Ok(Self { truth, units })
+        let mut units = Vec::with_capacity(rows.rows.len());
+        let mut mirrored = Vec::new();
+        let both = planner.sees() && settings.membership.as_ref().is_some_and(|asked| asked.mirrored);
+        for row in 0..rows.rows.len() {
+            units.push(planner.classes(row)?);
+            if both {
+                mirrored.push(planner.image(row, true)?);
+            }
+        }
+        Ok(Self { truth, units, mirrored })
     }
 }
 
@@ -54,7 +64,9 @@ impl Reading for Head {
     }
 
     fn evidence(&self, row: usize, results: &Results) -> Option<Evidence> {
-        let logits = &results[self.units[row]];
+        let own = &results[self.units[row]];
+        let queried = self.mirrored.get(row).map(|mirrored| averaged(own, &results[*mirrored], &self.truth));
+        let logits = queried.as_ref().unwrap_or(own);
         Some(match &self.truth {
             Truth::One(classes) => classes.evidence(row, logits),
             Truth::Many { names, labels } => {
@@ -85,6 +97,28 @@ fn many(rows: &Rows<'_>, settings: &Settings) -> Result<Truth, AuditError> {
         }
     }
     Ok(Truth::Many { names, labels })
+}
+
+/// Returns logits of the mean of the probabilities of two queries (Carlini et al. 2022, section VI-C).
+fn averaged(one: &[f64], other: &[f64], truth: &Truth) -> Vec<f64> {
+    match truth {
+        Truth::One(_) => {
+            let [one, other] = [one, other].map(softmax);
+            one.iter().zip(&other).map(|(p, q)| ((p + q) / 2.0).max(f64::MIN_POSITIVE).ln()).collect()
+        }
+        Truth::Many { .. } => {
+            let mean = |(a, b): (&f64, &f64)| (logistic(*a) + logistic(*b)) / 2.0;
+            let bounded = |p: f64| p.clamp(f64::MIN_POSITIVE, 1.0 - f64::EPSILON);
+            one.iter().zip(other).map(mean).map(bounded).map(|p| p.ln() - (-p).ln_1p()).collect()
+        }
+    }
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = logits.iter().map(|z| (z - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
 }
 
 /// Returns 1 / (1 + exp(−z)).
@@ -147,6 +181,22 @@ mod tests {
         order(&lora::Classes::unnamed(2), true, &labels, true).unwrap_err();
         order(&head(&["no", "yes"], Problem::Multi), true, &labels, false).unwrap_err();
         order(&head(&["no", "yes"], Problem::Regression), true, &labels, false).unwrap_err();
+    }
+
+    #[test]
+    fn two_queries_are_averaged_as_probabilities() {
+        let truth = Truth::Many { names: vec![], labels: vec![] };
+        let z = averaged(&[0.0, 3.0], &[2.0, -1.0], &truth);
+        for (z, (a, b)) in z.iter().zip([(0.0, 2.0), (3.0, -1.0)]) {
+            assert!((logistic(*z) - (logistic(a) + logistic(b)) / 2.0).abs() < 1e-12);
+        }
+        let mean: f64 = softmax(&[0.0, 1.0])[1] / 2.0 + softmax(&[2.0, 1.0])[1] / 2.0;
+        let one = softmax(&[0.0, 1.0])
+            .iter()
+            .zip(softmax(&[2.0, 1.0]))
+            .map(|(p, q)| ((p + q) / 2.0).ln())
+            .collect::<Vec<_>>();
+        assert!((softmax(&one)[1] - mean).abs() < 1e-12);
     }
 
     #[test]

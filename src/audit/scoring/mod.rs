@@ -2,9 +2,10 @@
 //!
 //! A [`Scorer`] goes some items at a time, says how far it is, and can be written down and taken up again with the very
 //! same bits. An item is a unit of work of one model: what rows or askings share is computed once. Judges nothing, knows
-//! no job, name or disk; adapters that need not be in memory together come one after the other through [`Shadow::load`].
+//! no job, name or disk; adapters are in memory one after the other, each while its pass runs, through their [`Load`].
 //! Order: models as asked, then base, control and shadows where membership needs them; rows as in the data set.
 
+mod base;
 mod bbq;
 mod checkpoint;
 mod choice;
@@ -13,6 +14,7 @@ mod compute;
 mod generation;
 mod head;
 mod label_words;
+mod likelihood;
 mod membership;
 mod names;
 mod overlap;
@@ -22,6 +24,7 @@ mod perplexity;
 mod plan;
 mod rules;
 mod scorer;
+mod size;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -32,41 +35,46 @@ use super::AuditError;
 use super::report;
 use super::settings::{Settings, Task};
 use super::table::{Outcomes, Table};
-use crate::lora::Adapter;
-use crate::model::CausalLm;
-use crate::model::chat::ChatTemplate;
-use crate::model::tokenizer::Tokenizer;
+use crate::lora::{Adapter, AdapterInfo};
 use plan::{Planner, Rows};
 
+pub use base::{Base, Context, ImageContext};
 pub use names::is_measure;
 pub use scorer::Scorer;
-
-/// What all audits of one base model share.
-#[derive(Clone)]
-pub struct Context {
-    /// The base model.
-    pub model: Arc<dyn CausalLm>,
-    /// Name of the base model, for faults and progress.
-    pub name: String,
-    /// Text to ids.
-    pub tokenizer: Arc<Tokenizer>,
-    /// Conversations to text, if the model has a template.
-    pub chat: Option<Arc<ChatTemplate>>,
-}
+pub use size::score_bytes;
 
 /// One model to audit.
 #[derive(Clone)]
 pub struct Subject {
     /// What the report says of it; its overlap is found here.
     pub model: report::Model,
-    /// Its adapter, pinned; none: the base model.
-    pub adapter: Option<Arc<Adapter>>,
+    /// Its adapter; none: the base model.
+    pub adapter: Option<Tuned>,
     /// Hashes of the rows that it was trained on; none where that is not known.
     pub trained_on: Option<Arc<BTreeSet<[u8; 32]>>>,
     /// Its shadow models.
     pub shadows: Vec<Shadow>,
     /// The control whose members must be found; at most one subject has one.
     pub planted: Option<Shadow>,
+}
+
+/// The adapter of a subject: described from the start, in memory while its pass runs.
+#[derive(Clone)]
+pub struct Tuned {
+    /// Its generation.
+    pub generation: String,
+    /// What it is.
+    pub info: AdapterInfo,
+    /// Called when its turn has come, once a start; what it returns is dropped when the pass ends.
+    pub load: Load,
+}
+
+impl Tuned {
+    /// Returns one that is in memory already, and stays.
+    pub fn held(adapter: Arc<Adapter>) -> Self {
+        let (generation, info) = (adapter.generation().to_string(), adapter.info().clone());
+        Self { generation, info, load: Arc::new(move || Ok(Arc::clone(&adapter))) }
+    }
 }
 
 /// Loads an adapter when its turn has come.
@@ -160,7 +168,7 @@ struct Evidence {
 fn plan<'a>(
     rows: &'a Rows<'a>,
     settings: &Settings,
-    decode: &Arc<Tokenizer>,
+    base: &Base,
     planner: &mut Planner<'a>,
 ) -> Result<Box<dyn Reading>, AuditError> {
     Ok(match &settings.task {
@@ -173,14 +181,15 @@ fn plan<'a>(
             let texts = pairs::Texts { more, less, unrelated: unrelated.as_ref(), normalization: *normalization };
             Box::new(pairs::Pairs::plan(rows, texts, planner)?)
         }
-        Task::Bbq { answers, condition, unknown, biased } => {
-            let columns = bbq::BbqColumns { answers, condition, unknown, biased };
+        Task::Bbq { answers, condition, unknown, biased, normalization } => {
+            let columns = bbq::BbqColumns { answers, condition, unknown, biased, normalization: *normalization };
             Box::new(bbq::Bbq::plan(rows, columns, planner)?)
         }
         Task::Perplexity => Box::new(perplexity::Perplexity::plan(rows, planner)?),
         Task::Generation { classifier, max_new_tokens, expected } => {
+            let Base::Text(context) = base else { return Err(super::error::setting("task", "images have no words")) };
             let asked = generation::Asked { classifier, new: *max_new_tokens, expected: expected.as_deref() };
-            Box::new(generation::Generation::plan(rows, settings, (asked, Arc::clone(decode)), planner)?)
+            Box::new(generation::Generation::plan(rows, settings, (asked, Arc::clone(&context.tokenizer)), planner)?)
         }
         Task::Uploaded => return Err(super::error::setting("task", "uploaded scores need no model")),
     })

@@ -8,6 +8,7 @@ use super::super::AuditError;
 use super::super::error::setting;
 use super::super::settings::{Normalization, Settings};
 use super::super::table::{Formula, Outcomes, RatioColumn, RatioMeasure};
+use super::likelihood::Likelihoods;
 use super::plan::{Planner, Rows};
 use super::{Evidence, Predicted, Reading, Results};
 
@@ -29,9 +30,7 @@ pub(super) struct Pairs {
 
 /// One row: more, less, and the unrelated text where there is one.
 struct Planned {
-    unit: usize,
-    /// Tokens of each.
-    lengths: Vec<usize>,
+    texts: Likelihoods,
     /// Bytes of each.
     bytes: Vec<usize>,
 }
@@ -49,19 +48,14 @@ impl Pairs {
             let texts = rows.texts(row, &places)?;
             let unit = planner.whole(row, &texts, &columns)?;
             let bytes = texts.iter().map(String::len).collect();
-            planned.push(Planned { unit, lengths: planner.lengths(unit), bytes });
+            planned.push(Planned { texts: Likelihoods::plan(planner, (row, unit), normalization)?, bytes });
         }
         Ok(Self { normalization, three: unrelated.is_some(), rows: planned })
     }
 
     fn scores(&self, row: usize, results: &Results) -> Vec<f64> {
-        let Planned { unit, lengths, bytes } = &self.rows[row];
-        let score = |(text, sum): (usize, &f64)| match self.normalization {
-            Normalization::Sum | Normalization::Unconditional => *sum,
-            Normalization::MeanToken => sum / lengths[text] as f64,
-            Normalization::MeanByte => sum / bytes[text] as f64,
-        };
-        results[*unit].iter().enumerate().map(score).collect()
+        let Planned { texts, bytes } = &self.rows[row];
+        texts.scores(self.normalization, bytes, results)
     }
 
     fn columns(&self, results: &Results) -> Vec<RatioColumn> {

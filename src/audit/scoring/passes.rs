@@ -8,12 +8,12 @@ use std::sync::Arc;
 use super::super::AuditError;
 use super::super::error::setting;
 use super::super::settings::{Attack, Settings, Task};
-use super::compute::{Detail, Runner};
+use super::compute::{Detail, ImageRunner, Runner, Running};
 use super::head;
 use super::membership;
-use super::{Context, Load, Subject};
+use super::{Base, Load, Subject, Tuned};
 use crate::dataset::Dataset;
-use crate::lora::{Adapter, Kind};
+use crate::lora::{AdapterInfo, Kind};
 
 /// One model to run over all units.
 pub(super) struct Pass {
@@ -29,7 +29,7 @@ pub(super) struct Pass {
 
 enum Source {
     Base,
-    Held(Arc<Adapter>),
+    Tuned(Tuned),
     Load(Load),
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Passes {
 
 impl Passes {
     /// Lists the models and checks what can be checked before they run.
-    pub(super) fn new(context: &Context, settings: &Settings, subjects: &[Subject]) -> Result<Self, AuditError> {
+    pub(super) fn new(base: &Base, settings: &Settings, subjects: &[Subject]) -> Result<Self, AuditError> {
         if subjects.is_empty() {
             return Err(setting("models", "must name at least one model"));
         }
@@ -59,7 +59,7 @@ impl Passes {
         membership::check(asked, settings, subjects)?;
         if asked.attacks.contains(&Attack::Reference) {
             let held = subjects.iter().position(|subject| subject.adapter.is_none());
-            passes.base = Some(held.unwrap_or_else(|| passes.push("base", &context.name, Source::Base)));
+            passes.base = Some(held.unwrap_or_else(|| passes.push("base", base.name(), Source::Base)));
         }
         let mut known: BTreeMap<&str, usize> = BTreeMap::new();
         for (i, subject) in subjects.iter().enumerate() {
@@ -91,12 +91,12 @@ impl Passes {
         self.list.len() - 1
     }
 
-    /// Finds faults of heads before anything is computed, where the adapters are in memory.
-    pub(super) fn check(&self, context: &Context, settings: &Settings, dataset: &Dataset) -> Result<(), AuditError> {
+    /// Finds faults of heads before anything is computed, where it is known what the adapters are.
+    pub(super) fn check(&self, base: &Base, settings: &Settings, dataset: &Dataset) -> Result<(), AuditError> {
         for pass in &self.list {
             match &pass.source {
-                Source::Base => drop(order(context, settings, dataset, (&pass.name, None))?),
-                Source::Held(adapter) => drop(order(context, settings, dataset, (&pass.name, Some(adapter)))?),
+                Source::Base => drop(order(base, settings, dataset, (&pass.name, None))?),
+                Source::Tuned(tuned) => drop(order(base, settings, dataset, (&pass.name, Some(&tuned.info)))?),
                 Source::Load(_) => {}
             }
         }
@@ -107,20 +107,24 @@ impl Passes {
     pub(super) fn start(
         &self,
         pass: usize,
-        context: &Context,
+        base: &Base,
         settings: &Settings,
         labels: &Dataset,
-    ) -> Result<Runner, AuditError> {
+    ) -> Result<Running, AuditError> {
         let Some(pass) = self.list.get(pass) else { return Err(setting("models", "there is no such model")) };
         let adapter = match &pass.source {
             Source::Base => None,
-            Source::Held(adapter) => Some(Arc::clone(adapter)),
-            Source::Load(load) => Some(load()?),
+            Source::Tuned(Tuned { load, .. }) | Source::Load(load) => Some(load()?),
         };
-        let order = order(context, settings, labels, (&pass.name, adapter.as_deref()))?;
+        let order = order(base, settings, labels, (&pass.name, adapter.as_ref().map(|adapter| adapter.info())))?;
         let detail = if pass.detailed { membership::detail(settings) } else { Detail::default() };
         let adapter = adapter.map(|adapter| (adapter, pass.scale));
-        Ok(Runner::new(Arc::clone(&context.model), adapter, order, detail))
+        Ok(match base {
+            Base::Text(context) => {
+                Running::Text(Box::new(Runner::new(Arc::clone(&context.model), adapter, order, detail)))
+            }
+            Base::Images(context) => Running::Images(ImageRunner::new(Arc::clone(&context.model), adapter, order)),
+        })
     }
 }
 
@@ -137,25 +141,25 @@ fn of_subject(subject: &Subject, twice: bool) -> Result<Pass, AuditError> {
     }
     match adapter {
         None if scaled => return Err(named("is the base model, of which nothing can be scaled")),
-        Some(adapter) if scaled && adapter.info().kind != Kind::Lora => {
+        Some(tuned) if scaled && tuned.info.kind != Kind::Lora => {
             return Err(named("is no LoRA adapter: only its low-rank change can be scaled"));
         }
         None | Some(_) => {}
     }
-    let source = adapter.clone().map_or(Source::Base, Source::Held);
-    let generation = adapter.as_ref().map_or_else(|| "base".to_owned(), |adapter| adapter.generation().to_string());
+    let source = adapter.clone().map_or(Source::Base, Source::Tuned);
+    let generation = adapter.as_ref().map_or("base", |tuned| tuned.generation.as_str());
     let key = format!("{} {generation} {}", model.name, scale.to_bits());
     Ok(Pass { name: model.name.clone(), key, source, scale, detailed: trained_on.is_some() })
 }
 
 /// Returns the place of each class among the logits of a model's head; nothing where the task has no head.
 fn order(
-    context: &Context,
+    base: &Base,
     settings: &Settings,
     dataset: &Dataset,
-    (name, adapter): (&str, Option<&Adapter>),
+    (name, adapter): (&str, Option<&AdapterInfo>),
 ) -> Result<Vec<usize>, AuditError> {
-    let base = context.model.info();
+    let base = base.info();
     let fault = |fault: String| AuditError::Head { model: name.to_owned(), fault };
     if settings.task != Task::Head {
         return match base.labels {
@@ -163,8 +167,8 @@ fn order(
             None => Ok(Vec::new()),
         };
     }
-    let own = adapter.and_then(|adapter| adapter.info().classes.as_ref());
+    let own = adapter.and_then(|info| info.classes.as_ref());
     let classes = own.or(base.classes.as_ref()).ok_or_else(|| fault("it has no classification head".to_owned()))?;
-    let told = adapter.is_none_or(|adapter| adapter.info().kind == Kind::Full);
+    let told = adapter.is_none_or(|info| info.kind == Kind::Full);
     head::order(classes, told, &dataset.labels, dataset.multi_label).map_err(fault)
 }

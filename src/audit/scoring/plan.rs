@@ -6,12 +6,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::super::AuditError;
+use super::super::error::setting;
 use super::super::groups::Columns;
-use crate::dataset::{Dataset, Row};
+use crate::dataset::{Content, Dataset, Row};
 use crate::encode::{Answers, Encoder, Question, RowFault};
+
+/// Tokens that an image counts as, where work is divided.
+const IMAGE_TOKENS: usize = 64;
 
 /// One piece of work; its result depends on it and the model alone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,19 +44,27 @@ pub(super) enum Unit {
         /// Most tokens to write.
         new: usize,
     },
+    /// Logits of classes for an image.
+    Image {
+        /// Its file.
+        file: Bytes,
+        /// Whether it is mirrored.
+        mirrored: bool,
+    },
 }
 
 impl Unit {
-    /// Returns the tokens that go in.
+    /// Returns the tokens that go in; an image counts as many as a short text.
     pub(super) fn tokens(&self) -> usize {
         match self {
+            Self::Image { .. } => IMAGE_TOKENS,
             Self::Classes(tokens) | Self::Text { tokens, .. } => tokens.len(),
             Self::Answers { prompt, answers } => prompt.len() + answers.iter().map(Vec::len).sum::<usize>(),
             Self::Completion { prompt, new } => prompt.len() + new,
         }
     }
 
-    /// Adds its tokens to a digest.
+    /// Adds its tokens, or its file, to a digest.
     fn hash(&self, digest: &mut Sha256) {
         let mut list = |tokens: &[u32]| {
             digest.update((tokens.len() as u64).to_le_bytes());
@@ -67,6 +80,11 @@ impl Unit {
             Self::Completion { prompt, new } => {
                 list(prompt);
                 list(&[*new as u32]);
+            }
+            Self::Image { file, mirrored } => {
+                digest.update((file.len() as u64).to_le_bytes());
+                digest.update(file);
+                digest.update([u8::from(*mirrored)]);
             }
         }
     }
@@ -106,7 +124,8 @@ impl Rows<'_> {
 
 /// Collects units.
 pub(super) struct Planner<'a> {
-    encoder: Encoder<'a>,
+    /// None where rows are images.
+    encoder: Option<Encoder<'a>>,
     data: &'a Rows<'a>,
     known: BTreeMap<Arc<Unit>, usize>,
     units: Vec<Arc<Unit>>,
@@ -131,7 +150,7 @@ impl Plan {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(encoder: Encoder<'a>, data: &'a Rows<'a>) -> Self {
+    pub(super) fn new(encoder: Option<Encoder<'a>>, data: &'a Rows<'a>) -> Self {
         let truncated = vec![false; data.rows.len()];
         Self { encoder, data, known: BTreeMap::new(), units: Vec::new(), truncated }
     }
@@ -144,10 +163,35 @@ impl<'a> Planner<'a> {
 
     /// Plans the classes of a row's content.
     pub(super) fn classes(&mut self, row: usize) -> Result<usize, AuditError> {
-        let encoded = self.encoder.given(&self.data.rows[row].content);
+        if self.encoder.is_none() {
+            return self.image(row, false);
+        }
+        let encoded = self.encoder()?.given(&self.data.rows[row].content);
         let encoded = encoded.map_err(|fault| self.data.encoding(row, &[], &fault))?;
         self.truncated[row] |= encoded.truncated;
         Ok(self.add(Unit::Classes(encoded.tokens)))
+    }
+
+    /// Plans the classes of a row's image.
+    pub(super) fn image(&mut self, row: usize, mirrored: bool) -> Result<usize, AuditError> {
+        let Content::Image(file) = &self.data.rows[row].content else {
+            return Err(self.data.fault(row, None, "it is no image, and the base model reads images"));
+        };
+        Ok(self.add(Unit::Image { file: file.clone(), mirrored }))
+    }
+
+    /// Returns whether rows are images.
+    pub(super) fn sees(&self) -> bool {
+        self.encoder.is_none()
+    }
+
+    fn encoder(&self) -> Result<&Encoder<'a>, AuditError> {
+        self.encoder.as_ref().ok_or_else(|| setting("task", "a model of images has no language"))
+    }
+
+    /// Returns what a row asks.
+    pub(super) fn question(&self, row: usize) -> Result<Question, AuditError> {
+        Question::of(&self.data.rows[row].content).map_err(|fault| self.data.encoding(row, &[], &fault))
     }
 
     /// Plans answers to a question; `columns` are those where they stand, for faults.
@@ -158,19 +202,19 @@ impl<'a> Planner<'a> {
         answers: &[String],
         columns: &[String],
     ) -> Result<usize, AuditError> {
-        let encoded = self.encoder.answers(question, answers);
+        let encoded = self.encoder()?.answers(question, answers);
         self.scored(row, encoded, columns)
     }
 
     /// Plans texts that follow nothing; `columns` are those where they stand, for faults.
     pub(super) fn whole(&mut self, row: usize, texts: &[String], columns: &[String]) -> Result<usize, AuditError> {
-        let encoded = self.encoder.whole(texts);
+        let encoded = self.encoder()?.whole(texts);
         self.scored(row, encoded, columns)
     }
 
     /// Plans each answer of a planned unit with no prompt but the token that begins or ends a text.
     pub(super) fn unconditional(&mut self, row: usize, unit: usize) -> Result<Vec<usize>, AuditError> {
-        let start = self.encoder.start().map_err(|fault| self.data.encoding(row, &[], &fault))?;
+        let start = self.encoder()?.start().map_err(|fault| self.data.encoding(row, &[], &fault))?;
         let Some(Unit::Answers { answers, .. }) = self.units.get(unit).map(|unit| (**unit).clone()) else {
             return Ok(Vec::new());
         };
@@ -191,7 +235,7 @@ impl<'a> Planner<'a> {
 
     /// Plans the likelihood of a row's content; returns the bytes of what is measured too.
     pub(super) fn measured(&mut self, row: usize) -> Result<(usize, usize), AuditError> {
-        let encoded = self.encoder.measured(&self.data.rows[row].content);
+        let encoded = self.encoder()?.measured(&self.data.rows[row].content);
         let (encoded, bytes) = encoded.map_err(|fault| self.data.encoding(row, &[], &fault))?;
         self.truncated[row] |= encoded.truncated;
         Ok((self.add(Unit::Text { tokens: encoded.tokens, learnt: encoded.learnt }), bytes))
@@ -199,7 +243,7 @@ impl<'a> Planner<'a> {
 
     /// Plans a completion of a row's content.
     pub(super) fn completion(&mut self, row: usize, new: usize) -> Result<usize, AuditError> {
-        let asked = self.encoder.asked(&Question::of(&self.data.rows[row].content), new);
+        let asked = self.encoder()?.asked(&self.question(row)?, new);
         let (prompt, truncated) = asked.map_err(|fault| self.data.encoding(row, &[], &fault))?;
         self.truncated[row] |= truncated;
         Ok(self.add(Unit::Completion { prompt, new }))
@@ -209,7 +253,9 @@ impl<'a> Planner<'a> {
     pub(super) fn lengths(&self, unit: usize) -> Vec<usize> {
         match self.units.get(unit).map(|unit| &**unit) {
             Some(Unit::Answers { answers, .. }) => answers.iter().map(Vec::len).collect(),
-            Some(Unit::Classes(_) | Unit::Text { .. } | Unit::Completion { .. }) | None => Vec::new(),
+            Some(Unit::Classes(_) | Unit::Text { .. } | Unit::Completion { .. } | Unit::Image { .. }) | None => {
+                Vec::new()
+            }
         }
     }
 

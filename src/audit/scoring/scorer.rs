@@ -6,17 +6,15 @@
 use sha2::{Digest, Sha256};
 
 use super::super::AuditError;
-use super::super::error::setting;
 use super::super::groups::Grouping;
 use super::super::report::{Data, Model, Warning};
 use super::super::settings::Settings;
 use super::super::table::{Outcomes, Table};
-use super::compute::Runner;
+use super::compute::Running;
 use super::passes::Passes;
 use super::plan::{Plan, Planner, Unit};
-use super::{Context, Predicted, Progress, Reading, Scored, Subject, checkpoint, membership, overlap, plan};
+use super::{Base, Predicted, Progress, Reading, Scored, Subject, checkpoint, membership, overlap, plan};
 use crate::dataset::{self, Dataset};
-use crate::encode::Encoder;
 use crate::turns::{Slices, Stopped};
 
 /// Tokens after which a call of [`Scorer::advance`] ends.
@@ -26,7 +24,7 @@ const ITEMS: usize = 64;
 
 /// Scoring, between two batches of items.
 pub struct Scorer {
-    context: Context,
+    base: Base,
     settings: Settings,
     subjects: Vec<Subject>,
     /// Without rows: name and classes only.
@@ -44,7 +42,7 @@ pub struct Scorer {
     /// `[passes][units]`; a pass begins when the one before is complete.
     results: Vec<Vec<Vec<f64>>>,
     /// The model at work, and its pass.
-    runner: Option<(usize, Runner)>,
+    runner: Option<(usize, Running)>,
 }
 
 impl std::fmt::Debug for Scorer {
@@ -59,26 +57,22 @@ impl Scorer {
     /// # Errors
     /// Names the setting, the row and its column, the model with its overlap, or what its head lacks.
     pub fn begin(
-        context: &Context,
+        base: impl Into<Base>,
         dataset: &Dataset,
         settings: &Settings,
         subjects: Vec<Subject>,
     ) -> Result<Self, AuditError> {
-        let longest = context.model.info().context_length;
-        if settings.max_tokens < 2 || settings.max_tokens > longest {
-            return Err(setting("max_tokens", format!("must be from 2 to the model's context length, {longest}")));
-        }
+        let base = base.into();
+        let encoder = base.encoder(settings)?;
         let rows = overlap::choose(dataset, settings)?;
         let grouping = Grouping::new(&rows.columns, settings)?;
-        let passes = Passes::new(context, settings, &subjects)?;
+        let passes = Passes::new(&base, settings, &subjects)?;
         let mut warnings = Vec::new();
         let models = overlap::overlaps(&rows, &subjects, settings, &mut warnings)?;
-        let encoder =
-            Encoder::new(context.model.info(), &context.tokenizer, context.chat.as_deref(), settings.max_tokens);
         let mut planner = Planner::new(encoder, &rows);
-        let reading = plan(&rows, settings, &context.tokenizer, &mut planner)?;
+        let reading = plan(&rows, settings, &base, &mut planner)?;
         let plan = planner.finish();
-        passes.check(context, settings, dataset)?;
+        passes.check(&base, settings, dataset)?;
         let data = Data {
             dataset: dataset.id.clone(),
             rows: rows.rows.len() as u64,
@@ -100,7 +94,7 @@ impl Scorer {
         let hashes = rows.rows.iter().map(|row| row.hash).collect();
         let results = vec![Vec::new(); passes.list.len()];
         let mut scorer = Self {
-            context: context.clone(),
+            base,
             settings: settings.clone(),
             subjects,
             labels: empty(dataset),
@@ -125,13 +119,13 @@ impl Scorer {
     /// # Errors
     /// As [`Self::begin`]; [`AuditError::Checkpoint`].
     pub fn resume(
-        context: &Context,
+        base: impl Into<Base>,
         dataset: &Dataset,
         settings: &Settings,
         subjects: Vec<Subject>,
         checkpoint: &[u8],
     ) -> Result<Self, AuditError> {
-        let mut scorer = Self::begin(context, dataset, settings, subjects)?;
+        let mut scorer = Self::begin(base, dataset, settings, subjects)?;
         let shape = (scorer.passes.list.len(), scorer.plan.units.len());
         scorer.results = checkpoint::read(checkpoint, &scorer.run, shape)?;
         Ok(scorer)
@@ -147,7 +141,7 @@ impl Scorer {
         let Some(pass) = self.results.iter().position(|done| done.len() < units) else { return Err(Stopped.into()) };
         let mut runner = match self.runner.take() {
             Some((of, runner)) if of == pass => runner,
-            Some(_) | None => self.passes.start(pass, &self.context, &self.settings, &self.labels)?,
+            Some(_) | None => self.passes.start(pass, &self.base, &self.settings, &self.labels)?,
         };
         let (mut tokens, mut items) = (0, 0);
         while tokens < TOKENS && items < ITEMS {
@@ -221,7 +215,7 @@ impl Scorer {
     fn digest(&self) -> [u8; 32] {
         let mut digest = Sha256::new_with_prefix(b"evenkeel scoring 1");
         let settings = serde_json::to_string(&self.settings).unwrap_or_default();
-        let base = &self.context.model.info().fingerprint;
+        let base = &self.base.info().fingerprint;
         let passes = self.passes.list.iter().map(|pass| pass.key.as_str());
         for part in [settings.as_str(), &self.data.dataset, base].into_iter().chain(passes) {
             digest.update((part.len() as u64).to_le_bytes());

@@ -28,6 +28,7 @@ pub mod proportions;
 pub mod rmia;
 pub mod roc;
 pub mod smooth_ece;
+pub mod suppression;
 
 /// Why there is no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

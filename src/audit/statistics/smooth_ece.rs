@@ -56,6 +56,68 @@ pub fn smooth_ece_at(confidence: &[f64], hit: &[bool], weights: Option<&[f64]>, 
     Ok(error / mass)
 }
 
+/// The same error of many resamples of the same rows, at one bandwidth: a sum a point of a coarser grid, instead of a pass
+/// for every bandwidth.
+///
+/// A step is at most a quarter of the bandwidth and the kernel ends at six standard deviations, which moves the value by
+/// less than 1 % of itself: for intervals, not for the value.
+#[derive(Debug, Clone)]
+pub struct Smoother {
+    points: usize,
+    /// The kernel at 0, 1, 2… steps.
+    kernel: Vec<f64>,
+}
+
+impl Smoother {
+    /// Returns the points of a grid that is fine enough for this bandwidth and all larger ones.
+    #[must_use]
+    pub fn points(bandwidth: f64) -> usize {
+        ((4.0 / bandwidth.max(1e-3)).ceil() as usize).max(100) + 1
+    }
+
+    /// Prepares to smooth sums over a grid of so many points on [0, 1].
+    #[must_use]
+    pub fn new(bandwidth: f64, points: usize) -> Self {
+        let (bandwidth, step) = (bandwidth.max(1e-3), 1.0 / (points - 1) as f64);
+        let reach = ((points - 1) / 2).min((6.0 * bandwidth / step) as usize + 1);
+        let peak = 1.0 / ((2.0 * std::f64::consts::PI).sqrt() * bandwidth);
+        let density = |k: usize| peak * (-(k as f64 * step / bandwidth).powi(2) / 2.0).exp();
+        Self { points, kernel: (0..=reach).map(density).collect() }
+    }
+
+    /// Returns the point below a confidence, and the part of a row that goes to the next one.
+    #[must_use]
+    pub fn place(confidence: f64, points: usize) -> (usize, f64) {
+        place(confidence, points)
+    }
+
+    /// Returns the error from weighted residuals and weights by point; `rows` is the number of rows that they are of.
+    ///
+    /// # Errors
+    /// [`Undefined::NoRows`].
+    pub fn error(&self, residual: &[f64], ones: &[f64], rows: f64) -> Measured {
+        let total: f64 = ones.iter().sum();
+        if total <= 0.0 {
+            return Err(Undefined::NoRows);
+        }
+        let scale = rows / total;
+        let last = self.points - 1;
+        let (mut error, mut mass) = (0.0, 0.0);
+        for at in 0..self.points {
+            let (mut r, mut o) = (self.kernel[0] * residual[at], self.kernel[0] * ones[at]);
+            for (k, density) in self.kernel.iter().enumerate().skip(1) {
+                let left = at.abs_diff(k);
+                let right = if at + k <= last { at + k } else { 2 * last - at - k };
+                r += density * (residual[left] + residual[right]);
+                o += density * (ones[left] + ones[right]);
+            }
+            error += r.abs() * scale;
+            mass += o * scale + 1e-4;
+        }
+        Ok(error / mass)
+    }
+}
+
 /// Residuals and rows, spread over the points of a grid on [0, 1].
 struct Grid {
     residual: Vec<f64>,

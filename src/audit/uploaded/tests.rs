@@ -174,6 +174,7 @@ fn membership_alone_needs_no_labels() {
         shadows: 0,
         shadow_fraction: 0.5,
         planted_control: false,
+        mirrored: false,
     };
     let settings = Settings { membership: Some(membership), measures: Vec::new(), ..settings() };
     let report = audit(&settings, &uploaded, "test", &|| false).unwrap();

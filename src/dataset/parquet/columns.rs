@@ -33,6 +33,24 @@ pub(super) struct Column {
     pub(super) leaves: Vec<usize>,
 }
 
+/// Finds a column of images: their files as a binary value, or as `bytes` of a struct, as Hugging Face writes them.
+pub(super) fn find_image(schema: &SchemaDescriptor, name: &str) -> std::result::Result<Column, FaultKind> {
+    let mut fields = schema.root_schema().get_fields().iter().filter(|field| field.name() == name);
+    let field = fields.next().ok_or(FaultKind::UnknownColumn)?;
+    if fields.next().is_some() {
+        return Err(FaultKind::DuplicateColumn);
+    }
+    let path: &[&str] = if field.is_group() { &[name, "bytes"] } else { &[name] };
+    let leaf = (0..schema.num_columns()).find(|leaf| {
+        let column = schema.column(*leaf);
+        let binary = column.physical_type() == Physical::BYTE_ARRAY && column.max_rep_level() == 0;
+        binary && column.path().parts() == path
+    });
+    let rule = "an image must be a binary value, or a struct with one named `bytes`";
+    let leaf = leaf.ok_or_else(|| FaultKind::Value(rule.to_owned()))?;
+    Ok(Column { shape: Shape::Scalar, leaves: vec![leaf] })
+}
+
 /// Finds a column and says what keeps it from being read.
 pub(super) fn find(schema: &SchemaDescriptor, name: &str) -> std::result::Result<Column, FaultKind> {
     let refused = |what: &str| Err(FaultKind::Value(format!("{what} cannot be read: write text, numbers or lists")));

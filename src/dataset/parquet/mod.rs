@@ -43,7 +43,12 @@ fn read_fenced(bytes: &Bytes, builder: &mut Builder<'_>) -> Result<(), String> {
     let schema = metadata.file_metadata().schema_descr();
     let mut columns = Vec::new();
     for (index, name) in builder.columns().to_vec().into_iter().enumerate() {
-        match columns::find(schema, name) {
+        let found = if builder.image_at() == Some(index) {
+            columns::find_image(schema, name)
+        } else {
+            columns::find(schema, name)
+        };
+        match found {
             Ok(column) => {
                 builder.see(index);
                 columns.push(column);
@@ -132,14 +137,22 @@ type Batch<'a> = (&'a Shape, Vec<(String, Vec<Elements>)>);
 
 fn push(batches: &[Batch<'_>], row: usize, builder: &mut Builder<'_>) {
     // Nothing is copied before the limit is asked.
-    let leaves = batches.iter().flat_map(|(_, leaves)| leaves);
+    let image_at = builder.image_at();
+    let texts = batches.iter().enumerate().filter(|(index, _)| Some(*index) != image_at);
+    let leaves = texts.flat_map(|(_, (_, leaves))| leaves);
     let size: u64 = leaves.flat_map(|(_, rows)| rows[row].iter().flatten()).map(|scalar| 8 + scalar.size()).sum();
     let limit = builder.limits.row_bytes;
     if size > limit {
         return builder.row_fault(None, FaultKind::TooLarge { what: "the row's size in bytes", limit });
     }
     let mut cells = Vec::with_capacity(batches.len());
+    let mut image = None;
     for (index, (shape, leaves)) in batches.iter().enumerate() {
+        if Some(index) == image_at {
+            image = file(leaves, row);
+            cells.push(Value::Null);
+            continue;
+        }
         match cell(shape, leaves, row) {
             Ok(value) => cells.push(value),
             Err(kind) => {
@@ -148,7 +161,19 @@ fn push(batches: &[Batch<'_>], row: usize, builder: &mut Builder<'_>) {
             }
         }
     }
-    builder.push(&mut cells);
+    // Copied, so that it does not hold its whole page; one that is too large only to be refused.
+    let most = usize::try_from(builder.limits.image.bytes.saturating_add(1)).unwrap_or(usize::MAX);
+    let image = image.map(|bytes| Bytes::copy_from_slice(&bytes[..bytes.len().min(most)]));
+    builder.push(&mut cells, image);
+}
+
+/// Returns the file of a row's image.
+fn file(leaves: &[(String, Vec<Elements>)], row: usize) -> Option<&[u8]> {
+    let (_, rows) = leaves.first()?;
+    match rows.get(row)?.as_deref()?.first()? {
+        columns::Scalar::Bytes(bytes) if !bytes.data().is_empty() => Some(bytes.data()),
+        columns::Scalar::Bytes(_) | columns::Scalar::Null | columns::Scalar::Other(_) => None,
+    }
 }
 
 fn cell(shape: &Shape, leaves: &[(String, Vec<Elements>)], row: usize) -> Result<Value, FaultKind> {

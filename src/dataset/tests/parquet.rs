@@ -13,6 +13,7 @@ use super::*;
 /// Values of one leaf with their definition and repetition levels.
 enum Leaf {
     Texts(Vec<&'static str>, Vec<i16>, Vec<i16>),
+    Files(Vec<Vec<u8>>, Vec<i16>),
     Ints(Vec<i32>, Vec<i16>),
     Longs(Vec<i64>, Vec<i16>),
     Truths(Vec<bool>, Vec<i16>),
@@ -37,6 +38,10 @@ fn file(schema: &str, properties: WriterProperties, groups: &[Vec<Leaf>]) -> Vec
                     let levels = |levels: &'_ Vec<i16>| (!levels.is_empty()).then(|| levels.clone());
                     let (defs, reps) = (levels(defs), levels(reps));
                     column.typed::<ByteArrayType>().write_batch(&values, defs.as_deref(), reps.as_deref()).map(drop)
+                }
+                Leaf::Files(values, defs) => {
+                    let values: Vec<_> = values.iter().map(|file| ByteArray::from(file.clone())).collect();
+                    column.typed::<ByteArrayType>().write_batch(&values, Some(defs), None).map(drop)
                 }
                 Leaf::Ints(values, defs) => column.typed::<Int32Type>().write_batch(values, Some(defs), None).map(drop),
                 Leaf::Longs(values, defs) => {
@@ -240,6 +245,35 @@ fn a_dictionary_entry_repeated_without_end_is_stopped_by_the_limits() {
     let rows = Limits { rows: 10, ..LIMITS };
     let found = faults(parse_within(rows, &bytes, &text(Format::Parquet)));
     assert!(found[0].contains("more values than allowed"), "{found:?}");
+}
+
+#[test]
+fn images_are_binary_or_in_a_struct_as_hugging_face_writes_them() {
+    let good = super::images::file("rgb.png");
+    let declared = super::images::declaration(Format::Parquet);
+    let labels = || Leaf::Longs(vec![0, 1, 0], vec![1, 1, 1]);
+    let plain = "message m { optional binary image; optional int64 label; }";
+    let files = vec![good.clone(), b"what?".to_vec()];
+    let bytes = file(plain, properties().build(), &[vec![Leaf::Files(files, vec![1, 0, 1]), labels()]]);
+    let expected = ["row 2, column `image`: is missing", "row 3, column `image`: is no JPEG, PNG or WebP image"];
+    assert_eq!(faults(parse(bytes, &declared)), expected);
+
+    let nested = "message m {
+        optional group image { optional binary bytes; optional binary path (STRING); }
+        optional int64 label;
+    }";
+    let of = |defs: Vec<i16>, count: usize| {
+        let files = Leaf::Files(vec![good.clone(); count], defs);
+        let paths = Leaf::Texts(vec!["a.png"; 3], vec![2, 2, 2], vec![]);
+        file(nested, properties().build(), &[vec![files, paths, labels()]])
+    };
+    let dataset = parse(of(vec![2, 2, 2], 3), &declared).unwrap();
+    assert!(dataset.rows.iter().all(|row| row.content == Content::Image(good.clone().into())));
+    // A path without bytes points to a file that nobody has.
+    assert_eq!(faults(parse(of(vec![2, 1, 2], 2), &declared)), ["row 2, column `image`: is missing"]);
+    let number = "message m { optional int64 image; optional int64 label; }";
+    let bytes = file(number, properties().build(), &[vec![labels(), labels()]]);
+    assert!(faults(parse(bytes, &declared))[0].starts_with("column `image`: an image must be"));
 }
 
 #[test]

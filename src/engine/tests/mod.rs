@@ -23,7 +23,7 @@ use crate::config::EngineSettings;
 use crate::lora::{Adapter as LoraAdapter, LoraError};
 use crate::metrics::Metrics;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Batch, CausalLm, KvCache, ModelInfo, Rows};
+use crate::model::{BaseModel, Batch, CausalLm, KvCache, ModelInfo, Rows};
 use crate::turns::Turns;
 
 const VOCAB: usize = 32;
@@ -44,11 +44,21 @@ struct Scripted {
     tokens: Mutex<Vec<Vec<u32>>>,
 }
 
-impl CausalLm for Scripted {
+impl BaseModel for Scripted {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
 
+    fn load_adapter(&self, _: &[u8], _: &[u8]) -> Result<LoraAdapter, LoraError> {
+        Err(LoraError::Unsupported("adapters in a script".into()))
+    }
+
+    fn effect(&self, _: &Arc<LoraAdapter>) -> Result<f64, ModelError> {
+        Err(ModelError::Unsupported("adapters in a script".into()))
+    }
+}
+
+impl CausalLm for Scripted {
     fn new_cache(&self) -> KvCache {
         KvCache::new(0)
     }
@@ -114,10 +124,6 @@ impl CausalLm for Scripted {
             start += segment.len;
         }
         Ok(Tensor::from_vec(logits, (batch.segments.len(), 3), &Device::Cpu)?)
-    }
-
-    fn load_adapter(&self, _: &[u8], _: &[u8]) -> Result<LoraAdapter, LoraError> {
-        Err(LoraError::Unsupported("adapters in a script".into()))
     }
 }
 
@@ -195,6 +201,7 @@ impl Bench {
             classes: None,
             device: device.into(),
             kv_bytes_per_token: 10,
+            image_size: None,
         };
         let (poison, panics) = (Mutex::default(), AtomicBool::new(false));
         let (passes, tokens) = (Mutex::default(), Mutex::default());

@@ -45,6 +45,7 @@ fn shadows(shadows: usize, planted_control: bool) -> ask::Membership {
         shadows,
         shadow_fraction: 0.5,
         planted_control,
+        mirrored: false,
     }
 }
 
@@ -59,7 +60,7 @@ fn trained(name: &str, seed: u64) -> ModelWanted {
 
 fn audit(audit: &str, models: Vec<ModelWanted>, membership: Option<ask::Membership>) -> AuditWanted {
     let (name, dataset, settings) = (name(audit), "rows".into(), asked(membership));
-    AuditWanted { name, dataset, models, settings, keep_models: None }
+    AuditWanted { name, dataset, base: None, models, settings, keep_models: None }
 }
 
 /// Base, one trained model, two shadow models and a control.
@@ -298,6 +299,7 @@ fn an_audit_waits_for_a_child_that_was_resumed_behind_it() {
 fn publish(house: &House, adapter: &str, tensors: &[u8]) -> String {
     let files = AdapterFiles { config: b"{}".to_vec(), tensors: tensors.to_vec() };
     let publish = Publish {
+        base: None,
         name: name(adapter),
         expected: Expected::Any,
         pinned: None,
@@ -385,6 +387,14 @@ fn models_that_are_trained_alike_share_their_shadows() {
     assert_eq!((estimate.trainings, estimate.steps, estimate.items), (7, 7 * STEPS, 9 * 200));
     assert!(estimate.training_seconds.is_some_and(|seconds| seconds > 0.0), "one was trained before");
     assert_eq!(estimate.scoring_seconds, None);
+    // A text has two numbers and their count. Trainings are of 100 bytes and their seed; the seeds of shadows count on.
+    assert_eq!(estimate.score_bytes, 9 * 200 * 24);
+    let seeds = |first: u64| (1..=3).map(|n| 100 + first + n).sum::<u64>();
+    let own = house.registry.get(&name("a")).unwrap().generations[0].lineage.clone().unwrap().settings["seed"].as_u64();
+    let trained = 177 + seeds(own.unwrap()) + seeds(77);
+    assert_eq!(estimate.disk_bytes, Some(trained + 2 * estimate.score_bytes));
+    // One model at a time: the last shadow is the largest.
+    assert_eq!(estimate.memory_bytes, Some(180 + estimate.score_bytes + 200 * (280 + 3 * 90)));
     let done = house.ended(job.id);
     assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
     let wanted = self::audit("again", vec![model("base", SourceWanted::Base)], None);
@@ -401,6 +411,40 @@ fn nothing_that_was_trained_stays_where_that_is_asked() {
     // So the same can be asked again.
     let again = house.jobs.create_audit(whole(), None).unwrap();
     assert_eq!(house.ended(again.id).state, State::Succeeded);
+}
+
+#[test]
+fn an_audit_again_keeps_what_the_one_before_has_left() {
+    let house = House::new();
+    let run = |keep_models| {
+        let job = house.jobs.create_audit(AuditWanted { keep_models, ..whole() }, None).unwrap();
+        let done = house.ended(job.id);
+        assert_eq!(done.state, State::Succeeded, "{:?}", done.failure);
+        job.children().iter().map(|id| house.jobs.get(*id).unwrap().name().to_owned()).collect::<Vec<_>>()
+    };
+    let first = run(Some(true));
+    assert_eq!(first, ["fair.rank-8", "fair.rank-8.shadow-0", "fair.rank-8.shadow-1", "fair.planted"]);
+    let generation = house.registry.get(&name("fair.rank-8")).unwrap().current;
+    let second = run(Some(true));
+    assert_eq!(second, first.iter().map(|name| format!("{name}-2")).collect::<Vec<_>>());
+    let third = run(None);
+    assert_eq!(third, first.iter().map(|name| format!("{name}-3")).collect::<Vec<_>>());
+    // Each audit tidies up its own.
+    assert!(first.iter().chain(&second).chain(&third[..1]).all(|name| exists(&house, name)));
+    assert!(third[1..].iter().all(|name| !exists(&house, name)));
+    assert_eq!(house.registry.get(&name("fair.rank-8")).unwrap().current, generation);
+    let adapters: Vec<String> =
+        house.reports.list(None, None, None, 9).unwrap().into_iter().map(|(_, report)| report.id).collect();
+    let model = |id: &String| house.reports.get(id).unwrap().1.models[1].adapter.clone();
+    assert_eq!(adapters.iter().map(model).collect::<Vec<_>>(), [&*third[0], &*second[0], &*first[0]]);
+    // A longest name has room for a number too.
+    let long = "x".repeat(63);
+    let names = [1, 2].map(|seed| {
+        let job = house.jobs.create_audit(audit("long", vec![trained(&long, seed)], None), None).unwrap();
+        house.ended(job.id);
+        house.jobs.get(job.children()[0]).unwrap().name().to_owned()
+    });
+    assert!(names[0] != names[1] && names.iter().all(|name| Name::parse(name).is_some()), "{names:?}");
 }
 
 #[test]

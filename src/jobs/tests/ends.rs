@@ -154,6 +154,7 @@ fn an_alias_that_cannot_be_set_fails_the_job_and_not_its_result() {
     house.hook(once(Moment::Output, move || {
         let files = AdapterFiles { config: b"{}".to_vec(), tensors: b"other".to_vec() };
         let publish = Publish {
+            base: None,
             name: name("live"),
             expected: Expected::Any,
             pinned: None,

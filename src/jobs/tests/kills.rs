@@ -114,10 +114,11 @@ fn a_kill_between_publication_and_success_publishes_once() {
     let before = images.lock().unwrap().pop().unwrap();
     assert_eq!(before.0, Moment::Publish);
     let generation = house.registry.get(&name("poet")).unwrap().generations.remove(0);
-    let (_, files) = house.registry.files(&Reference::parse("poet").unwrap()).unwrap();
+    let (_, _, files) = house.registry.files(&Reference::parse("poet").unwrap()).unwrap();
     let read = |at: usize| std::fs::read(&files[at].path).unwrap();
     let files = AdapterFiles { config: read(0), tensors: read(1) };
     let publish = |expected, lineage| Publish {
+        base: None,
         name: name("poet"),
         expected,
         pinned: None,

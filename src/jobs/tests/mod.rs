@@ -13,7 +13,6 @@ mod script;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::*;
@@ -21,8 +20,8 @@ use crate::config::{AuditSettings, JobsSettings, RegistrySettings};
 use crate::dataset::{Content, Dataset, Row, Split};
 use crate::lora::{Adapter, AdapterInfo, LoraError};
 use crate::metrics::Metrics;
-use crate::model::{Batch, CausalLm, KvCache, ModelError, ModelInfo};
-use crate::registry::{Registry, RequestKey};
+use crate::model::{BaseModel, ModelError, ModelInfo};
+use crate::registry::{NamedBase, Registry, RequestKey};
 use crate::reports::Reports;
 use crate::store::Store;
 use crate::train::{
@@ -80,6 +79,7 @@ struct Play {
 impl Training for Script {
     fn start(
         &self,
+        _: &str,
         dataset: &Dataset,
         settings: &Settings,
         checkpoint: Option<&[u8]>,
@@ -97,6 +97,10 @@ impl Training for Script {
             }
         };
         Ok(Box::new(Play { hooks, step, state, padding: settings.max_tokens }))
+    }
+
+    fn size(&self, base: &str, settings: &Settings, _: usize) -> Option<u64> {
+        (base == "base").then_some(100 + settings.seed)
     }
 }
 
@@ -146,22 +150,13 @@ struct Model {
     hooks: Hooks,
 }
 
-impl CausalLm for Model {
+impl BaseModel for Model {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
 
-    fn new_cache(&self) -> KvCache {
-        unreachable!("a classifier has no cache")
-    }
-
-    fn forward(&self, _: &Batch<'_>, _: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {
-        unreachable!("a classifier generates nothing")
-    }
-
-    fn classify(&self, batch: &Batch<'_>) -> Result<Tensor, ModelError> {
-        let logit = if batch.lora.runs.is_empty() { 0.0_f32 } else { 0.5 };
-        Ok(Tensor::full(logit, (1, 2), &Device::Cpu)?)
+    fn effect(&self, _: &Arc<Adapter>) -> Result<f64, ModelError> {
+        Ok(0.5)
     }
 
     fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError> {
@@ -245,7 +240,6 @@ impl House {
             turns: Arc::new(Turns::new(std::time::Duration::MAX)),
             metrics: Arc::clone(&metrics),
             settings,
-            base: base.into(),
         };
         Self { jobs: Jobs::start(parts).unwrap(), registry, metrics, reports, hooks, folder }
     }
@@ -305,12 +299,14 @@ fn registry(folder: &Path, hooks: Hooks, base: &str) -> (Arc<Store>, Arc<Registr
         classes: None,
         device: "cpu".into(),
         kv_bytes_per_token: 0,
+        image_size: None,
     };
     let metrics = Arc::new(Metrics::new().unwrap());
     let store = Arc::new(Store::open(folder).unwrap());
     let model = Arc::new(Model { info, hooks });
     let settings = RegistrySettings::default();
-    let registry = Registry::open(Arc::clone(&store), model, settings, Arc::clone(&metrics)).unwrap();
+    let bases = vec![NamedBase { name: "fake".into(), model }];
+    let registry = Registry::open(Arc::clone(&store), bases, settings, Arc::clone(&metrics)).unwrap();
     (store, Arc::new(registry), metrics)
 }
 
@@ -339,6 +335,7 @@ pub(super) fn settings() -> Settings {
         keep_best: false,
         seed: 5,
         groups: vec!["sex".into()],
+        random_flip: false,
         subset: None,
     }
 }
@@ -350,6 +347,7 @@ fn wanted(adapter: &str) -> FineTuning {
         alias: None,
         pinned: None,
         allow_no_effect: false,
+        base: None,
         dataset: "rows".into(),
         settings: settings(),
     }

@@ -37,6 +37,7 @@ fn rows(set: &BTreeSet<[u8; 32]>) -> [u8; 32] {
 impl Auditing for Script {
     fn start(
         &self,
+        _: &str,
         dataset: &Arc<Dataset>,
         settings: &AuditSettings,
         subjects: Vec<Subject>,
@@ -45,7 +46,7 @@ impl Auditing for Script {
         self.hooks.at(Moment::Begin).map_err(fault)?;
         let mut begin = Sha256::new_with_prefix(&dataset.id);
         for subject in &subjects {
-            begin.update(subject.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string()));
+            begin.update(subject.adapter.as_ref().map_or("", |tuned| tuned.generation.as_str()));
             begin.update(subject.trained_on.as_ref().map_or([0; 32], |set| rows(set)));
             for shadow in subject.shadows.iter().chain(&subject.planted) {
                 let adapter = (shadow.load)()?;

@@ -11,7 +11,7 @@ const MAX_NAME: usize = 256;
 
 /// Returns the labels of a class for classification, none of any other.
 pub(super) fn read(fields: &Fields<'_>, architecture: &str, pad_token_id: Option<u32>) -> Checked<Option<Classes>> {
-    if !architecture.ends_with("ForSequenceClassification") {
+    if !["ForSequenceClassification", "ForImageClassification"].iter().any(|end| architecture.ends_with(end)) {
         return Ok(None);
     }
     let named = fields.object("id2label")?;

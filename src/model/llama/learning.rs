@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use super::Llama;
 use crate::lora::{Change, LoraBatch, SiteId};
 use crate::model::layers::Projection;
-use crate::model::{Computed, Layout, ModelError};
+use crate::model::{Computed, ModelError, Sequences};
 use crate::ops::cpu::Heads;
 use crate::ops::cpu::threads::{add, gated, gated_backward, rope};
 use crate::ops::learning::{Layer, Learnt, Norm};
@@ -20,7 +20,7 @@ use crate::ops::{attend_whole, attend_whole_backward, with_slices};
 struct Learning<'a> {
     heads: Heads,
     lengths: Vec<usize>,
-    layout: &'a Layout,
+    layout: &'a Sequences,
     norms: [Norm<'a>; 2],
     /// Query, key, value, output, gate, up, down.
     layers: [Layer<'a>; 7],
@@ -45,7 +45,7 @@ impl Llama {
         &'a self,
         layer: usize,
         x: &Tensor,
-        layout: &'a Layout,
+        layout: &'a Sequences,
         lora: &'a LoraBatch,
     ) -> Result<Option<Computed<'a>>, ModelError> {
         let (block, rows) = (&self.blocks[layer], x.dim(0)?);

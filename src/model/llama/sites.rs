@@ -1,6 +1,7 @@
 //! The places of a Llama that adapters can change, in order, and what the model says of itself.
 //!
-//! Embedding, then the linear layers block by block, then the norms, a classifier that is not there, and the head.
+//! Embedding, then the linear layers block by block, then the norms, a classifier that is not there, and the head. Also
+//! says where a sequence is classified.
 
 use candle_core::{Device, DeviceLocation};
 
@@ -62,5 +63,23 @@ pub(super) fn info(config: &Config, parts: &Parts, device: &Device) -> ModelInfo
             DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
         },
         kv_bytes_per_token: cached as u64,
+        image_size: None,
     }
+}
+
+/// Returns the row at which each sequence is classified: the rightmost token that is not the padding token, as
+/// transformers does; the first of a sequence of padding alone.
+pub(super) fn classified_rows(pad: Option<u32>, tokens: &[u32], lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut start = 0;
+    let row = |len: usize| {
+        let sequence = &tokens[start..start + len];
+        let scored = match pad {
+            None => len - 1,
+            Some(pad) => sequence.iter().rposition(|id| *id != pad).unwrap_or(0),
+        };
+        let row = start + scored;
+        start += len;
+        row
+    };
+    lengths.map(row).collect()
 }

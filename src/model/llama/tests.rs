@@ -136,6 +136,7 @@ fn sites_are_named_and_hold_their_weights() {
         let dims = match site.kind {
             SiteKind::Embedding => vec![site.input, site.output],
             SiteKind::Norm => vec![site.output],
+            SiteKind::Patches(_) | SiteKind::Parameter(_) => unreachable!("a language model"),
             SiteKind::Linear | SiteKind::Head | SiteKind::Classifier => vec![site.output, site.input],
         };
         assert_eq!(weight.dims(), dims, "{}", site.path);

@@ -24,6 +24,8 @@ mod avx512;
 mod blocks;
 #[expect(unsafe_code, reason = "inner loops without checks of bounds")]
 mod dense;
+#[expect(unsafe_code, reason = "threads write disjoint rows and heads of one result")]
+mod groups;
 mod keys_values;
 #[expect(unsafe_code, reason = "memory that holds bytes and numbers of several formats")]
 mod packed;
@@ -48,6 +50,8 @@ pub use attention::{Heads, Sequence, attend};
 pub(super) use blocks::Format;
 pub(super) use dense::{View, multiply};
 pub use dense::{dots, multiply_rows};
+pub(super) use groups::attend_groups_backward;
+pub use groups::{Groups, Scores, attend_groups};
 pub use keys_values::KeysValues;
 pub(super) use packed::Packed;
 pub use prepared::Prepared;

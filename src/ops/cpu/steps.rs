@@ -97,6 +97,12 @@ macro_rules! step {
     };
 }
 
+mod layers;
+
+pub use layers::{
+    dot, gelu, gelu_backward, layer_norm, layer_norm_backward, layer_norm_weight, shift, unit, unit_backward,
+};
+
 step! {
     /// Writes x / √(mean(x²) + eps) · weight; `x` and `out` are `[rows, hidden]`, `weight` is `[hidden]`.
     rms_norm as RmsNorm(x: &'a [f32], weight: &'a [f32], eps: f32, out: &'a mut [f32]) -> (), |s| {

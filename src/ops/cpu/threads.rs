@@ -14,6 +14,25 @@ pub fn add(sum: &mut [f32], part: &[f32]) {
     sum.par_chunks_mut(PART).zip(part.par_chunks(PART)).for_each(|(sum, part)| steps::add(sum, part));
 }
 
+/// Adds a bias to every row of `[rows, bias.len()]`.
+pub fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    let width = bias.len().max(1);
+    let rows = rows.par_chunks_mut(rows_of(width) * width);
+    rows.for_each(|rows| rows.chunks_exact_mut(width).for_each(|row| steps::add(row, bias)));
+}
+
+/// Writes x·Φ(x).
+pub fn gelu(x: &[f32], out: &mut [f32]) {
+    x.par_chunks(PART).zip(out.par_chunks_mut(PART)).for_each(|(x, out)| steps::gelu(x, out));
+}
+
+/// Normalises rows `[rows, weight.len()]` to a mean of 0 and a variance of 1, times weight, plus bias.
+pub fn layer_norm(x: &[f32], (weight, bias): (&[f32], &[f32]), eps: f32, out: &mut [f32]) {
+    let part = rows_of(weight.len()) * weight.len().max(1);
+    let parts = x.par_chunks(part).zip(out.par_chunks_mut(part));
+    parts.for_each(|(x, out)| steps::layer_norm(x, weight, bias, eps, out));
+}
+
 /// Writes gate·σ(gate)·up.
 pub fn gated(gate: &[f32], up: &[f32], out: &mut [f32]) {
     if gate.len() <= PART {

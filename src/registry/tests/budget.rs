@@ -101,7 +101,7 @@ fn deleting_leaves_no_trace_but_running_leases() {
     assert!(!house.metrics.text().map(|t| String::from_utf8(t).unwrap().contains("\"poet\"")).unwrap());
     // The twin has the same content: files and weights stay.
     assert!(house.resident("twin") && !house.resident("poet"));
-    assert_eq!(house.registry.files(&reference("twin")).unwrap().1.len(), 2);
+    assert_eq!(house.registry.files(&reference("twin")).unwrap().2.len(), 2);
     let running = house.lease("twin");
     house.registry.delete(&name("twin"), Expected::Any, None).unwrap();
     assert_eq!((house.blobs(), house.metrics.adapter_bytes.get()), (0, 10));

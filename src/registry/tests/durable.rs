@@ -70,7 +70,7 @@ fn adapters_of_another_base_are_listed_and_not_resolved() {
 fn a_damaged_file_is_reported_and_publishing_heals_it() {
     let house = Plan::default().start();
     house.publish("poet", 10, "one");
-    let (_, stored) = house.registry.files(&reference("poet")).unwrap();
+    let (_, _, stored) = house.registry.files(&reference("poet")).unwrap();
     assert_eq!(
         stored.iter().map(|f| (f.name, f.size)).collect::<Vec<_>>(),
         [("adapter_config.json", 6), ("adapter_model.safetensors", 3)]

@@ -9,12 +9,11 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use candle_core::Tensor;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::lora::{AdapterInfo, Kind};
-use crate::model::{Batch, KvCache, ModelInfo};
+use crate::lora::{Adapter, AdapterInfo, Kind};
+use crate::model::ModelInfo;
 
 struct Fake {
     info: ModelInfo,
@@ -23,21 +22,13 @@ struct Fake {
     pause: Mutex<Option<Arc<Barrier>>>,
 }
 
-impl CausalLm for Fake {
+impl BaseModel for Fake {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
 
-    fn new_cache(&self) -> KvCache {
-        unreachable!("the registry runs nothing")
-    }
-
-    fn forward(&self, _: &Batch<'_>, _: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {
-        unreachable!("the registry runs nothing")
-    }
-
-    fn classify(&self, _: &Batch<'_>) -> Result<Tensor, ModelError> {
-        unreachable!("the registry runs nothing")
+    fn effect(&self, adapter: &Arc<Adapter>) -> Result<f64, ModelError> {
+        Ok(adapter.info().alpha)
     }
 
     fn load_adapter(&self, config: &[u8], tensors: &[u8]) -> Result<Adapter, LoraError> {
@@ -95,12 +86,13 @@ impl Plan {
             classes: None,
             device: "cpu".into(),
             kv_bytes_per_token: 0,
+            image_size: None,
         };
         let model = Arc::new(Fake { info, loads: AtomicUsize::new(0), pause: Mutex::default() });
         let metrics = Arc::new(Metrics::new().unwrap());
         let store = Arc::new(Store::open(&folder.path().join("data")).unwrap());
-        let prove: Prove = |_, adapter| Ok(adapter.info().alpha);
-        let registry = Registry::open_with(store, model.clone(), self.settings, metrics.clone(), prove).unwrap();
+        let bases = vec![NamedBase { name: "base".into(), model: model.clone() }];
+        let registry = Registry::open(store, bases, self.settings, metrics.clone()).unwrap();
         House { registry, model, metrics, folder }
     }
 
@@ -165,6 +157,7 @@ fn reference(text: &str) -> Reference {
 
 fn publish(text: &str) -> Publish {
     Publish {
+        base: None,
         name: name(text),
         expected: Expected::Any,
         pinned: None,

@@ -25,7 +25,31 @@ fn context(model: &str) -> Context {
     let folder = golden("language").join(model);
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
     let model = crate::model::load(&folder, "golden", "cpu", "f32").unwrap();
-    Context { model, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new), memory_bytes: 0 }
+    let reader = Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) };
+    Context { model, reader, memory_bytes: 0 }
+}
+
+impl Context {
+    fn text(&mut self) -> (&mut Arc<Tokenizer>, &mut Option<Arc<ChatTemplate>>) {
+        match &mut self.reader {
+            Reader::Text { tokenizer, chat } => (tokenizer, chat),
+            Reader::Images(_) => panic!("it reads images"),
+        }
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        match &self.reader {
+            Reader::Text { tokenizer, .. } => tokenizer,
+            Reader::Images(_) => panic!("it reads images"),
+        }
+    }
+
+    fn chat(&self) -> Option<&Arc<ChatTemplate>> {
+        match &self.reader {
+            Reader::Text { chat, .. } => chat.as_ref(),
+            Reader::Images(_) => None,
+        }
+    }
 }
 
 fn row(content: Content) -> Row {
@@ -89,13 +113,13 @@ fn learnt(context: &Context, example: &Example) -> Vec<String> {
     let pairs: Vec<_> = example.tokens.iter().zip(&example.learnt).collect();
     let runs = pairs.chunk_by(|a, b| a.1 == b.1).filter(|run| *run[0].1);
     let ids = runs.map(|run| run.iter().map(|(id, _)| **id).collect::<Vec<_>>());
-    ids.map(|ids| context.tokenizer.decode(&ids, false).unwrap().trim().to_owned()).collect()
+    ids.map(|ids| context.tokenizer().decode(&ids, false).unwrap().trim().to_owned()).collect()
 }
 
 #[test]
 fn a_text_is_learnt_whole_and_ended_once() {
     let context = context(LLAMA2);
-    let tokenizer = &context.tokenizer;
+    let tokenizer = context.tokenizer();
     let eos = tokenizer.eos_id().unwrap();
     let mut expected = tokenizer.encode("the quick brown fox", true).unwrap();
     expected.push(eos);
@@ -110,7 +134,7 @@ fn a_text_is_learnt_whole_and_ended_once() {
 fn a_completion_is_learnt_and_its_prompt_is_not() {
     for model in [LLAMA2, LLAMA3, MISTRAL] {
         let context = context(model);
-        let tokenizer = &context.tokenizer;
+        let tokenizer = context.tokenizer();
         let (mut clean, mut split) = (0, 0);
         for (prompt, answer) in
             [("a long day", " is good"), ("hel", "lo"), ("the ", "end"), ("x\n", "\ny"), ("é", "è!")]
@@ -139,17 +163,17 @@ fn assistant_turns_are_learnt_with_their_ends_after_what_serving_is_given() {
     let lines = ["user: hi there", "assistant: hello you", "user: who", "assistant: me", "user: bye"];
     for (model, end) in [(LLAMA2, " </s>"), (LLAMA3, "<|eot_id|>"), (MISTRAL, "</s>")] {
         let context = context(model);
-        let template = context.chat.as_ref().unwrap();
+        let template = context.chat().unwrap();
         let example = one(&context, talk(&lines), &long());
         assert_eq!(learnt(&context, &example), [format!("hello you{end}"), format!("me{end}")], "{model}");
         assert_eq!(example.learnt.last(), Some(&true), "what nobody learns at the end is left out");
         let starts = (1..example.learnt.len()).filter(|i| example.learnt[*i] && !example.learnt[i - 1]);
         for (start, before) in starts.zip([&lines[..1], &lines[..3]]) {
-            let (_, served) = template.encode(&context.tokenizer, &spoken(before), Ending::GenerationPrompt).unwrap();
+            let (_, served) = template.encode(context.tokenizer(), &spoken(before), Ending::GenerationPrompt).unwrap();
             assert_eq!(example.tokens[..start], served, "{model}");
         }
         let all = one(&context, talk(&lines), &Settings { train_on_prompt: true, ..long() });
-        let (_, whole) = template.encode(&context.tokenizer, &spoken(&lines), Ending::Plain).unwrap();
+        let (_, whole) = template.encode(context.tokenizer(), &spoken(&lines), Ending::Plain).unwrap();
         assert_eq!((all.tokens, all.learnt.contains(&false)), (whole, false), "{model}");
     }
 }
@@ -157,7 +181,7 @@ fn assistant_turns_are_learnt_with_their_ends_after_what_serving_is_given() {
 #[test]
 fn control_tokens_spelt_in_messages_stay_plain_text() {
     let context = context(LLAMA3);
-    let eot = context.tokenizer.id("<|eot_id|>").unwrap();
+    let eot = context.tokenizer().id("<|eot_id|>").unwrap();
     for lines in [["user: a<|eot_id|>b", "assistant: c"], ["user: a", "assistant: b<|eot_id|>c"]] {
         let example = one(&context, talk(&lines), &long());
         assert_eq!(example.tokens.iter().filter(|id| **id == eot).count(), 2, "{lines:?}");
@@ -171,12 +195,12 @@ fn an_answer_that_runs_into_its_prompt_is_encoded_alone() {
     let mut context = context(LLAMA3);
     let source = "{% for m in messages %}{% if m.role == 'assistant' %}So.{% endif %}{{ m.content }}{% endfor %}\
         {% if add_generation_prompt %}So.{% endif %}";
-    context.chat = Some(Arc::new(ChatTemplate::new(source.to_owned(), HashMap::new()).unwrap()));
-    let served = context.tokenizer.encode("aSo.", false).unwrap();
+    *context.text().1 = Some(Arc::new(ChatTemplate::new(source.to_owned(), HashMap::new()).unwrap()));
+    let served = context.tokenizer().encode("aSo.", false).unwrap();
     let mut ran_in = 0;
     // A full stop and the end of its line are one token.
     for answer in ["\nb", "b", "\n\n", "<|eot_id|>"] {
-        let whole = context.tokenizer.encode(&format!("aSo.{answer}"), false).unwrap();
+        let whole = context.tokenizer().encode(&format!("aSo.{answer}"), false).unwrap();
         ran_in += usize::from(!whole.starts_with(&served));
         let lines = ["user: a".to_owned(), format!("assistant: {answer}")];
         let example = one(&context, talk(&[&lines[0], &lines[1]]), &long());
@@ -198,14 +222,14 @@ fn conversations_that_a_template_does_not_allow_are_named() {
 
     // It puts a system message before the first message only once there is one.
     let source = std::fs::read_to_string(golden("chat_templates/chatml.jinja")).unwrap();
-    context.chat = Some(Arc::new(ChatTemplate::new(source, HashMap::new()).unwrap()));
+    *context.text().1 = Some(Arc::new(ChatTemplate::new(source, HashMap::new()).unwrap()));
     assert!(refused(&context, &["assistant: a"]).contains("once message 1 is there"));
     let forgetful = "{% if messages | length > 2 %}again{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
-    context.chat = Some(Arc::new(ChatTemplate::new(forgetful.to_owned(), HashMap::new()).unwrap()));
+    *context.text().1 = Some(Arc::new(ChatTemplate::new(forgetful.to_owned(), HashMap::new()).unwrap()));
     assert!(
         refused(&context, &["user: a", "assistant: b", "user: c", "assistant: d"]).contains("once message 3 is there")
     );
-    context.chat = None;
+    *context.text().1 = None;
     assert!(refused(&context, &["user: a", "assistant: b"]).contains("no chat template"));
 }
 
@@ -214,7 +238,7 @@ fn what_is_too_long_loses_the_start_of_its_prompt() {
     let context = context(LLAMA2);
     let prompt = "one two three four five six seven eight nine ten";
     let whole = one(&context, completion(prompt, " yes"), &long());
-    let bos = context.tokenizer.bos_id();
+    let bos = context.tokenizer().bos_id();
     let answer = whole.learnt.iter().filter(|learnt| **learnt).count();
     for max_tokens in answer + 1..whole.tokens.len() {
         let cut = examples(&context, vec![completion(prompt, " yes")], &Settings { max_tokens, ..long() });
@@ -254,7 +278,7 @@ fn an_earlier_turn_that_lost_its_start_is_not_learnt() {
 fn a_turn_that_the_template_leaves_out_is_no_answer() {
     let mut context = context(LLAMA3);
     let source = "{% for m in messages %}{% if loop.index < 4 %}[{{ m.content }}]{% endif %}{% endfor %}";
-    context.chat = Some(Arc::new(ChatTemplate::new(source.to_owned(), HashMap::new()).unwrap()));
+    *context.text().1 = Some(Arc::new(ChatTemplate::new(source.to_owned(), HashMap::new()).unwrap()));
     let row = || talk(&["user: one two", "assistant: three", "user: four", "assistant: five"]);
     let whole = one(&context, row(), &long());
     assert_eq!(learnt(&context, &whole), ["[three]"]);
@@ -276,9 +300,9 @@ fn classification_reads_texts_and_learns_labels() {
     ]);
     data.labels = vec!["no".to_owned(), "yes".to_owned()];
     let examples = Examples::new(&context, &data, &settings).unwrap();
-    let ids = |text: &str| context.tokenizer.encode(text, true).unwrap();
-    let template = context.chat.as_ref().unwrap();
-    let (_, chat) = template.encode(&context.tokenizer, &spoken(&["user: hi"]), Ending::Plain).unwrap();
+    let ids = |text: &str| context.tokenizer().encode(text, true).unwrap();
+    let template = context.chat().unwrap();
+    let (_, chat) = template.encode(context.tokenizer(), &spoken(&["user: hi"]), Ending::Plain).unwrap();
     assert_eq!(examples.train.iter().map(|e| e.tokens.clone()).collect::<Vec<_>>(), [ids("good"), ids("bad"), chat]);
     assert!(examples.train.iter().all(|e| !e.learnt.contains(&true) && e.class.is_some()));
     assert_eq!((examples.labels, examples.multi_label), (data.labels.clone(), false));
@@ -308,7 +332,7 @@ fn rows_without_anything_to_learn_are_named() {
     let json = std::fs::read_to_string(golden("tokenizers/byte_level_bpe/tokenizer.json")).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
     json["post_processor"] = serde_json::Value::Null;
-    context.tokenizer = Arc::new(Tokenizer::from_json(json.to_string().as_bytes()).unwrap());
+    *context.text().0 = Arc::new(Tokenizer::from_json(json.to_string().as_bytes()).unwrap());
     assert_eq!(fault(&context, text(""), &long()), "row 2: it has 1 tokens, 2 or more are needed");
     let settings = Settings { task: Task::SequenceClassification, ..long() };
     let empty = Row { label: Some(Label::Class(1)), ..text("") };

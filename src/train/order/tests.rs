@@ -29,12 +29,19 @@ pub(in crate::train) fn settings() -> Settings {
         keep_best: false,
         seed: 7,
         groups: vec![],
+        random_flip: false,
         subset: None,
     }
 }
 
 fn example(length: usize) -> Example {
-    Example { tokens: (0..length as u32).collect(), learnt: vec![true; length], class: None, groups: vec![] }
+    Example {
+        tokens: (0..length as u32).collect(),
+        learnt: vec![true; length],
+        image: None,
+        class: None,
+        groups: vec![],
+    }
 }
 
 fn examples(count: usize) -> Vec<Example> {
@@ -127,8 +134,13 @@ fn lengths_of_a_run() {
 
 #[test]
 fn targets_are_the_next_tokens_that_are_learnt() {
-    let first =
-        Example { tokens: vec![5, 6, 7, 8], learnt: vec![true, false, true, true], class: None, groups: vec![] };
+    let first = Example {
+        tokens: vec![5, 6, 7, 8],
+        learnt: vec![true, false, true, true],
+        image: None,
+        class: None,
+        groups: vec![],
+    };
     let second = Example { tokens: vec![9], learnt: vec![true], ..first.clone() };
     let batch = MicroBatch::new(&[first, second], &[1, 0]);
     assert_eq!((batch.tokens.as_slice(), batch.lengths.as_slice()), ([9, 5, 6, 7, 8].as_slice(), [1, 4].as_slice()));

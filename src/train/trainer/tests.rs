@@ -8,7 +8,7 @@ use crate::dataset::{Content, Label, Row, Split};
 use crate::lora::{Change, Kind};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::order::tests::settings;
-use crate::train::{Length, LoraSettings, Subset};
+use crate::train::{Length, LoraSettings, Reader, Subset, Task};
 
 /// No one else computes.
 struct Alone;
@@ -28,7 +28,8 @@ fn context() -> Context {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/language/llama_mha");
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
     let model = crate::model::load(&folder, "golden", "cpu", "f32").unwrap();
-    Context { model, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new), memory_bytes: 0 }
+    let reader = Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) };
+    Context { model, reader, memory_bytes: 0 }
 }
 
 fn dataset(rows: usize) -> Dataset {

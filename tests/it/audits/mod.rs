@@ -1,11 +1,12 @@
 //! Audits on the real server: rows in, a job watched to its end, a report that holds together, out in every format.
 //!
 //! Uploaded scores are in `scores`, policies and gates in `gates`, trained models, sweeps and shadows in `trained`, kills
-//! in `kills`, refusals in `refusals`. Models are the small golden ones: what they prefer means nothing.
+//! in `kills`, refusals in `refusals` and `rejected`. Models are the small golden ones: what they prefer means nothing.
 
 mod gates;
 mod kills;
 mod refusals;
+mod rejected;
 mod scores;
 mod trained;
 
@@ -103,7 +104,7 @@ fn request(name: &str, models: Vec<AuditModel>, settings: AuditSettings) -> Crea
     CreateAuditRequest { name, dataset, models, settings: Some(settings), ..Default::default() }
 }
 
-async fn create(client: &Client, request: CreateAuditRequest) -> Result<pb::Job, Status> {
+pub(crate) async fn create(client: &Client, request: CreateAuditRequest) -> Result<pb::Job, Status> {
     Ok(audits(client).create_audit(request).await?.into_inner())
 }
 
@@ -114,7 +115,7 @@ async fn finished(client: &Client, id: &str) -> (pb::Job, Vec<pb::WatchJobRespon
 }
 
 /// The report of a job that succeeds.
-async fn reported(client: &Client, id: &str) -> AuditReport {
+pub(crate) async fn reported(client: &Client, id: &str) -> AuditReport {
     let (job, _) = finished(client, id).await;
     assert_eq!(job.state(), pb::JobState::Succeeded, "{:?}", job.error);
     let id = job.result.unwrap().report;

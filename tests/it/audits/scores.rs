@@ -53,7 +53,7 @@ pub(super) fn parts(name: &str) -> Vec<Part> {
     vec![Part::Header(header), rows(0, 25), rows(25, 40)]
 }
 
-async fn send(client: &Client, parts: Vec<Part>) -> Result<AuditReport, Status> {
+pub(super) async fn send(client: &Client, parts: Vec<Part>) -> Result<AuditReport, Status> {
     let messages = parts.into_iter().map(|part| pb::AuditScoresRequest { part: Some(part) });
     Ok(audits(client).audit_scores(tokio_stream::iter(messages)).await?.into_inner())
 }

@@ -79,6 +79,8 @@ async fn head_only_lora_and_full_are_trained_and_compared_in_one_request() {
     let estimate = pb::EstimateAuditRequest { audit: Some(wire.clone()) };
     let estimate = audits(client).estimate_audit(estimate).await.unwrap().into_inner();
     assert_eq!((estimate.trainings, estimate.steps, estimate.items), (4, 12, 4 * 30));
+    // Two logits and their count a row and model.
+    assert_eq!(estimate.score_bytes, 4 * 30 * 3 * 8);
     let job = create(client, wire).await.unwrap();
     assert_eq!(job.audit.as_ref().unwrap().children.len(), 4);
     let report = reported(client, &job.id).await;
@@ -88,6 +90,14 @@ async fn head_only_lora_and_full_are_trained_and_compared_in_one_request() {
     assert_eq!(kinds, [Full, HeadOnly, Adapter, Adapter]);
     let ranks: Vec<_> = report.models.iter().map(|model| model.training.as_ref().unwrap().rank).collect();
     assert_eq!(ranks, [None, Some(0), Some(2), Some(4)]);
+    // What was told of them is what they take.
+    let list = pb::ListAdaptersRequest::default();
+    let adapters = client.adapters.clone().list_adapters(list).await.unwrap().into_inner().adapters;
+    let bytes: Vec<u64> = adapters.iter().map(|adapter| adapter.generations[0].bytes).collect();
+    let (disk, memory) = (estimate.disk_bytes.unwrap(), estimate.memory_bytes.unwrap());
+    assert_eq!(disk, bytes.iter().sum::<u64>() + 2 * estimate.score_bytes, "{bytes:?}");
+    let rest = memory - bytes.iter().max().unwrap() - estimate.score_bytes;
+    assert!(rest > 0 && rest < 30 * 1000, "statistics: {rest}");
     assert!(report.models.iter().all(|model| model.overlap == Some(0)), "the test split was not trained on");
     for child in &job.audit.unwrap().children {
         let child = fine_tuning::job(client, child).await;
@@ -113,6 +123,32 @@ async fn rows_that_a_model_learnt_are_refused_or_marked() {
     let report = reported(client, &job.id).await;
     assert_eq!(report.models[0].overlap, Some(30));
     assert!(report.warnings.iter().any(|warning| warning.kind == "training_overlap"), "{:?}", report.warnings);
+}
+
+#[tokio::test]
+async fn an_audit_that_trains_can_be_made_again() {
+    let server = client::start().await;
+    let client = &server.client;
+    upload(client, "rows", &texts(60), of_texts()).await;
+    let wire = || CreateAuditRequest {
+        keep_models: Some(true),
+        ..request("nightly", vec![trained("lora", training(None, 2))], by_head())
+    };
+    let mut reports = Vec::new();
+    for _ in 0..2 {
+        let job = create(client, wire()).await.unwrap();
+        reports.push(reported(client, &job.id).await);
+    }
+    let models: Vec<_> = reports.iter().map(|report| report.models[0].adapter.as_str()).collect();
+    assert_eq!(models, ["nightly.lora", "nightly.lora-2"]);
+    // Trained alike: the same content, and the same figures.
+    assert_eq!(reports[0].models[0].generation, reports[1].models[0].generation);
+    assert_eq!(reports[0].figures, reports[1].figures);
+    // What no audit has made is not passed over.
+    client.publish("other.lora", "lora_qv").await;
+    let taken = request("other", vec![trained("lora", training(None, 2))], by_head());
+    let status = client::refused(create(client, taken).await, tonic::Code::Aborted, "GENERATION_MISMATCH");
+    assert!(status.message().contains("other.lora"), "{status:?}");
 }
 
 #[tokio::test]

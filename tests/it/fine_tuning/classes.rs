@@ -59,7 +59,7 @@ fn methods() -> [(&'static str, TrainingSettings); 2] {
 async fn classify(server: &Server, adapter: &str, texts: &[(String, usize, &str)]) -> ClassifyResponse {
     let input = |text: &String| ClassifyInput { prompt: Some(text.clone()), ..Default::default() };
     let inputs = texts.iter().map(|(text, ..)| input(text)).collect();
-    let request = ClassifyRequest { adapter: adapter.into(), inputs };
+    let request = ClassifyRequest { adapter: adapter.into(), inputs, ..Default::default() };
     server.client.inference.clone().classify(request).await.unwrap().into_inner()
 }
 

@@ -89,7 +89,7 @@ fn request(adapter: &str, dataset: &str, settings: TrainingSettings) -> CreateFi
     CreateFineTuningJobRequest { adapter, dataset, settings: Some(settings), ..Default::default() }
 }
 
-async fn create(client: &Client, request: CreateFineTuningJobRequest) -> Result<pb::Job, Status> {
+pub(crate) async fn create(client: &Client, request: CreateFineTuningJobRequest) -> Result<pb::Job, Status> {
     let mut tunings = FineTuningServiceClient::new(client.channel.clone());
     Ok(tunings.create_fine_tuning_job(request).await?.into_inner())
 }
@@ -99,7 +99,7 @@ pub(crate) async fn job(client: &Client, id: &str) -> pb::Job {
 }
 
 /// The events after a token, until `enough` says so, the job has ended, or the server has gone.
-async fn follow(
+pub(crate) async fn follow(
     client: &Client,
     id: &str,
     token: &str,
@@ -124,7 +124,7 @@ pub(crate) async fn watched(client: &Client, id: &str) -> Vec<pb::WatchJobRespon
     follow(client, id, "", |_| false).await
 }
 
-fn at_step(step: u64) -> impl Fn(&pb::WatchJobResponse) -> bool {
+pub(crate) fn at_step(step: u64) -> impl Fn(&pb::WatchJobResponse) -> bool {
     move |event| matches!(&event.event, Some(Event::Progress(progress)) if progress.step >= step)
 }
 
@@ -148,7 +148,7 @@ fn states(events: &[pb::WatchJobResponse]) -> Vec<pb::JobState> {
 }
 
 /// Runs a job to its end.
-async fn run(client: &Client, request: CreateFineTuningJobRequest) -> (pb::Job, Vec<pb::WatchJobResponse>) {
+pub(crate) async fn run(client: &Client, request: CreateFineTuningJobRequest) -> (pb::Job, Vec<pb::WatchJobResponse>) {
     let created = create(client, request).await.unwrap();
     assert_eq!((created.state(), created.id.len()), (pb::JobState::Queued, 36));
     let events = watched(client, &created.id).await;

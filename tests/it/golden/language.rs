@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::{D, DType, IndexOp, Tensor};
 use evenkeel::lora::LoraBatch;
-use evenkeel::model::{Batch, CausalLm, KvCache, Llama, Rows, Segment, open};
+use evenkeel::model::{BaseModel, Batch, CausalLm, KvCache, Llama, Rows, Segment, open};
 use serde_json::Value;
 
 use super::{Tally, cases, json, tensors};

@@ -5,16 +5,20 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use evenkeel::model::{BaseModel, ImageModel, Llama, open, open_images};
 use serde_json::Value;
 
 mod adapters;
-mod audit;
+pub(crate) mod audit;
 mod language;
+mod preprocessing;
 mod sampling;
 mod tokenizers;
 mod training;
+mod vision;
 
 /// Returns the folder with the golden values.
 pub(crate) fn root() -> PathBuf {
@@ -35,6 +39,35 @@ pub(crate) fn cases(part: &str, file: &str) -> Vec<PathBuf> {
 pub(crate) fn json(path: &Path) -> Value {
     let text = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A base model of either kind.
+#[derive(Clone)]
+pub(crate) enum Subject {
+    /// It reads tokens.
+    Language(Arc<Llama>),
+    /// It sees images.
+    Images(Arc<dyn ImageModel>),
+}
+
+impl Subject {
+    /// Reads a folder below the root.
+    pub(crate) fn open(base: &str) -> Self {
+        let folder = root().join(base);
+        let fault = |error| -> ! { panic!("{base}: {error}") };
+        if json(&folder.join("config.json")).get("image_size").is_some() {
+            return Self::Images(Arc::from(open_images(&folder, "cpu", "f32").unwrap_or_else(|e| fault(e))));
+        }
+        Self::Language(Arc::new(open(&folder, "cpu", "f32").unwrap_or_else(|e| fault(e))))
+    }
+
+    /// Returns what both kinds are.
+    pub(crate) fn model(&self) -> Arc<dyn BaseModel> {
+        match self {
+            Self::Language(model) => model.clone(),
+            Self::Images(model) => model.clone(),
+        }
+    }
 }
 
 /// Tensors by name.

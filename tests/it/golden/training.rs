@@ -1,7 +1,6 @@
 //! `golden_training`: fine-tuning step by step against PyTorch, transformers and PEFT.
 //!
-//! Cases whose base model is not under `language/` are left out: no vision model exists yet. Tolerances are those of
-//! the README beside the values: loss 1e-4, gradient norm 1e-3 (relative), final weights 1e-4, final logits 1e-3.
+//! Tolerances are those of the README beside the values: loss 1e-4, gradient norm 1e-3 (relative), final weights 1e-4, final logits 1e-3.
 //! Gradients and moments: 1e-3 of the largest one of their tensor, as the norm.
 
 use std::collections::HashMap;
@@ -11,15 +10,15 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use evenkeel::dataset::Label;
 use evenkeel::lora::{Adapter, LoraBatch, Run};
-use evenkeel::model::{Batch, CausalLm, Llama, Rows, Segment, open};
+use evenkeel::model::{Batch, CausalLm, Rows, Segment};
 use evenkeel::train::{
-    Average, Learner, Length, LoraSettings, Method, MicroBatch, Parameters, Schedule, Settings, Targets, Task,
+    Average, Learner, Length, LoraSettings, Method, MicroBatch, Parameters, Pixels, Schedule, Settings, Targets, Task,
     learning_rate,
 };
 use evenkeel::turns::{Slices, Stopped};
 use serde_json::Value;
 
-use super::{Tally, cases, json, root, tensors};
+use super::{Subject, Tally, cases, json, root, tensors};
 
 const LOSS: f64 = 1e-4;
 const NORM: f64 = 1e-3;
@@ -46,11 +45,8 @@ fn golden_training() {
     for folder in cases("training", "recipe.json") {
         let recipe = json(&folder.join("recipe.json"));
         let base = recipe["base"].as_str().unwrap();
-        if !base.starts_with("language/") {
-            continue;
-        }
         tally.case();
-        let model = Arc::new(open(&root().join(base), "cpu", "f32").unwrap());
+        let model = Subject::open(base);
         let name = recipe["name"].as_str().unwrap().to_owned();
         Case { name, folder: &folder, settings: settings(&recipe), recipe: &recipe, model }.run(&mut tally);
     }
@@ -62,7 +58,7 @@ struct Case<'a> {
     folder: &'a Path,
     recipe: &'a Value,
     settings: Settings,
-    model: Arc<Llama>,
+    model: Subject,
 }
 
 impl Case<'_> {
@@ -114,17 +110,18 @@ impl Case<'_> {
     }
 
     fn learner(&self, recompute: bool) -> Learner {
-        let base = self.model.differentiable().unwrap().base();
+        let model = self.model.model();
+        let (base, labels) = (model.differentiable().unwrap().base(), model.info().labels);
         let parameters = match self.settings.method {
-            Method::Full => Parameters::full(base, self.model.info().labels, 0).unwrap(),
+            Method::Full => Parameters::full(base, labels, 0).unwrap(),
             Method::Lora(_) | Method::HeadOnly => {
                 let config = std::fs::read(self.folder.join("initial/adapter_config.json")).unwrap();
-                let parameters = Parameters::low_rank(&config, base, self.model.info().labels, 0).unwrap();
+                let parameters = Parameters::low_rank(&config, base, labels, 0).unwrap();
                 parameters.set(&tensors(&self.folder.join("initial/adapter_model.safetensors"))).unwrap();
                 parameters
             }
         };
-        Learner::new(self.model.clone(), parameters, &self.settings, recompute, false).unwrap()
+        Learner::new(model.clone(), parameters, &self.settings, recompute, false).unwrap()
     }
 
     /// The same tensors are trained and the same ones decay.
@@ -191,9 +188,20 @@ impl Case<'_> {
     fn logits(&self, tally: &mut Tally, learner: &Learner, data: &HashMap<String, Tensor>, when: &str) {
         let path = self.folder.join("logits.safetensors");
         let Some(expected) = path.is_file().then(|| tensors(&path).remove(when)).flatten() else { return };
-        let base = self.model.differentiable().unwrap().base();
+        let model = self.model.model();
+        let base = model.differentiable().unwrap().base();
         let adapter = Arc::new(Adapter::unnamed(learner.parameters().changes(base).unwrap()));
         let batch = self.batch(data, 0);
+        let language = match &self.model {
+            Subject::Language(model) => model,
+            Subject::Images(model) => {
+                let pixels = batch.pixels.as_ref().unwrap().to_tensor().unwrap();
+                let run = Run { adapter, rows: 0..pixels.dim(0).unwrap(), scale: 1.0 };
+                let got = model.classify(&pixels, &LoraBatch { runs: vec![run], dropout: None }).unwrap();
+                let got = got.narrow(0, 0, expected.dim(0).unwrap()).unwrap();
+                return tally.close(&format!("{} logits {when}", self.name), &got, &expected, LOGITS);
+            }
+        };
         let mut start = 0;
         for (row, len) in batch.lengths.iter().enumerate().take(expected.dim(0).unwrap()) {
             let tokens = &batch.tokens[start..start + len];
@@ -203,8 +211,10 @@ impl Case<'_> {
             let lora = LoraBatch { runs: vec![run], dropout: None };
             let batch = Batch { tokens, segments: &segments, lora: &lora };
             let got = match self.settings.task {
-                Task::SequenceClassification => self.model.classify(&batch).unwrap().get(0).unwrap(),
-                Task::CausalLm => self.model.forward(&batch, &mut [&mut self.model.new_cache()]).unwrap(),
+                Task::SequenceClassification | Task::ImageClassification => {
+                    language.classify(&batch).unwrap().get(0).unwrap()
+                }
+                Task::CausalLm => language.forward(&batch, &mut [&mut language.new_cache()]).unwrap(),
             };
             let expected = expected.get(row).unwrap();
             // Padding of the reference, or a cut of the file.
@@ -221,6 +231,9 @@ impl Case<'_> {
 
     /// Micro-batch `index` without its padding.
     fn batch(&self, data: &HashMap<String, Tensor>, index: usize) -> MicroBatch {
+        if let Some(images) = data.get("images") {
+            return images_of(images, &data["image_labels"], &data["index"].get(index).unwrap());
+        }
         let table = |key: &str| data[key].get(index).unwrap().to_dtype(DType::I64).unwrap();
         let (ids, mask) =
             (table("input_ids").to_vec2::<i64>().unwrap(), table("attention_mask").to_vec2::<i64>().unwrap());
@@ -242,6 +255,22 @@ impl Case<'_> {
             }
         }
         batch
+    }
+}
+
+/// Images `[images, channels, height, width]` by their indices.
+fn images_of(images: &Tensor, labels: &Tensor, index: &Tensor) -> MicroBatch {
+    let labels = labels.to_dtype(DType::I64).unwrap().to_vec1::<i64>().unwrap();
+    let rows: Vec<usize> =
+        index.to_dtype(DType::I64).unwrap().to_vec1::<i64>().unwrap().iter().map(|i| *i as usize).collect();
+    let pixels = images.index_select(&index.to_dtype(DType::I64).unwrap(), 0).unwrap();
+    let (count, channels, height, width) = pixels.dims4().unwrap();
+    let values = pixels.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    MicroBatch {
+        classes: rows.iter().map(|row| Label::Class(labels[*row] as usize)).collect(),
+        rows,
+        pixels: Some(Pixels { values, shape: [count, channels, height, width] }),
+        ..MicroBatch::default()
     }
 }
 
@@ -269,6 +298,7 @@ fn settings(recipe: &Value) -> Settings {
         task: match recipe["task"].as_str().unwrap() {
             "causal_lm" => Task::CausalLm,
             "sequence_classification" => Task::SequenceClassification,
+            "image_classification" => Task::ImageClassification,
             other => panic!("task {other}"),
         },
         method: match recipe["method"].as_str().unwrap() {
@@ -306,6 +336,7 @@ fn settings(recipe: &Value) -> Settings {
         keep_best: false,
         seed: whole("seed"),
         groups: Vec::new(),
+        random_flip: false,
         subset: None,
     }
 }

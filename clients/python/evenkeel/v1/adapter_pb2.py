@@ -27,15 +27,15 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65venkeel/v1/adapter.proto\x12\x0b\x65venkeel.v1\x1a\x1a\x65venkeel/v1/training.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\nGeneration\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\tresidency\x18\x03 \x01(\x0e\x32\x16.evenkeel.v1.Residency\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x15\n\ractive_leases\x18\x05 \x01(\r\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x01\x12%\n\x07lineage\x18\x07 \x01(\x0b\x32\x14.evenkeel.v1.Lineage\"\x8d\x01\n\x07Lineage\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x03 \x01(\t\x12\x19\n\x11parent_generation\x18\x04 \x01(\t\x12/\n\x08settings\x18\x05 \x01(\x0b\x32\x1d.evenkeel.v1.TrainingSettings\"\xe5\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\r\n\x05\x61lpha\x18\x06 \x01(\x01\x12\x0f\n\x07modules\x18\x07 \x03(\t\x12\x11\n\ttask_type\x18\x08 \x01(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12,\n\x0bgenerations\x18\n \x03(\x0b\x32\x17.evenkeel.v1.Generation\x12\x0f\n\x07\x61liases\x18\x0b \x03(\t\"{\n\x14UploadAdapterRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .evenkeel.v1.UploadAdapterHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.evenkeel.v1.FileChunkH\x00\x42\x06\n\x04part\"\xd0\x01\n\x13UploadAdapterHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\tH\x00\x88\x01\x01\x12$\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x15.evenkeel.v1.FileInfo\x12\x13\n\x06pinned\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0f\x61llow_no_effect\x18\x06 \x01(\x08\x42\x16\n\x14_expected_generationB\t\n\x07_pinned\"6\n\x08\x46ileInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"7\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xd0\x01\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06pinned\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0f\x61llow_no_effect\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x16\n\x14_expected_generationB\t\n\x07_pinned\"L\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"r\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x16\n\x14_expected_generation\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.evenkeel.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x44ownloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"q\n\x17\x44ownloadAdapterResponse\x12%\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x15.evenkeel.v1.FileInfoH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.evenkeel.v1.FileChunkH\x00\x42\x06\n\x04part\"{\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06policy\x18\x05 \x01(\t\"\x9e\x01\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x13\n\x06policy\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x16\n\x14_expected_generationB\t\n\x07_policy\"\x1f\n\x0fGetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListAliasesResponse\x12#\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x12.evenkeel.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x16\n\x14_expected_generation*U\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x16\n\x12RESIDENCY_RESIDENT\x10\x01\x12\x15\n\x11RESIDENCY_ON_DISK\x10\x02\x32\xc7\x06\n\x0e\x41\x64\x61pterService\x12J\n\rUploadAdapter\x12!.evenkeel.v1.UploadAdapterRequest\x1a\x14.evenkeel.v1.Adapter(\x01\x12\x44\n\x0bLoadAdapter\x12\x1f.evenkeel.v1.LoadAdapterRequest\x1a\x14.evenkeel.v1.Adapter\x12H\n\rUnloadAdapter\x12!.evenkeel.v1.UnloadAdapterRequest\x1a\x14.evenkeel.v1.Adapter\x12J\n\rDeleteAdapter\x12!.evenkeel.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Empty\x12\x42\n\nGetAdapter\x12\x1e.evenkeel.v1.GetAdapterRequest\x1a\x14.evenkeel.v1.Adapter\x12S\n\x0cListAdapters\x12 .evenkeel.v1.ListAdaptersRequest\x1a!.evenkeel.v1.ListAdaptersResponse\x12^\n\x0f\x44ownloadAdapter\x12#.evenkeel.v1.DownloadAdapterRequest\x1a$.evenkeel.v1.DownloadAdapterResponse0\x01\x12<\n\x08SetAlias\x12\x1c.evenkeel.v1.SetAliasRequest\x1a\x12.evenkeel.v1.Alias\x12<\n\x08GetAlias\x12\x1c.evenkeel.v1.GetAliasRequest\x1a\x12.evenkeel.v1.Alias\x12P\n\x0bListAliases\x12\x1f.evenkeel.v1.ListAliasesRequest\x1a .evenkeel.v1.ListAliasesResponse\x12\x46\n\x0b\x44\x65leteAlias\x12\x1f.evenkeel.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65venkeel/v1/adapter.proto\x12\x0b\x65venkeel.v1\x1a\x1a\x65venkeel/v1/training.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\nGeneration\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\tresidency\x18\x03 \x01(\x0e\x32\x16.evenkeel.v1.Residency\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x15\n\ractive_leases\x18\x05 \x01(\r\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x01\x12%\n\x07lineage\x18\x07 \x01(\x0b\x32\x14.evenkeel.v1.Lineage\"\x8d\x01\n\x07Lineage\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x03 \x01(\t\x12\x19\n\x11parent_generation\x18\x04 \x01(\t\x12/\n\x08settings\x18\x05 \x01(\x0b\x32\x1d.evenkeel.v1.TrainingSettings\"\xe5\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\r\n\x05\x61lpha\x18\x06 \x01(\x01\x12\x0f\n\x07modules\x18\x07 \x03(\t\x12\x11\n\ttask_type\x18\x08 \x01(\t\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12,\n\x0bgenerations\x18\n \x03(\x0b\x32\x17.evenkeel.v1.Generation\x12\x0f\n\x07\x61liases\x18\x0b \x03(\t\"{\n\x14UploadAdapterRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .evenkeel.v1.UploadAdapterHeaderH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.evenkeel.v1.FileChunkH\x00\x42\x06\n\x04part\"\xe4\x01\n\x13UploadAdapterHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\tH\x00\x88\x01\x01\x12$\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x15.evenkeel.v1.FileInfo\x12\x13\n\x06pinned\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0f\x61llow_no_effect\x18\x06 \x01(\x08\x12\x12\n\nbase_model\x18\x07 \x01(\tB\x16\n\x14_expected_generationB\t\n\x07_pinned\"6\n\x08\x46ileInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"7\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xe4\x01\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06pinned\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0f\x61llow_no_effect\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x12\n\nbase_model\x18\x08 \x01(\tB\x16\n\x14_expected_generationB\t\n\x07_pinned\"L\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"r\n\x14\x44\x65leteAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x16\n\x14_expected_generation\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.evenkeel.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x44ownloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"q\n\x17\x44ownloadAdapterResponse\x12%\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x15.evenkeel.v1.FileInfoH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.evenkeel.v1.FileChunkH\x00\x42\x06\n\x04part\"{\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06policy\x18\x05 \x01(\t\"\x9e\x01\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x13\n\x06policy\x18\x05 \x01(\tH\x01\x88\x01\x01\x42\x16\n\x14_expected_generationB\t\n\x07_policy\"\x1f\n\x0fGetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListAliasesResponse\x12#\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x12.evenkeel.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"p\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x13\x65xpected_generation\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x16\n\x14_expected_generation*U\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x16\n\x12RESIDENCY_RESIDENT\x10\x01\x12\x15\n\x11RESIDENCY_ON_DISK\x10\x02\x32\xc7\x06\n\x0e\x41\x64\x61pterService\x12J\n\rUploadAdapter\x12!.evenkeel.v1.UploadAdapterRequest\x1a\x14.evenkeel.v1.Adapter(\x01\x12\x44\n\x0bLoadAdapter\x12\x1f.evenkeel.v1.LoadAdapterRequest\x1a\x14.evenkeel.v1.Adapter\x12H\n\rUnloadAdapter\x12!.evenkeel.v1.UnloadAdapterRequest\x1a\x14.evenkeel.v1.Adapter\x12J\n\rDeleteAdapter\x12!.evenkeel.v1.DeleteAdapterRequest\x1a\x16.google.protobuf.Empty\x12\x42\n\nGetAdapter\x12\x1e.evenkeel.v1.GetAdapterRequest\x1a\x14.evenkeel.v1.Adapter\x12S\n\x0cListAdapters\x12 .evenkeel.v1.ListAdaptersRequest\x1a!.evenkeel.v1.ListAdaptersResponse\x12^\n\x0f\x44ownloadAdapter\x12#.evenkeel.v1.DownloadAdapterRequest\x1a$.evenkeel.v1.DownloadAdapterResponse0\x01\x12<\n\x08SetAlias\x12\x1c.evenkeel.v1.SetAliasRequest\x1a\x12.evenkeel.v1.Alias\x12<\n\x08GetAlias\x12\x1c.evenkeel.v1.GetAliasRequest\x1a\x12.evenkeel.v1.Alias\x12P\n\x0bListAliases\x12\x1f.evenkeel.v1.ListAliasesRequest\x1a .evenkeel.v1.ListAliasesResponse\x12\x46\n\x0b\x44\x65leteAlias\x12\x1f.evenkeel.v1.DeleteAliasRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evenkeel.v1.adapter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESIDENCY']._serialized_start=2494
-  _globals['_RESIDENCY']._serialized_end=2579
+  _globals['_RESIDENCY']._serialized_start=2534
+  _globals['_RESIDENCY']._serialized_end=2619
   _globals['_GENERATION']._serialized_start=133
   _globals['_GENERATION']._serialized_end=342
   _globals['_LINEAGE']._serialized_start=345
@@ -45,39 +45,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADADAPTERREQUEST']._serialized_start=720
   _globals['_UPLOADADAPTERREQUEST']._serialized_end=843
   _globals['_UPLOADADAPTERHEADER']._serialized_start=846
-  _globals['_UPLOADADAPTERHEADER']._serialized_end=1054
-  _globals['_FILEINFO']._serialized_start=1056
-  _globals['_FILEINFO']._serialized_end=1110
-  _globals['_FILECHUNK']._serialized_start=1112
-  _globals['_FILECHUNK']._serialized_end=1167
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1170
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1378
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1380
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1456
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=1458
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=1572
-  _globals['_GETADAPTERREQUEST']._serialized_start=1574
-  _globals['_GETADAPTERREQUEST']._serialized_end=1607
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1609
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1669
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1671
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1758
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=1760
-  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=1798
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=1800
-  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1913
-  _globals['_ALIAS']._serialized_start=1915
-  _globals['_ALIAS']._serialized_end=2038
-  _globals['_SETALIASREQUEST']._serialized_start=2041
-  _globals['_SETALIASREQUEST']._serialized_end=2199
-  _globals['_GETALIASREQUEST']._serialized_start=2201
-  _globals['_GETALIASREQUEST']._serialized_end=2232
-  _globals['_LISTALIASESREQUEST']._serialized_start=2234
-  _globals['_LISTALIASESREQUEST']._serialized_end=2293
-  _globals['_LISTALIASESRESPONSE']._serialized_start=2295
-  _globals['_LISTALIASESRESPONSE']._serialized_end=2378
-  _globals['_DELETEALIASREQUEST']._serialized_start=2380
-  _globals['_DELETEALIASREQUEST']._serialized_end=2492
-  _globals['_ADAPTERSERVICE']._serialized_start=2582
-  _globals['_ADAPTERSERVICE']._serialized_end=3421
+  _globals['_UPLOADADAPTERHEADER']._serialized_end=1074
+  _globals['_FILEINFO']._serialized_start=1076
+  _globals['_FILEINFO']._serialized_end=1130
+  _globals['_FILECHUNK']._serialized_start=1132
+  _globals['_FILECHUNK']._serialized_end=1187
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1190
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1418
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1420
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1496
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=1498
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=1612
+  _globals['_GETADAPTERREQUEST']._serialized_start=1614
+  _globals['_GETADAPTERREQUEST']._serialized_end=1647
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1649
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1709
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1711
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1798
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_start=1800
+  _globals['_DOWNLOADADAPTERREQUEST']._serialized_end=1838
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_start=1840
+  _globals['_DOWNLOADADAPTERRESPONSE']._serialized_end=1953
+  _globals['_ALIAS']._serialized_start=1955
+  _globals['_ALIAS']._serialized_end=2078
+  _globals['_SETALIASREQUEST']._serialized_start=2081
+  _globals['_SETALIASREQUEST']._serialized_end=2239
+  _globals['_GETALIASREQUEST']._serialized_start=2241
+  _globals['_GETALIASREQUEST']._serialized_end=2272
+  _globals['_LISTALIASESREQUEST']._serialized_start=2274
+  _globals['_LISTALIASESREQUEST']._serialized_end=2333
+  _globals['_LISTALIASESRESPONSE']._serialized_start=2335
+  _globals['_LISTALIASESRESPONSE']._serialized_end=2418
+  _globals['_DELETEALIASREQUEST']._serialized_start=2420
+  _globals['_DELETEALIASREQUEST']._serialized_end=2532
+  _globals['_ADAPTERSERVICE']._serialized_start=2622
+  _globals['_ADAPTERSERVICE']._serialized_end=3461
 # @@protoc_insertion_point(module_scope)

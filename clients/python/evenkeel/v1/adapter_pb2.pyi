@@ -86,20 +86,22 @@ class UploadAdapterRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadAdapterHeader, _Mapping]] = ..., chunk: _Optional[_Union[FileChunk, _Mapping]] = ...) -> None: ...
 
 class UploadAdapterHeader(_message.Message):
-    __slots__ = ("name", "request_id", "expected_generation", "files", "pinned", "allow_no_effect")
+    __slots__ = ("name", "request_id", "expected_generation", "files", "pinned", "allow_no_effect", "base_model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NO_EFFECT_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     request_id: str
     expected_generation: str
     files: _containers.RepeatedCompositeFieldContainer[FileInfo]
     pinned: bool
     allow_no_effect: bool
-    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ..., expected_generation: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., pinned: bool = ..., allow_no_effect: bool = ...) -> None: ...
+    base_model: str
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ..., expected_generation: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., pinned: bool = ..., allow_no_effect: bool = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class FileInfo(_message.Message):
     __slots__ = ("name", "size", "sha256")
@@ -122,7 +124,7 @@ class FileChunk(_message.Message):
     def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class LoadAdapterRequest(_message.Message):
-    __slots__ = ("name", "directory", "generation", "expected_generation", "pinned", "allow_no_effect", "request_id")
+    __slots__ = ("name", "directory", "generation", "expected_generation", "pinned", "allow_no_effect", "request_id", "base_model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +132,7 @@ class LoadAdapterRequest(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NO_EFFECT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     directory: str
     generation: str
@@ -137,7 +140,8 @@ class LoadAdapterRequest(_message.Message):
     pinned: bool
     allow_no_effect: bool
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., generation: _Optional[str] = ..., expected_generation: _Optional[str] = ..., pinned: bool = ..., allow_no_effect: bool = ..., request_id: _Optional[str] = ...) -> None: ...
+    base_model: str
+    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., generation: _Optional[str] = ..., expected_generation: _Optional[str] = ..., pinned: bool = ..., allow_no_effect: bool = ..., request_id: _Optional[str] = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
     __slots__ = ("name", "generation", "request_id")

@@ -41,7 +41,7 @@ class AdapterServiceStub(object):
     first answer, with other content it fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), ADAPTER_NOT_FOUND or ALIAS_NOT_FOUND (NOT_FOUND),
-    STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
+    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
     INTERNAL; and those of every service, see ServerService.
     """
 
@@ -123,13 +123,13 @@ class AdapterServiceServicer(object):
     first answer, with other content it fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), ADAPTER_NOT_FOUND or ALIAS_NOT_FOUND (NOT_FOUND),
-    STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
+    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
     INTERNAL; and those of every service, see ServerService.
     """
 
     def UploadAdapter(self, request_iterator, context):
-        """Takes a PEFT folder or a whole model as a stream: one header, then the files in chunks. The adapter is checked, stored, loaded and
-        made current before the answer.
+        """Takes a PEFT folder or a whole model as a stream: one header, then the files in chunks. The adapter is checked,
+        stored, loaded and made current before the answer.
 
         Errors: ADAPTER_INVALID (INVALID_ARGUMENT) names the fault in the files; ADAPTER_UNSUPPORTED and ADAPTER_MISMATCH
         (FAILED_PRECONDITION) name the PEFT feature or the tensor that this base model cannot take; ADAPTER_NO_EFFECT
@@ -316,7 +316,7 @@ class AdapterService(object):
     first answer, with other content it fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), ADAPTER_NOT_FOUND or ALIAS_NOT_FOUND (NOT_FOUND),
-    STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
+    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
     INTERNAL; and those of every service, see ServerService.
     """
 

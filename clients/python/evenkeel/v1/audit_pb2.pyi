@@ -27,7 +27,7 @@ REPORT_FORMAT_MARKDOWN: ReportFormat
 REPORT_FORMAT_CSV: ReportFormat
 
 class CreateAuditRequest(_message.Message):
-    __slots__ = ("name", "dataset", "models", "sweeps", "settings", "keep_models", "request_id")
+    __slots__ = ("name", "dataset", "models", "sweeps", "settings", "keep_models", "request_id", "base_model")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class CreateAuditRequest(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     KEEP_MODELS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     dataset: str
     models: _containers.RepeatedCompositeFieldContainer[AuditModel]
@@ -42,7 +43,8 @@ class CreateAuditRequest(_message.Message):
     settings: _audit_settings_pb2.AuditSettings
     keep_models: bool
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., dataset: _Optional[str] = ..., models: _Optional[_Iterable[_Union[AuditModel, _Mapping]]] = ..., sweeps: _Optional[_Iterable[_Union[AuditSweep, _Mapping]]] = ..., settings: _Optional[_Union[_audit_settings_pb2.AuditSettings, _Mapping]] = ..., keep_models: bool = ..., request_id: _Optional[str] = ...) -> None: ...
+    base_model: str
+    def __init__(self, name: _Optional[str] = ..., dataset: _Optional[str] = ..., models: _Optional[_Iterable[_Union[AuditModel, _Mapping]]] = ..., sweeps: _Optional[_Iterable[_Union[AuditSweep, _Mapping]]] = ..., settings: _Optional[_Union[_audit_settings_pb2.AuditSettings, _Mapping]] = ..., keep_models: bool = ..., request_id: _Optional[str] = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class AuditModel(_message.Message):
     __slots__ = ("name", "base", "adapter", "training", "scale")
@@ -105,18 +107,24 @@ class EstimateAuditRequest(_message.Message):
     def __init__(self, audit: _Optional[_Union[CreateAuditRequest, _Mapping]] = ...) -> None: ...
 
 class EstimateAuditResponse(_message.Message):
-    __slots__ = ("trainings", "steps", "items", "training_seconds", "scoring_seconds")
+    __slots__ = ("trainings", "steps", "items", "training_seconds", "scoring_seconds", "score_bytes", "memory_bytes", "disk_bytes")
     TRAININGS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SCORING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     trainings: int
     steps: int
     items: int
     training_seconds: float
     scoring_seconds: float
-    def __init__(self, trainings: _Optional[int] = ..., steps: _Optional[int] = ..., items: _Optional[int] = ..., training_seconds: _Optional[float] = ..., scoring_seconds: _Optional[float] = ...) -> None: ...
+    score_bytes: int
+    memory_bytes: int
+    disk_bytes: int
+    def __init__(self, trainings: _Optional[int] = ..., steps: _Optional[int] = ..., items: _Optional[int] = ..., training_seconds: _Optional[float] = ..., scoring_seconds: _Optional[float] = ..., score_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
 
 class AuditScoresRequest(_message.Message):
     __slots__ = ("header", "rows", "shadows")

@@ -115,9 +115,11 @@ class AuditServiceServicer(object):
         returns. Models that have to be trained first, sweeps and shadow models become fine-tuning jobs before it.
         JobService looks after all of them; the report is kept under `name` when the job has succeeded.
 
-        Errors: INVALID_FIELD (INVALID_ARGUMENT) names every faulty field; DATASET_NOT_FOUND and ADAPTER_NOT_FOUND
-        (NOT_FOUND); JOB_CONFLICT (FAILED_PRECONDITION) while another job makes an audit of that name; NAME_TAKEN
-        (ALREADY_EXISTS) when a model to train has the name of an alias; QUEUE_FULL (RESOURCE_EXHAUSTED, with RetryInfo).
+        Errors: INVALID_FIELD (INVALID_ARGUMENT) names every faulty field; DATASET_NOT_FOUND, ADAPTER_NOT_FOUND and
+        BASE_MODEL_NOT_FOUND (NOT_FOUND); ADAPTER_MISMATCH (FAILED_PRECONDITION) for an adapter of another base model;
+        JOB_CONFLICT (FAILED_PRECONDITION) while another job makes an audit of that name; NAME_TAKEN (ALREADY_EXISTS) when a
+        model to train has the name of an alias, GENERATION_MISMATCH (ABORTED) that of an adapter which no audit has made:
+        rename audit or model, or delete it; QUEUE_FULL (RESOURCE_EXHAUSTED, with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

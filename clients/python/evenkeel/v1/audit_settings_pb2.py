@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from evenkeel.v1 import dataset_pb2 as evenkeel_dot_v1_dot_dataset__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n evenkeel/v1/audit_settings.proto\x12\x0b\x65venkeel.v1\x1a\x19\x65venkeel/v1/dataset.proto\"\xb8\x05\n\rAuditSettings\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.evenkeel.v1.AuditTask\x12/\n\nattributes\x18\x02 \x03(\x0b\x32\x1b.evenkeel.v1.AuditAttribute\x12\x35\n\rintersections\x18\x03 \x03(\x0b\x32\x1e.evenkeel.v1.AuditIntersection\x12\x17\n\x0f\x63ontrol_columns\x18\x04 \x03(\t\x12\x15\n\rweight_column\x18\x05 \x01(\t\x12\x16\n\x0e\x63luster_column\x18\x06 \x01(\t\x12)\n\x06splits\x18\x07 \x03(\x0e\x32\x19.evenkeel.v1.DatasetSplit\x12\x10\n\x08measures\x18\x08 \x03(\t\x12\x16\n\x0epositive_label\x18\t \x01(\t\x12\x16\n\tthreshold\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x30\n\nstatistics\x18\x0b \x01(\x0b\x32\x1c.evenkeel.v1.AuditStatistics\x12\x1d\n\x10\x63\x61libration_bins\x18\x0c \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\r \x01(\x08H\x02\x88\x01\x01\x12\x30\n\nmembership\x18\x0e \x01(\x0b\x32\x1c.evenkeel.v1.AuditMembership\x12\x17\n\nmax_tokens\x18\x0f \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x16\x61llow_training_overlap\x18\x10 \x01(\x08\x12\x30\n\nconvention\x18\x11 \x01(\x0e\x32\x1c.evenkeel.v1.AuditConvention\x12\x11\n\x04seed\x18\x12 \x01(\x04H\x04\x88\x01\x01\x42\x0c\n\n_thresholdB\x13\n\x11_calibration_binsB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seed\"\xcd\x02\n\tAuditTask\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x15.evenkeel.v1.HeadTaskH\x00\x12\x32\n\x0blabel_words\x18\x02 \x01(\x0b\x32\x1b.evenkeel.v1.LabelWordsTaskH\x00\x12)\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x17.evenkeel.v1.ChoiceTaskH\x00\x12\'\n\x05pairs\x18\x04 \x01(\x0b\x32\x16.evenkeel.v1.PairsTaskH\x00\x12#\n\x03\x62\x62q\x18\x05 \x01(\x0b\x32\x14.evenkeel.v1.BbqTaskH\x00\x12\x31\n\nperplexity\x18\x06 \x01(\x0b\x32\x1b.evenkeel.v1.PerplexityTaskH\x00\x12\x31\n\ngeneration\x18\x07 \x01(\x0b\x32\x1b.evenkeel.v1.GenerationTaskH\x00\x42\x06\n\x04kind\"\n\n\x08HeadTask\"W\n\x0eLabelWordsTask\x12\r\n\x05words\x18\x01 \x03(\t\x12\x36\n\rnormalization\x18\x02 \x01(\x0e\x32\x1f.evenkeel.v1.AuditNormalization\"\xac\x01\n\nChoiceTask\x12\x0f\n\x07\x61nswers\x18\x01 \x03(\t\x12\x0f\n\x07\x63olumns\x18\x02 \x03(\t\x12-\n\talphabets\x18\x03 \x03(\x0e\x32\x1a.evenkeel.v1.AuditAlphabet\x12\x13\n\x06orders\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x17\n\x0freversed_column\x18\x05 \x01(\t\x12\x14\n\x0c\x63ontent_free\x18\x06 \x03(\tB\t\n\x07_orders\"\x87\x01\n\tPairsTask\x12\x13\n\x0bmore_column\x18\x01 \x01(\t\x12\x13\n\x0bless_column\x18\x02 \x01(\t\x12\x18\n\x10unrelated_column\x18\x03 \x01(\t\x12\x36\n\rnormalization\x18\x04 \x01(\x0e\x32\x1f.evenkeel.v1.AuditNormalization\"j\n\x07\x42\x62qTask\x12\x16\n\x0e\x61nswer_columns\x18\x01 \x03(\t\x12\x18\n\x10\x63ondition_column\x18\x02 \x01(\t\x12\x16\n\x0eunknown_column\x18\x03 \x01(\t\x12\x15\n\rbiased_column\x18\x04 \x01(\t\"\x10\n\x0ePerplexityTask\"\xce\x01\n\x0eGenerationTask\x12\x32\n\x08pronouns\x18\x01 \x01(\x0b\x32\x1e.evenkeel.v1.PronounClassifierH\x00\x12\x31\n\x07lexicon\x18\x02 \x01(\x0b\x32\x1e.evenkeel.v1.LexiconClassifierH\x00\x12\x1b\n\x0emax_new_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x17\n\x0f\x65xpected_column\x18\x04 \x01(\tB\x0c\n\nclassifierB\x11\n\x0f_max_new_tokens\"\x13\n\x11PronounClassifier\"E\n\x11LexiconClassifier\x12\x30\n\ncategories\x18\x01 \x03(\x0b\x32\x1c.evenkeel.v1.LexiconCategory\".\n\x0fLexiconCategory\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\t\"\x95\x01\n\x0e\x41uditAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rvalues_column\x18\x02 \x01(\tH\x00\x12)\n\x05\x66lags\x18\x03 \x01(\x0b\x32\x18.evenkeel.v1.FlagColumnsH\x00\x12\'\n\x04list\x18\x04 \x01(\x0b\x32\x17.evenkeel.v1.ListColumnH\x00\x42\x08\n\x06source\"\x1e\n\x0b\x46lagColumns\x12\x0f\n\x07\x63olumns\x18\x01 \x03(\t\"/\n\nListColumn\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x11\n\tseparator\x18\x02 \x01(\t\"\'\n\x11\x41uditIntersection\x12\x12\n\nattributes\x18\x01 \x03(\t\"\xaf\x02\n\x0f\x41uditStatistics\x12\x12\n\x05level\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tresamples\x18\x02 \x01(\rH\x01\x88\x01\x01\x12,\n\x08interval\x18\x03 \x01(\x0e\x32\x1a.evenkeel.v1.AuditInterval\x12\x19\n\x0cpermutations\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x30\n\ncorrection\x18\x05 \x01(\x0e\x32\x1c.evenkeel.v1.AuditCorrection\x12\x0e\n\x06margin\x18\x06 \x01(\x01\x12\x16\n\tmin_group\x18\x07 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\x0esuppress_below\x18\x08 \x01(\x04\x42\x08\n\x06_levelB\x0c\n\n_resamplesB\x0f\n\r_permutationsB\x0c\n\n_min_group\"\xef\x01\n\x0f\x41uditMembership\x12)\n\x07\x61ttacks\x18\x01 \x03(\x0e\x32\x18.evenkeel.v1.AuditAttack\x12\r\n\x05min_k\x18\x02 \x03(\x01\x12\x1c\n\x14\x66\x61lse_positive_rates\x18\x03 \x03(\x01\x12\x14\n\x07shadows\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fshadow_fraction\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fplanted_control\x18\x06 \x01(\x08H\x02\x88\x01\x01\x42\n\n\x08_shadowsB\x12\n\x10_shadow_fractionB\x12\n\x10_planted_control*\xc4\x01\n\x12\x41uditNormalization\x12#\n\x1f\x41UDIT_NORMALIZATION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41UDIT_NORMALIZATION_SUM\x10\x01\x12\"\n\x1e\x41UDIT_NORMALIZATION_MEAN_TOKEN\x10\x02\x12!\n\x1d\x41UDIT_NORMALIZATION_MEAN_BYTE\x10\x03\x12%\n!AUDIT_NORMALIZATION_UNCONDITIONAL\x10\x04*\x9c\x01\n\rAuditAlphabet\x12\x1e\n\x1a\x41UDIT_ALPHABET_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41UDIT_ALPHABET_WORDS\x10\x01\x12\x1a\n\x16\x41UDIT_ALPHABET_LETTERS\x10\x02\x12\x19\n\x15\x41UDIT_ALPHABET_DIGITS\x10\x03\x12\x1a\n\x16\x41UDIT_ALPHABET_SYMBOLS\x10\x04*f\n\rAuditInterval\x12\x1e\n\x1a\x41UDIT_INTERVAL_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41UDIT_INTERVAL_PERCENTILE\x10\x01\x12\x16\n\x12\x41UDIT_INTERVAL_BCA\x10\x02*\x92\x01\n\x0f\x41uditCorrection\x12 \n\x1c\x41UDIT_CORRECTION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41UDIT_CORRECTION_NONE\x10\x01\x12\x19\n\x15\x41UDIT_CORRECTION_HOLM\x10\x02\x12\'\n#AUDIT_CORRECTION_BENJAMINI_HOCHBERG\x10\x03*q\n\x0f\x41uditConvention\x12 \n\x1c\x41UDIT_CONVENTION_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41UDIT_CONVENTION_DEFINED\x10\x01\x12\x1e\n\x1a\x41UDIT_CONVENTION_FAIRLEARN\x10\x02*\xb5\x02\n\x0b\x41uditAttack\x12\x1c\n\x18\x41UDIT_ATTACK_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41UDIT_ATTACK_LOSS\x10\x01\x12\x16\n\x12\x41UDIT_ATTACK_MIN_K\x10\x02\x12 \n\x1c\x41UDIT_ATTACK_MIN_K_PLUS_PLUS\x10\x03\x12\x1a\n\x16\x41UDIT_ATTACK_REFERENCE\x10\x04\x12\x15\n\x11\x41UDIT_ATTACK_RMIA\x10\x05\x12\x1c\n\x18\x41UDIT_ATTACK_LIRA_ONLINE\x10\x06\x12\"\n\x1e\x41UDIT_ATTACK_LIRA_ONLINE_FIXED\x10\x07\x12\x1d\n\x19\x41UDIT_ATTACK_LIRA_OFFLINE\x10\x08\x12#\n\x1f\x41UDIT_ATTACK_LIRA_OFFLINE_FIXED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n evenkeel/v1/audit_settings.proto\x12\x0b\x65venkeel.v1\x1a\x19\x65venkeel/v1/dataset.proto\"\xb8\x05\n\rAuditSettings\x12$\n\x04task\x18\x01 \x01(\x0b\x32\x16.evenkeel.v1.AuditTask\x12/\n\nattributes\x18\x02 \x03(\x0b\x32\x1b.evenkeel.v1.AuditAttribute\x12\x35\n\rintersections\x18\x03 \x03(\x0b\x32\x1e.evenkeel.v1.AuditIntersection\x12\x17\n\x0f\x63ontrol_columns\x18\x04 \x03(\t\x12\x15\n\rweight_column\x18\x05 \x01(\t\x12\x16\n\x0e\x63luster_column\x18\x06 \x01(\t\x12)\n\x06splits\x18\x07 \x03(\x0e\x32\x19.evenkeel.v1.DatasetSplit\x12\x10\n\x08measures\x18\x08 \x03(\t\x12\x16\n\x0epositive_label\x18\t \x01(\t\x12\x16\n\tthreshold\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x30\n\nstatistics\x18\x0b \x01(\x0b\x32\x1c.evenkeel.v1.AuditStatistics\x12\x1d\n\x10\x63\x61libration_bins\x18\x0c \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\r \x01(\x08H\x02\x88\x01\x01\x12\x30\n\nmembership\x18\x0e \x01(\x0b\x32\x1c.evenkeel.v1.AuditMembership\x12\x17\n\nmax_tokens\x18\x0f \x01(\rH\x03\x88\x01\x01\x12\x1e\n\x16\x61llow_training_overlap\x18\x10 \x01(\x08\x12\x30\n\nconvention\x18\x11 \x01(\x0e\x32\x1c.evenkeel.v1.AuditConvention\x12\x11\n\x04seed\x18\x12 \x01(\x04H\x04\x88\x01\x01\x42\x0c\n\n_thresholdB\x13\n\x11_calibration_binsB\x0e\n\x0c_temperatureB\r\n\x0b_max_tokensB\x07\n\x05_seed\"\xcd\x02\n\tAuditTask\x12%\n\x04head\x18\x01 \x01(\x0b\x32\x15.evenkeel.v1.HeadTaskH\x00\x12\x32\n\x0blabel_words\x18\x02 \x01(\x0b\x32\x1b.evenkeel.v1.LabelWordsTaskH\x00\x12)\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x17.evenkeel.v1.ChoiceTaskH\x00\x12\'\n\x05pairs\x18\x04 \x01(\x0b\x32\x16.evenkeel.v1.PairsTaskH\x00\x12#\n\x03\x62\x62q\x18\x05 \x01(\x0b\x32\x14.evenkeel.v1.BbqTaskH\x00\x12\x31\n\nperplexity\x18\x06 \x01(\x0b\x32\x1b.evenkeel.v1.PerplexityTaskH\x00\x12\x31\n\ngeneration\x18\x07 \x01(\x0b\x32\x1b.evenkeel.v1.GenerationTaskH\x00\x42\x06\n\x04kind\"\n\n\x08HeadTask\"W\n\x0eLabelWordsTask\x12\r\n\x05words\x18\x01 \x03(\t\x12\x36\n\rnormalization\x18\x02 \x01(\x0e\x32\x1f.evenkeel.v1.AuditNormalization\"\xac\x01\n\nChoiceTask\x12\x0f\n\x07\x61nswers\x18\x01 \x03(\t\x12\x0f\n\x07\x63olumns\x18\x02 \x03(\t\x12-\n\talphabets\x18\x03 \x03(\x0e\x32\x1a.evenkeel.v1.AuditAlphabet\x12\x13\n\x06orders\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x17\n\x0freversed_column\x18\x05 \x01(\t\x12\x14\n\x0c\x63ontent_free\x18\x06 \x03(\tB\t\n\x07_orders\"\x87\x01\n\tPairsTask\x12\x13\n\x0bmore_column\x18\x01 \x01(\t\x12\x13\n\x0bless_column\x18\x02 \x01(\t\x12\x18\n\x10unrelated_column\x18\x03 \x01(\t\x12\x36\n\rnormalization\x18\x04 \x01(\x0e\x32\x1f.evenkeel.v1.AuditNormalization\"\xa2\x01\n\x07\x42\x62qTask\x12\x16\n\x0e\x61nswer_columns\x18\x01 \x03(\t\x12\x18\n\x10\x63ondition_column\x18\x02 \x01(\t\x12\x16\n\x0eunknown_column\x18\x03 \x01(\t\x12\x15\n\rbiased_column\x18\x04 \x01(\t\x12\x36\n\rnormalization\x18\x05 \x01(\x0e\x32\x1f.evenkeel.v1.AuditNormalization\"\x10\n\x0ePerplexityTask\"\xce\x01\n\x0eGenerationTask\x12\x32\n\x08pronouns\x18\x01 \x01(\x0b\x32\x1e.evenkeel.v1.PronounClassifierH\x00\x12\x31\n\x07lexicon\x18\x02 \x01(\x0b\x32\x1e.evenkeel.v1.LexiconClassifierH\x00\x12\x1b\n\x0emax_new_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x17\n\x0f\x65xpected_column\x18\x04 \x01(\tB\x0c\n\nclassifierB\x11\n\x0f_max_new_tokens\"\x13\n\x11PronounClassifier\"E\n\x11LexiconClassifier\x12\x30\n\ncategories\x18\x01 \x03(\x0b\x32\x1c.evenkeel.v1.LexiconCategory\".\n\x0fLexiconCategory\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\t\"\x95\x01\n\x0e\x41uditAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rvalues_column\x18\x02 \x01(\tH\x00\x12)\n\x05\x66lags\x18\x03 \x01(\x0b\x32\x18.evenkeel.v1.FlagColumnsH\x00\x12\'\n\x04list\x18\x04 \x01(\x0b\x32\x17.evenkeel.v1.ListColumnH\x00\x42\x08\n\x06source\"\x1e\n\x0b\x46lagColumns\x12\x0f\n\x07\x63olumns\x18\x01 \x03(\t\"/\n\nListColumn\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x11\n\tseparator\x18\x02 \x01(\t\"\'\n\x11\x41uditIntersection\x12\x12\n\nattributes\x18\x01 \x03(\t\"\xaf\x02\n\x0f\x41uditStatistics\x12\x12\n\x05level\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tresamples\x18\x02 \x01(\rH\x01\x88\x01\x01\x12,\n\x08interval\x18\x03 \x01(\x0e\x32\x1a.evenkeel.v1.AuditInterval\x12\x19\n\x0cpermutations\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x30\n\ncorrection\x18\x05 \x01(\x0e\x32\x1c.evenkeel.v1.AuditCorrection\x12\x0e\n\x06margin\x18\x06 \x01(\x01\x12\x16\n\tmin_group\x18\x07 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\x0esuppress_below\x18\x08 \x01(\x04\x42\x08\n\x06_levelB\x0c\n\n_resamplesB\x0f\n\r_permutationsB\x0c\n\n_min_group\"\x81\x02\n\x0f\x41uditMembership\x12)\n\x07\x61ttacks\x18\x01 \x03(\x0e\x32\x18.evenkeel.v1.AuditAttack\x12\r\n\x05min_k\x18\x02 \x03(\x01\x12\x1c\n\x14\x66\x61lse_positive_rates\x18\x03 \x03(\x01\x12\x14\n\x07shadows\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x0fshadow_fraction\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fplanted_control\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x10\n\x08mirrored\x18\x07 \x01(\x08\x42\n\n\x08_shadowsB\x12\n\x10_shadow_fractionB\x12\n\x10_planted_control*\xc4\x01\n\x12\x41uditNormalization\x12#\n\x1f\x41UDIT_NORMALIZATION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41UDIT_NORMALIZATION_SUM\x10\x01\x12\"\n\x1e\x41UDIT_NORMALIZATION_MEAN_TOKEN\x10\x02\x12!\n\x1d\x41UDIT_NORMALIZATION_MEAN_BYTE\x10\x03\x12%\n!AUDIT_NORMALIZATION_UNCONDITIONAL\x10\x04*\x9c\x01\n\rAuditAlphabet\x12\x1e\n\x1a\x41UDIT_ALPHABET_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41UDIT_ALPHABET_WORDS\x10\x01\x12\x1a\n\x16\x41UDIT_ALPHABET_LETTERS\x10\x02\x12\x19\n\x15\x41UDIT_ALPHABET_DIGITS\x10\x03\x12\x1a\n\x16\x41UDIT_ALPHABET_SYMBOLS\x10\x04*f\n\rAuditInterval\x12\x1e\n\x1a\x41UDIT_INTERVAL_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41UDIT_INTERVAL_PERCENTILE\x10\x01\x12\x16\n\x12\x41UDIT_INTERVAL_BCA\x10\x02*\x92\x01\n\x0f\x41uditCorrection\x12 \n\x1c\x41UDIT_CORRECTION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41UDIT_CORRECTION_NONE\x10\x01\x12\x19\n\x15\x41UDIT_CORRECTION_HOLM\x10\x02\x12\'\n#AUDIT_CORRECTION_BENJAMINI_HOCHBERG\x10\x03*q\n\x0f\x41uditConvention\x12 \n\x1c\x41UDIT_CONVENTION_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41UDIT_CONVENTION_DEFINED\x10\x01\x12\x1e\n\x1a\x41UDIT_CONVENTION_FAIRLEARN\x10\x02*\xb5\x02\n\x0b\x41uditAttack\x12\x1c\n\x18\x41UDIT_ATTACK_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41UDIT_ATTACK_LOSS\x10\x01\x12\x16\n\x12\x41UDIT_ATTACK_MIN_K\x10\x02\x12 \n\x1c\x41UDIT_ATTACK_MIN_K_PLUS_PLUS\x10\x03\x12\x1a\n\x16\x41UDIT_ATTACK_REFERENCE\x10\x04\x12\x15\n\x11\x41UDIT_ATTACK_RMIA\x10\x05\x12\x1c\n\x18\x41UDIT_ATTACK_LIRA_ONLINE\x10\x06\x12\"\n\x1e\x41UDIT_ATTACK_LIRA_ONLINE_FIXED\x10\x07\x12\x1d\n\x19\x41UDIT_ATTACK_LIRA_OFFLINE\x10\x08\x12#\n\x1f\x41UDIT_ATTACK_LIRA_OFFLINE_FIXED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evenkeel.v1.audit_settings_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITNORMALIZATION']._serialized_start=2823
-  _globals['_AUDITNORMALIZATION']._serialized_end=3019
-  _globals['_AUDITALPHABET']._serialized_start=3022
-  _globals['_AUDITALPHABET']._serialized_end=3178
-  _globals['_AUDITINTERVAL']._serialized_start=3180
-  _globals['_AUDITINTERVAL']._serialized_end=3282
-  _globals['_AUDITCORRECTION']._serialized_start=3285
-  _globals['_AUDITCORRECTION']._serialized_end=3431
-  _globals['_AUDITCONVENTION']._serialized_start=3433
-  _globals['_AUDITCONVENTION']._serialized_end=3546
-  _globals['_AUDITATTACK']._serialized_start=3549
-  _globals['_AUDITATTACK']._serialized_end=3858
+  _globals['_AUDITNORMALIZATION']._serialized_start=2898
+  _globals['_AUDITNORMALIZATION']._serialized_end=3094
+  _globals['_AUDITALPHABET']._serialized_start=3097
+  _globals['_AUDITALPHABET']._serialized_end=3253
+  _globals['_AUDITINTERVAL']._serialized_start=3255
+  _globals['_AUDITINTERVAL']._serialized_end=3357
+  _globals['_AUDITCORRECTION']._serialized_start=3360
+  _globals['_AUDITCORRECTION']._serialized_end=3506
+  _globals['_AUDITCONVENTION']._serialized_start=3508
+  _globals['_AUDITCONVENTION']._serialized_end=3621
+  _globals['_AUDITATTACK']._serialized_start=3624
+  _globals['_AUDITATTACK']._serialized_end=3933
   _globals['_AUDITSETTINGS']._serialized_start=77
   _globals['_AUDITSETTINGS']._serialized_end=773
   _globals['_AUDITTASK']._serialized_start=776
@@ -56,28 +56,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHOICETASK']._serialized_end=1385
   _globals['_PAIRSTASK']._serialized_start=1388
   _globals['_PAIRSTASK']._serialized_end=1523
-  _globals['_BBQTASK']._serialized_start=1525
-  _globals['_BBQTASK']._serialized_end=1631
-  _globals['_PERPLEXITYTASK']._serialized_start=1633
-  _globals['_PERPLEXITYTASK']._serialized_end=1649
-  _globals['_GENERATIONTASK']._serialized_start=1652
-  _globals['_GENERATIONTASK']._serialized_end=1858
-  _globals['_PRONOUNCLASSIFIER']._serialized_start=1860
-  _globals['_PRONOUNCLASSIFIER']._serialized_end=1879
-  _globals['_LEXICONCLASSIFIER']._serialized_start=1881
-  _globals['_LEXICONCLASSIFIER']._serialized_end=1950
-  _globals['_LEXICONCATEGORY']._serialized_start=1952
-  _globals['_LEXICONCATEGORY']._serialized_end=1998
-  _globals['_AUDITATTRIBUTE']._serialized_start=2001
-  _globals['_AUDITATTRIBUTE']._serialized_end=2150
-  _globals['_FLAGCOLUMNS']._serialized_start=2152
-  _globals['_FLAGCOLUMNS']._serialized_end=2182
-  _globals['_LISTCOLUMN']._serialized_start=2184
-  _globals['_LISTCOLUMN']._serialized_end=2231
-  _globals['_AUDITINTERSECTION']._serialized_start=2233
-  _globals['_AUDITINTERSECTION']._serialized_end=2272
-  _globals['_AUDITSTATISTICS']._serialized_start=2275
-  _globals['_AUDITSTATISTICS']._serialized_end=2578
-  _globals['_AUDITMEMBERSHIP']._serialized_start=2581
-  _globals['_AUDITMEMBERSHIP']._serialized_end=2820
+  _globals['_BBQTASK']._serialized_start=1526
+  _globals['_BBQTASK']._serialized_end=1688
+  _globals['_PERPLEXITYTASK']._serialized_start=1690
+  _globals['_PERPLEXITYTASK']._serialized_end=1706
+  _globals['_GENERATIONTASK']._serialized_start=1709
+  _globals['_GENERATIONTASK']._serialized_end=1915
+  _globals['_PRONOUNCLASSIFIER']._serialized_start=1917
+  _globals['_PRONOUNCLASSIFIER']._serialized_end=1936
+  _globals['_LEXICONCLASSIFIER']._serialized_start=1938
+  _globals['_LEXICONCLASSIFIER']._serialized_end=2007
+  _globals['_LEXICONCATEGORY']._serialized_start=2009
+  _globals['_LEXICONCATEGORY']._serialized_end=2055
+  _globals['_AUDITATTRIBUTE']._serialized_start=2058
+  _globals['_AUDITATTRIBUTE']._serialized_end=2207
+  _globals['_FLAGCOLUMNS']._serialized_start=2209
+  _globals['_FLAGCOLUMNS']._serialized_end=2239
+  _globals['_LISTCOLUMN']._serialized_start=2241
+  _globals['_LISTCOLUMN']._serialized_end=2288
+  _globals['_AUDITINTERSECTION']._serialized_start=2290
+  _globals['_AUDITINTERSECTION']._serialized_end=2329
+  _globals['_AUDITSTATISTICS']._serialized_start=2332
+  _globals['_AUDITSTATISTICS']._serialized_end=2635
+  _globals['_AUDITMEMBERSHIP']._serialized_start=2638
+  _globals['_AUDITMEMBERSHIP']._serialized_end=2895
 # @@protoc_insertion_point(module_scope)

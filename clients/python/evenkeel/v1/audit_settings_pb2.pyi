@@ -185,16 +185,18 @@ class PairsTask(_message.Message):
     def __init__(self, more_column: _Optional[str] = ..., less_column: _Optional[str] = ..., unrelated_column: _Optional[str] = ..., normalization: _Optional[_Union[AuditNormalization, str]] = ...) -> None: ...
 
 class BbqTask(_message.Message):
-    __slots__ = ("answer_columns", "condition_column", "unknown_column", "biased_column")
+    __slots__ = ("answer_columns", "condition_column", "unknown_column", "biased_column", "normalization")
     ANSWER_COLUMNS_FIELD_NUMBER: _ClassVar[int]
     CONDITION_COLUMN_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_COLUMN_FIELD_NUMBER: _ClassVar[int]
     BIASED_COLUMN_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
     answer_columns: _containers.RepeatedScalarFieldContainer[str]
     condition_column: str
     unknown_column: str
     biased_column: str
-    def __init__(self, answer_columns: _Optional[_Iterable[str]] = ..., condition_column: _Optional[str] = ..., unknown_column: _Optional[str] = ..., biased_column: _Optional[str] = ...) -> None: ...
+    normalization: AuditNormalization
+    def __init__(self, answer_columns: _Optional[_Iterable[str]] = ..., condition_column: _Optional[str] = ..., unknown_column: _Optional[str] = ..., biased_column: _Optional[str] = ..., normalization: _Optional[_Union[AuditNormalization, str]] = ...) -> None: ...
 
 class PerplexityTask(_message.Message):
     __slots__ = ()
@@ -283,17 +285,19 @@ class AuditStatistics(_message.Message):
     def __init__(self, level: _Optional[float] = ..., resamples: _Optional[int] = ..., interval: _Optional[_Union[AuditInterval, str]] = ..., permutations: _Optional[int] = ..., correction: _Optional[_Union[AuditCorrection, str]] = ..., margin: _Optional[float] = ..., min_group: _Optional[int] = ..., suppress_below: _Optional[int] = ...) -> None: ...
 
 class AuditMembership(_message.Message):
-    __slots__ = ("attacks", "min_k", "false_positive_rates", "shadows", "shadow_fraction", "planted_control")
+    __slots__ = ("attacks", "min_k", "false_positive_rates", "shadows", "shadow_fraction", "planted_control", "mirrored")
     ATTACKS_FIELD_NUMBER: _ClassVar[int]
     MIN_K_FIELD_NUMBER: _ClassVar[int]
     FALSE_POSITIVE_RATES_FIELD_NUMBER: _ClassVar[int]
     SHADOWS_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FRACTION_FIELD_NUMBER: _ClassVar[int]
     PLANTED_CONTROL_FIELD_NUMBER: _ClassVar[int]
+    MIRRORED_FIELD_NUMBER: _ClassVar[int]
     attacks: _containers.RepeatedScalarFieldContainer[AuditAttack]
     min_k: _containers.RepeatedScalarFieldContainer[float]
     false_positive_rates: _containers.RepeatedScalarFieldContainer[float]
     shadows: int
     shadow_fraction: float
     planted_control: bool
-    def __init__(self, attacks: _Optional[_Iterable[_Union[AuditAttack, str]]] = ..., min_k: _Optional[_Iterable[float]] = ..., false_positive_rates: _Optional[_Iterable[float]] = ..., shadows: _Optional[int] = ..., shadow_fraction: _Optional[float] = ..., planted_control: bool = ...) -> None: ...
+    mirrored: bool
+    def __init__(self, attacks: _Optional[_Iterable[_Union[AuditAttack, str]]] = ..., min_k: _Optional[_Iterable[float]] = ..., false_positive_rates: _Optional[_Iterable[float]] = ..., shadows: _Optional[int] = ..., shadow_fraction: _Optional[float] = ..., planted_control: bool = ..., mirrored: bool = ...) -> None: ...

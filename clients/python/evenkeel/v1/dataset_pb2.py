@@ -26,47 +26,55 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65venkeel/v1/dataset.proto\x12\x0b\x65venkeel.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n\x0bSeededSplit\x12\x12\n\nvalidation\x18\x01 \x01(\x01\x12\x0c\n\x04test\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x17\n\x0fgrouping_column\x18\x04 \x01(\t\"\xfa\x02\n\x12\x44\x61tasetDeclaration\x12*\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1a.evenkeel.v1.DatasetFormat\x12\x13\n\x0btext_column\x18\x02 \x01(\t\x12\x15\n\rprompt_column\x18\x03 \x01(\t\x12\x19\n\x11\x63ompletion_column\x18\x04 \x01(\t\x12\x17\n\x0fmessages_column\x18\x05 \x01(\t\x12\x14\n\x0clabel_column\x18\x06 \x01(\t\x12\x13\n\x0bmulti_label\x18\x07 \x01(\x08\x12\x13\n\x0blabel_names\x18\x08 \x03(\t\x12\x17\n\x0flabel_separator\x18\t \x01(\t\x12\x15\n\rgroup_columns\x18\n \x03(\t\x12\x16\n\x0csplit_column\x18\x0b \x01(\tH\x00\x12\x30\n\x0cseeded_split\x18\x0c \x01(\x0b\x32\x18.evenkeel.v1.SeededSplitH\x00\x12\x15\n\rcsv_delimiter\x18\r \x01(\tB\x07\n\x05split\"U\n\x0b\x44\x61tasetPart\x12(\n\x05split\x18\x01 \x01(\x0e\x32\x19.evenkeel.v1.DatasetSplit\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\")\n\nValueCount\x12\r\n\x05value\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x84\x01\n\x0bGroupColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06values\x18\x02 \x03(\x0b\x32\x17.evenkeel.v1.ValueCount\x12\x14\n\x0cother_values\x18\x03 \x01(\x04\x12\x12\n\nother_rows\x18\x04 \x01(\x04\x12\x14\n\x0cmissing_rows\x18\x05 \x01(\x04\"n\n\x0e\x44\x61tasetWarning\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.evenkeel.v1.DatasetWarningKind\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xd9\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x34\n\x0b\x64\x65\x63laration\x18\x03 \x01(\x0b\x32\x1f.evenkeel.v1.DatasetDeclaration\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\'\n\x05parts\x18\x05 \x03(\x0b\x32\x18.evenkeel.v1.DatasetPart\x12\'\n\x06labels\x18\x06 \x03(\x0b\x32\x17.evenkeel.v1.ValueCount\x12/\n\rgroup_columns\x18\x07 \x03(\x0b\x32\x18.evenkeel.v1.GroupColumn\x12-\n\x08warnings\x18\x08 \x03(\x0b\x32\x1b.evenkeel.v1.DatasetWarning\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"~\n\x14UploadDatasetRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .evenkeel.v1.UploadDatasetHeaderH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.evenkeel.v1.DatasetChunkH\x00\x42\x06\n\x04part\"\xb5\x01\n\x13UploadDatasetHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x0b\x65xpected_id\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x34\n\x0b\x64\x65\x63laration\x18\x06 \x01(\x0b\x32\x1f.evenkeel.v1.DatasetDeclarationB\x0e\n\x0c_expected_id\",\n\x0c\x44\x61tasetChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListDatasetsResponse\x12&\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.evenkeel.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x65xpected_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x0e\n\x0c_expected_id*}\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_JSONL\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03*|\n\x0c\x44\x61tasetSplit\x12\x1d\n\x19\x44\x41TASET_SPLIT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x41TASET_SPLIT_TRAIN\x10\x01\x12\x1c\n\x18\x44\x41TASET_SPLIT_VALIDATION\x10\x02\x12\x16\n\x12\x44\x41TASET_SPLIT_TEST\x10\x03*\xe1\x01\n\x12\x44\x61tasetWarningKind\x12$\n DATASET_WARNING_KIND_UNSPECIFIED\x10\x00\x12\'\n#DATASET_WARNING_KIND_DUPLICATE_ROWS\x10\x01\x12&\n\"DATASET_WARNING_KIND_SPLIT_OVERLAP\x10\x02\x12%\n!DATASET_WARNING_KIND_SINGLE_LABEL\x10\x03\x12-\n)DATASET_WARNING_KIND_MISSING_GROUP_VALUES\x10\x04\x32\xc1\x02\n\x0e\x44\x61tasetService\x12J\n\rUploadDataset\x12!.evenkeel.v1.UploadDatasetRequest\x1a\x14.evenkeel.v1.Dataset(\x01\x12\x42\n\nGetDataset\x12\x1e.evenkeel.v1.GetDatasetRequest\x1a\x14.evenkeel.v1.Dataset\x12S\n\x0cListDatasets\x12 .evenkeel.v1.ListDatasetsRequest\x1a!.evenkeel.v1.ListDatasetsResponse\x12J\n\rDeleteDataset\x12!.evenkeel.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65venkeel/v1/dataset.proto\x12\x0b\x65venkeel.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n\x0bSeededSplit\x12\x12\n\nvalidation\x18\x01 \x01(\x01\x12\x0c\n\x04test\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x17\n\x0fgrouping_column\x18\x04 \x01(\t\"\x90\x03\n\x12\x44\x61tasetDeclaration\x12*\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1a.evenkeel.v1.DatasetFormat\x12\x13\n\x0btext_column\x18\x02 \x01(\t\x12\x15\n\rprompt_column\x18\x03 \x01(\t\x12\x19\n\x11\x63ompletion_column\x18\x04 \x01(\t\x12\x17\n\x0fmessages_column\x18\x05 \x01(\t\x12\x14\n\x0clabel_column\x18\x06 \x01(\t\x12\x13\n\x0bmulti_label\x18\x07 \x01(\x08\x12\x13\n\x0blabel_names\x18\x08 \x03(\t\x12\x17\n\x0flabel_separator\x18\t \x01(\t\x12\x15\n\rgroup_columns\x18\n \x03(\t\x12\x16\n\x0csplit_column\x18\x0b \x01(\tH\x00\x12\x30\n\x0cseeded_split\x18\x0c \x01(\x0b\x32\x18.evenkeel.v1.SeededSplitH\x00\x12\x15\n\rcsv_delimiter\x18\r \x01(\t\x12\x14\n\x0cimage_column\x18\x0e \x01(\tB\x07\n\x05split\"U\n\x0b\x44\x61tasetPart\x12(\n\x05split\x18\x01 \x01(\x0e\x32\x19.evenkeel.v1.DatasetSplit\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\")\n\nValueCount\x12\r\n\x05value\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"\x84\x01\n\x0bGroupColumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06values\x18\x02 \x03(\x0b\x32\x17.evenkeel.v1.ValueCount\x12\x14\n\x0cother_values\x18\x03 \x01(\x04\x12\x12\n\nother_rows\x18\x04 \x01(\x04\x12\x14\n\x0cmissing_rows\x18\x05 \x01(\x04\"n\n\x0e\x44\x61tasetWarning\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.evenkeel.v1.DatasetWarningKind\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xd9\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x34\n\x0b\x64\x65\x63laration\x18\x03 \x01(\x0b\x32\x1f.evenkeel.v1.DatasetDeclaration\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\'\n\x05parts\x18\x05 \x03(\x0b\x32\x18.evenkeel.v1.DatasetPart\x12\'\n\x06labels\x18\x06 \x03(\x0b\x32\x17.evenkeel.v1.ValueCount\x12/\n\rgroup_columns\x18\x07 \x03(\x0b\x32\x18.evenkeel.v1.GroupColumn\x12-\n\x08warnings\x18\x08 \x03(\x0b\x32\x1b.evenkeel.v1.DatasetWarning\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\x14UploadDatasetRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .evenkeel.v1.UploadDatasetHeaderH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.evenkeel.v1.DatasetChunkH\x00\x12$\n\x03row\x18\x03 \x01(\x0b\x32\x15.evenkeel.v1.ImageRowH\x00\x42\x06\n\x04part\"\xb5\x01\n\x13UploadDatasetHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x0b\x65xpected_id\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x34\n\x0b\x64\x65\x63laration\x18\x06 \x01(\x0b\x32\x1f.evenkeel.v1.DatasetDeclarationB\x0e\n\x0c_expected_id\",\n\x0c\x44\x61tasetChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xb5\x01\n\x08ImageRow\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12(\n\x05split\x18\x03 \x01(\x0e\x32\x19.evenkeel.v1.DatasetSplit\x12\x31\n\x06values\x18\x04 \x03(\x0b\x32!.evenkeel.v1.ImageRow.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x01\n\x12LoadDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x0b\x65xpected_id\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\tdirectory\x18\x04 \x01(\t\x12\x0f\n\x07listing\x18\x05 \x01(\t\x12\x34\n\x0b\x64\x65\x63laration\x18\x06 \x01(\x0b\x32\x1f.evenkeel.v1.DatasetDeclarationB\x0e\n\x0c_expected_id\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x14ListDatasetsResponse\x12&\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.evenkeel.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"b\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x65xpected_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x0e\n\x0c_expected_id*}\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x41TASET_FORMAT_JSONL\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_CSV\x10\x02\x12\x1a\n\x16\x44\x41TASET_FORMAT_PARQUET\x10\x03*|\n\x0c\x44\x61tasetSplit\x12\x1d\n\x19\x44\x41TASET_SPLIT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x41TASET_SPLIT_TRAIN\x10\x01\x12\x1c\n\x18\x44\x41TASET_SPLIT_VALIDATION\x10\x02\x12\x16\n\x12\x44\x41TASET_SPLIT_TEST\x10\x03*\xe1\x01\n\x12\x44\x61tasetWarningKind\x12$\n DATASET_WARNING_KIND_UNSPECIFIED\x10\x00\x12\'\n#DATASET_WARNING_KIND_DUPLICATE_ROWS\x10\x01\x12&\n\"DATASET_WARNING_KIND_SPLIT_OVERLAP\x10\x02\x12%\n!DATASET_WARNING_KIND_SINGLE_LABEL\x10\x03\x12-\n)DATASET_WARNING_KIND_MISSING_GROUP_VALUES\x10\x04\x32\x87\x03\n\x0e\x44\x61tasetService\x12J\n\rUploadDataset\x12!.evenkeel.v1.UploadDatasetRequest\x1a\x14.evenkeel.v1.Dataset(\x01\x12\x44\n\x0bLoadDataset\x12\x1f.evenkeel.v1.LoadDatasetRequest\x1a\x14.evenkeel.v1.Dataset\x12\x42\n\nGetDataset\x12\x1e.evenkeel.v1.GetDatasetRequest\x1a\x14.evenkeel.v1.Dataset\x12S\n\x0cListDatasets\x12 .evenkeel.v1.ListDatasetsRequest\x1a!.evenkeel.v1.ListDatasetsResponse\x12J\n\rDeleteDataset\x12!.evenkeel.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evenkeel.v1.dataset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATASETFORMAT']._serialized_start=1942
-  _globals['_DATASETFORMAT']._serialized_end=2067
-  _globals['_DATASETSPLIT']._serialized_start=2069
-  _globals['_DATASETSPLIT']._serialized_end=2193
-  _globals['_DATASETWARNINGKIND']._serialized_start=2196
-  _globals['_DATASETWARNINGKIND']._serialized_end=2421
+  _globals['_IMAGEROW_VALUESENTRY']._loaded_options = None
+  _globals['_IMAGEROW_VALUESENTRY']._serialized_options = b'8\001'
+  _globals['_DATASETFORMAT']._serialized_start=2376
+  _globals['_DATASETFORMAT']._serialized_end=2501
+  _globals['_DATASETSPLIT']._serialized_start=2503
+  _globals['_DATASETSPLIT']._serialized_end=2627
+  _globals['_DATASETWARNINGKIND']._serialized_start=2630
+  _globals['_DATASETWARNINGKIND']._serialized_end=2855
   _globals['_SEEDEDSPLIT']._serialized_start=104
   _globals['_SEEDEDSPLIT']._serialized_end=190
   _globals['_DATASETDECLARATION']._serialized_start=193
-  _globals['_DATASETDECLARATION']._serialized_end=571
-  _globals['_DATASETPART']._serialized_start=573
-  _globals['_DATASETPART']._serialized_end=658
-  _globals['_VALUECOUNT']._serialized_start=660
-  _globals['_VALUECOUNT']._serialized_end=701
-  _globals['_GROUPCOLUMN']._serialized_start=704
-  _globals['_GROUPCOLUMN']._serialized_end=836
-  _globals['_DATASETWARNING']._serialized_start=838
-  _globals['_DATASETWARNING']._serialized_end=948
-  _globals['_DATASET']._serialized_start=951
-  _globals['_DATASET']._serialized_end=1296
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=1298
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=1424
-  _globals['_UPLOADDATASETHEADER']._serialized_start=1427
-  _globals['_UPLOADDATASETHEADER']._serialized_end=1608
-  _globals['_DATASETCHUNK']._serialized_start=1610
-  _globals['_DATASETCHUNK']._serialized_end=1654
-  _globals['_GETDATASETREQUEST']._serialized_start=1656
-  _globals['_GETDATASETREQUEST']._serialized_end=1689
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1691
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1751
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1753
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1840
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1842
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1940
-  _globals['_DATASETSERVICE']._serialized_start=2424
-  _globals['_DATASETSERVICE']._serialized_end=2745
+  _globals['_DATASETDECLARATION']._serialized_end=593
+  _globals['_DATASETPART']._serialized_start=595
+  _globals['_DATASETPART']._serialized_end=680
+  _globals['_VALUECOUNT']._serialized_start=682
+  _globals['_VALUECOUNT']._serialized_end=723
+  _globals['_GROUPCOLUMN']._serialized_start=726
+  _globals['_GROUPCOLUMN']._serialized_end=858
+  _globals['_DATASETWARNING']._serialized_start=860
+  _globals['_DATASETWARNING']._serialized_end=970
+  _globals['_DATASET']._serialized_start=973
+  _globals['_DATASET']._serialized_end=1318
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=1321
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=1485
+  _globals['_UPLOADDATASETHEADER']._serialized_start=1488
+  _globals['_UPLOADDATASETHEADER']._serialized_end=1669
+  _globals['_DATASETCHUNK']._serialized_start=1671
+  _globals['_DATASETCHUNK']._serialized_end=1715
+  _globals['_IMAGEROW']._serialized_start=1718
+  _globals['_IMAGEROW']._serialized_end=1899
+  _globals['_IMAGEROW_VALUESENTRY']._serialized_start=1854
+  _globals['_IMAGEROW_VALUESENTRY']._serialized_end=1899
+  _globals['_LOADDATASETREQUEST']._serialized_start=1902
+  _globals['_LOADDATASETREQUEST']._serialized_end=2088
+  _globals['_GETDATASETREQUEST']._serialized_start=2090
+  _globals['_GETDATASETREQUEST']._serialized_end=2123
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2125
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2185
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2187
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2274
+  _globals['_DELETEDATASETREQUEST']._serialized_start=2276
+  _globals['_DELETEDATASETREQUEST']._serialized_end=2374
+  _globals['_DATASETSERVICE']._serialized_start=2858
+  _globals['_DATASETSERVICE']._serialized_end=3249
 # @@protoc_insertion_point(module_scope)

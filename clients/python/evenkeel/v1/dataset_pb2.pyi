@@ -57,7 +57,7 @@ class SeededSplit(_message.Message):
     def __init__(self, validation: _Optional[float] = ..., test: _Optional[float] = ..., seed: _Optional[int] = ..., grouping_column: _Optional[str] = ...) -> None: ...
 
 class DatasetDeclaration(_message.Message):
-    __slots__ = ("format", "text_column", "prompt_column", "completion_column", "messages_column", "label_column", "multi_label", "label_names", "label_separator", "group_columns", "split_column", "seeded_split", "csv_delimiter")
+    __slots__ = ("format", "text_column", "prompt_column", "completion_column", "messages_column", "label_column", "multi_label", "label_names", "label_separator", "group_columns", "split_column", "seeded_split", "csv_delimiter", "image_column")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     TEXT_COLUMN_FIELD_NUMBER: _ClassVar[int]
     PROMPT_COLUMN_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class DatasetDeclaration(_message.Message):
     SPLIT_COLUMN_FIELD_NUMBER: _ClassVar[int]
     SEEDED_SPLIT_FIELD_NUMBER: _ClassVar[int]
     CSV_DELIMITER_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_COLUMN_FIELD_NUMBER: _ClassVar[int]
     format: DatasetFormat
     text_column: str
     prompt_column: str
@@ -84,7 +85,8 @@ class DatasetDeclaration(_message.Message):
     split_column: str
     seeded_split: SeededSplit
     csv_delimiter: str
-    def __init__(self, format: _Optional[_Union[DatasetFormat, str]] = ..., text_column: _Optional[str] = ..., prompt_column: _Optional[str] = ..., completion_column: _Optional[str] = ..., messages_column: _Optional[str] = ..., label_column: _Optional[str] = ..., multi_label: bool = ..., label_names: _Optional[_Iterable[str]] = ..., label_separator: _Optional[str] = ..., group_columns: _Optional[_Iterable[str]] = ..., split_column: _Optional[str] = ..., seeded_split: _Optional[_Union[SeededSplit, _Mapping]] = ..., csv_delimiter: _Optional[str] = ...) -> None: ...
+    image_column: str
+    def __init__(self, format: _Optional[_Union[DatasetFormat, str]] = ..., text_column: _Optional[str] = ..., prompt_column: _Optional[str] = ..., completion_column: _Optional[str] = ..., messages_column: _Optional[str] = ..., label_column: _Optional[str] = ..., multi_label: bool = ..., label_names: _Optional[_Iterable[str]] = ..., label_separator: _Optional[str] = ..., group_columns: _Optional[_Iterable[str]] = ..., split_column: _Optional[str] = ..., seeded_split: _Optional[_Union[SeededSplit, _Mapping]] = ..., csv_delimiter: _Optional[str] = ..., image_column: _Optional[str] = ...) -> None: ...
 
 class DatasetPart(_message.Message):
     __slots__ = ("split", "rows", "sha256")
@@ -155,12 +157,14 @@ class Dataset(_message.Message):
     def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., declaration: _Optional[_Union[DatasetDeclaration, _Mapping]] = ..., rows: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[DatasetPart, _Mapping]]] = ..., labels: _Optional[_Iterable[_Union[ValueCount, _Mapping]]] = ..., group_columns: _Optional[_Iterable[_Union[GroupColumn, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[DatasetWarning, _Mapping]]] = ..., bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class UploadDatasetRequest(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "row")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
     header: UploadDatasetHeader
     chunk: DatasetChunk
-    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., chunk: _Optional[_Union[DatasetChunk, _Mapping]] = ...) -> None: ...
+    row: ImageRow
+    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., chunk: _Optional[_Union[DatasetChunk, _Mapping]] = ..., row: _Optional[_Union[ImageRow, _Mapping]] = ...) -> None: ...
 
 class UploadDatasetHeader(_message.Message):
     __slots__ = ("name", "request_id", "expected_id", "size", "sha256", "declaration")
@@ -185,6 +189,41 @@ class DatasetChunk(_message.Message):
     offset: int
     data: bytes
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImageRow(_message.Message):
+    __slots__ = ("image", "labels", "split", "values")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    split: DatasetSplit
+    values: _containers.ScalarMap[str, str]
+    def __init__(self, image: _Optional[bytes] = ..., labels: _Optional[_Iterable[str]] = ..., split: _Optional[_Union[DatasetSplit, str]] = ..., values: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class LoadDatasetRequest(_message.Message):
+    __slots__ = ("name", "request_id", "expected_id", "directory", "listing", "declaration")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_ID_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    DECLARATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    request_id: str
+    expected_id: str
+    directory: str
+    listing: str
+    declaration: DatasetDeclaration
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ..., expected_id: _Optional[str] = ..., directory: _Optional[str] = ..., listing: _Optional[str] = ..., declaration: _Optional[_Union[DatasetDeclaration, _Mapping]] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("name",)

@@ -53,6 +53,11 @@ class DatasetServiceStub(object):
                 request_serializer=evenkeel_dot_v1_dot_dataset__pb2.UploadDatasetRequest.SerializeToString,
                 response_deserializer=evenkeel_dot_v1_dot_dataset__pb2.Dataset.FromString,
                 _registered_method=True)
+        self.LoadDataset = channel.unary_unary(
+                '/evenkeel.v1.DatasetService/LoadDataset',
+                request_serializer=evenkeel_dot_v1_dot_dataset__pb2.LoadDatasetRequest.SerializeToString,
+                response_deserializer=evenkeel_dot_v1_dot_dataset__pb2.Dataset.FromString,
+                _registered_method=True)
         self.GetDataset = channel.unary_unary(
                 '/evenkeel.v1.DatasetService/GetDataset',
                 request_serializer=evenkeel_dot_v1_dot_dataset__pb2.GetDatasetRequest.SerializeToString,
@@ -93,12 +98,31 @@ class DatasetServiceServicer(object):
         for messages; plain and dictionary encoding; no compression, snappy, gzip or zstd. All text is UTF-8. Columns that
         the declaration does not name are not looked at.
 
+        Rows of images can also come one by one: the header's `size` is 0, and ImageRow messages follow in place of chunks.
+        They are kept as JSONL with the images in base64: each row an object of all declared columns, in the order image,
+        label, groups, split or grouping column, each once, null where there is nothing. `bytes` and `id` are those of that
+        file, so that the same rows in the same order have the same id.
+
         Errors: DATASET_INVALID (INVALID_ARGUMENT): the file or its declaration is faulty. The BadRequest names up to 20
         faults as `rows[7].label` (rows count from 1, a CSV header is none) or `columns.label`, the ErrorInfo's metadata
         `row` and `column` of the first. DATASET_MISMATCH (ABORTED): the name points to other content, and `expected_id` did
         not ask for it to be replaced; metadata `current_id`. UPLOAD_TOO_LARGE (RESOURCE_EXHAUSTED); CHECKSUM
         (INVALID_ARGUMENT); QUEUE_FULL (RESOURCE_EXHAUSTED, with RetryInfo) while other uploads hold the memory for uploads;
         DEADLINE_EXCEEDED when no message comes for 60 seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadDataset(self, request, context):
+        """Takes images from a folder below the server's `datasets.import_dir`, as a CSV file in it lists them.
+
+        `image_column` of the listing holds names of files relative to the folder; its other columns are as in an upload.
+        What is kept are the rows, as if they had been uploaded one by one: the folder is not needed afterwards. Links are
+        not followed, and files must be regular and have no second name.
+
+        Errors: those of UploadDataset, INVALID_FIELD also for a folder or listing that cannot be read; NO_IMPORT_DIR
+        (FAILED_PRECONDITION) when no folder is configured.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +161,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
             'UploadDataset': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadDataset,
                     request_deserializer=evenkeel_dot_v1_dot_dataset__pb2.UploadDatasetRequest.FromString,
+                    response_serializer=evenkeel_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
+            ),
+            'LoadDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadDataset,
+                    request_deserializer=evenkeel_dot_v1_dot_dataset__pb2.LoadDatasetRequest.FromString,
                     response_serializer=evenkeel_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
             ),
             'GetDataset': grpc.unary_unary_rpc_method_handler(
@@ -194,6 +223,33 @@ class DatasetService(object):
             target,
             '/evenkeel.v1.DatasetService/UploadDataset',
             evenkeel_dot_v1_dot_dataset__pb2.UploadDatasetRequest.SerializeToString,
+            evenkeel_dot_v1_dot_dataset__pb2.Dataset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evenkeel.v1.DatasetService/LoadDataset',
+            evenkeel_dot_v1_dot_dataset__pb2.LoadDatasetRequest.SerializeToString,
             evenkeel_dot_v1_dot_dataset__pb2.Dataset.FromString,
             options,
             channel_credentials,

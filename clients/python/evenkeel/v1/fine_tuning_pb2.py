@@ -26,7 +26,7 @@ from evenkeel.v1 import job_pb2 as evenkeel_dot_v1_dot_job__pb2
 from evenkeel.v1 import training_pb2 as evenkeel_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65venkeel/v1/fine_tuning.proto\x12\x0b\x65venkeel.v1\x1a\x15\x65venkeel/v1/job.proto\x1a\x1a\x65venkeel/v1/training.proto\"\x85\x02\n\x1a\x43reateFineTuningJobRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12/\n\x08settings\x18\x03 \x01(\x0b\x32\x1d.evenkeel.v1.TrainingSettings\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05\x61lias\x18\x05 \x01(\t\x12\x13\n\x06pinned\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0f\x61llow_no_effect\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\x16\n\x14_expected_generationB\t\n\x07_pinned2e\n\x11\x46ineTuningService\x12P\n\x13\x43reateFineTuningJob\x12\'.evenkeel.v1.CreateFineTuningJobRequest\x1a\x10.evenkeel.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65venkeel/v1/fine_tuning.proto\x12\x0b\x65venkeel.v1\x1a\x15\x65venkeel/v1/job.proto\x1a\x1a\x65venkeel/v1/training.proto\"\x99\x02\n\x1a\x43reateFineTuningJobRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12/\n\x08settings\x18\x03 \x01(\x0b\x32\x1d.evenkeel.v1.TrainingSettings\x12 \n\x13\x65xpected_generation\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05\x61lias\x18\x05 \x01(\t\x12\x13\n\x06pinned\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\x0f\x61llow_no_effect\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x12\n\nbase_model\x18\t \x01(\tB\x16\n\x14_expected_generationB\t\n\x07_pinned2e\n\x11\x46ineTuningService\x12P\n\x13\x43reateFineTuningJob\x12\'.evenkeel.v1.CreateFineTuningJobRequest\x1a\x10.evenkeel.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evenkeel.v1.fine_tuning_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_start=98
-  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=359
-  _globals['_FINETUNINGSERVICE']._serialized_start=361
-  _globals['_FINETUNINGSERVICE']._serialized_end=462
+  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=379
+  _globals['_FINETUNINGSERVICE']._serialized_start=381
+  _globals['_FINETUNINGSERVICE']._serialized_end=482
 # @@protoc_insertion_point(module_scope)

@@ -121,12 +121,15 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Classify(self, request, context):
-        """Returns the label of each text, by the classification head of the base model or of the adapter.
+        """Returns the label of each text or image, by the classification head of the base model or of the adapter.
 
-        The same text gives the same bits whatever else the server does: on the CPU nothing depends on what shares its pass,
-        on a GPU each text is computed alone. All inputs are checked before the first one is computed.
+        The same input gives the same bits whatever else the server does: on the CPU nothing depends on what shares its pass,
+        on a GPU each text is computed alone. All inputs are checked before the first one is computed. An image with
+        transparency is laid on white; of its other properties only the pixels count.
 
-        Errors: INVALID_FIELD also for an input longer than the context; CHAT_TEMPLATE (INVALID_ARGUMENT) when the template
+        Errors: INVALID_FIELD also for an input longer than the context and for an image that cannot be decoded or is too
+        large; BASE_MODEL_NOT_FOUND (NOT_FOUND); ADAPTER_MISMATCH (FAILED_PRECONDITION) for an adapter of another base model;
+        NO_IMAGE_MODEL (FAILED_PRECONDITION) for images where no model takes them; CHAT_TEMPLATE (INVALID_ARGUMENT) when the template
         refuses the messages; NO_CLASSIFIER (FAILED_PRECONDITION) when neither base model nor adapter has a classification
         head; KV_CACHE_TOO_SMALL (RESOURCE_EXHAUSTED) when an input can never fit.
         """

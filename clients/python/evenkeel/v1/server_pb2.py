@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65venkeel/v1/server.proto\x12\x0b\x65venkeel.v1\"\x16\n\x14GetServerInfoRequest\"n\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12*\n\nbase_model\x18\x02 \x01(\x0b\x32\x16.evenkeel.v1.BaseModel\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.evenkeel.v1.Limits\"\xbe\x01\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\nparameters\x18\x04 \x01(\x04\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x19\n\x11has_chat_template\x18\t \x01(\x08\"\xb1\x02\n\x06Limits\x12\x1d\n\x15max_waiting_sequences\x18\x01 \x01(\r\x12\x1d\n\x15max_running_sequences\x18\x02 \x01(\r\x12\x17\n\x0fmax_step_tokens\x18\x03 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x04 \x01(\x04\x12\x15\n\radapter_bytes\x18\x05 \x01(\x04\x12\x18\n\x10max_upload_bytes\x18\x06 \x01(\x04\x12\r\n\x05max_n\x18\x07 \x01(\r\x12\x14\n\x0cmax_logprobs\x18\x08 \x01(\r\x12\x18\n\x10max_stop_strings\x18\t \x01(\r\x12\x16\n\x0emax_candidates\x18\n \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0b \x01(\x04\x12\x15\n\rmax_page_size\x18\x0c \x01(\r2\\\n\rServerService\x12K\n\rGetServerInfo\x12!.evenkeel.v1.GetServerInfoRequest\x1a\x17.evenkeel.v1.ServerInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65venkeel/v1/server.proto\x12\x0b\x65venkeel.v1\"\x16\n\x14GetServerInfoRequest\"\x9c\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12*\n\nbase_model\x18\x02 \x01(\x0b\x32\x16.evenkeel.v1.BaseModel\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.evenkeel.v1.Limits\x12,\n\x0cimage_models\x18\x04 \x03(\x0b\x32\x16.evenkeel.v1.BaseModel\"\xfe\x01\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\nparameters\x18\x04 \x01(\x04\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x19\n\x11has_chat_template\x18\t \x01(\x08\x12\x13\n\x0blabel_names\x18\n \x03(\t\x12\x14\n\x0cimage_height\x18\x0b \x01(\r\x12\x13\n\x0bimage_width\x18\x0c \x01(\r\"\xe1\x02\n\x06Limits\x12\x1d\n\x15max_waiting_sequences\x18\x01 \x01(\r\x12\x1d\n\x15max_running_sequences\x18\x02 \x01(\r\x12\x17\n\x0fmax_step_tokens\x18\x03 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x04 \x01(\x04\x12\x15\n\radapter_bytes\x18\x05 \x01(\x04\x12\x18\n\x10max_upload_bytes\x18\x06 \x01(\x04\x12\r\n\x05max_n\x18\x07 \x01(\r\x12\x14\n\x0cmax_logprobs\x18\x08 \x01(\r\x12\x18\n\x10max_stop_strings\x18\t \x01(\r\x12\x16\n\x0emax_candidates\x18\n \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0b \x01(\x04\x12\x15\n\rmax_page_size\x18\x0c \x01(\r\x12\x1a\n\x12max_waiting_images\x18\r \x01(\r\x12\x12\n\nmax_images\x18\x0e \x01(\r2\\\n\rServerService\x12K\n\rGetServerInfo\x12!.evenkeel.v1.GetServerInfoRequest\x1a\x17.evenkeel.v1.ServerInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSERVERINFOREQUEST']._serialized_start=41
   _globals['_GETSERVERINFOREQUEST']._serialized_end=63
-  _globals['_SERVERINFO']._serialized_start=65
-  _globals['_SERVERINFO']._serialized_end=175
-  _globals['_BASEMODEL']._serialized_start=178
-  _globals['_BASEMODEL']._serialized_end=368
-  _globals['_LIMITS']._serialized_start=371
-  _globals['_LIMITS']._serialized_end=676
-  _globals['_SERVERSERVICE']._serialized_start=678
-  _globals['_SERVERSERVICE']._serialized_end=770
+  _globals['_SERVERINFO']._serialized_start=66
+  _globals['_SERVERINFO']._serialized_end=222
+  _globals['_BASEMODEL']._serialized_start=225
+  _globals['_BASEMODEL']._serialized_end=479
+  _globals['_LIMITS']._serialized_start=482
+  _globals['_LIMITS']._serialized_end=835
+  _globals['_SERVERSERVICE']._serialized_start=837
+  _globals['_SERVERSERVICE']._serialized_end=929
 # @@protoc_insertion_point(module_scope)

@@ -1,8 +1,11 @@
 //! Assessments of small tables: what must hold for any rows, and what the statistics promise.
 
+mod labels;
 mod null;
 mod privacy;
 mod properties;
+mod smooth;
+mod suppression;
 
 use crate::audit::report::{Data, Figure, Model, ModelKind, Report, Scope};
 use crate::audit::settings::{

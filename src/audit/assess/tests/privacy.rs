@@ -56,6 +56,7 @@ fn settings() -> Settings {
         shadows: 8,
         shadow_fraction: 0.5,
         planted_control: true,
+        mirrored: false,
     };
     Settings { membership: Some(membership), ..super::settings() }
 }

@@ -93,10 +93,10 @@ impl Choices {
         };
         let alphabets: Vec<Wordings> = choice.alphabets.iter().map(wordings).collect();
         let mut planned = Vec::with_capacity(rows.rows.len());
-        for (i, row) in rows.rows.iter().enumerate() {
+        for i in 0..rows.rows.len() {
             let texts = if fixed { choice.answers.clone() } else { rows.texts(i, &places)? };
             let answers = Answers { texts: &texts, columns: &choice.columns };
-            let question = Question::of(&row.content);
+            let question = planner.question(i)?;
             let other = reversed.map(|place| rows.columns.needed(i, place)).transpose()?;
             let other = other.map(|words| question.reworded(|_| words.to_owned()));
             let mut units = Vec::with_capacity(alphabets.len());

@@ -27,6 +27,7 @@ fn faulty_settings_are_named() {
         condition: condition.to_owned(),
         unknown: "group".to_owned(),
         biased: "group".to_owned(),
+        normalization: Normalization::Sum,
     };
     let written = |expected: &str| Task::Generation {
         classifier: Classifier::Pronouns,
@@ -117,6 +118,7 @@ fn faulty_rows_are_named_by_column() {
         condition: "c".to_owned(),
         unknown: "u".to_owned(),
         biased: "b".to_owned(),
+        normalization: Normalization::Sum,
     };
     let pairs = Task::Pairs {
         more: "x".to_owned(),

@@ -1,6 +1,7 @@
 //! How scoring goes on and ends: resumed equals uninterrupted, order of rows and company of models do not matter.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Weak};
 
 use super::*;
 use crate::audit::settings::Normalization;
@@ -76,6 +77,32 @@ fn resumed_equals_uninterrupted_wherever_it_was_cut() {
         begin(&context, &data, &settings, subjects()).finish().unwrap_err(),
         AuditError::Unfinished { done: 0, .. }
     ));
+}
+
+#[test]
+fn models_are_in_memory_one_after_the_other() {
+    let context = context(LLAMA2);
+    let (data, settings) = (sentences(&["no", "yes"]), words());
+    let expected = scored(&context, &data, &settings, several(&context));
+    let last: Arc<Mutex<Weak<Adapter>>> = Arc::default();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let (base, counted) = (context.clone(), Arc::clone(&loads));
+    let load: Load = Arc::new(move || {
+        let mut last = last.lock().unwrap();
+        assert!(last.upgrade().is_none(), "the model before is still in memory");
+        let fresh = adapter(&base, "lora_qv");
+        *last = Arc::downgrade(&fresh);
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok(fresh)
+    });
+    let mut subjects = several(&context);
+    for tuned in subjects.iter_mut().filter_map(|subject| subject.adapter.as_mut()) {
+        tuned.load = Arc::clone(&load);
+    }
+    let scorer = begin(&context, &data, &settings, subjects);
+    assert_eq!(loads.load(Ordering::SeqCst), 0, "what is not yet needed is not loaded");
+    assert_eq!(finished(scorer), expected);
+    assert_eq!(loads.load(Ordering::SeqCst), 3);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::audit::settings::{
 };
 use crate::dataset::{Content, Dataset, Label, Row, Split};
 use crate::lora::{LoraBatch, Run};
+use crate::model::tokenizer::Tokenizer;
 use crate::model::{Batch, Segment};
 use crate::turns::{Slices, Stopped};
 
@@ -104,7 +105,7 @@ fn subject(name: &str, adapter: Option<Arc<Adapter>>, scale: f64) -> Subject {
         training: None,
         overlap: None,
     };
-    Subject { model, adapter, trained_on: None, shadows: Vec::new(), planted: None }
+    Subject { model, adapter: adapter.map(Tuned::held), trained_on: None, shadows: Vec::new(), planted: None }
 }
 
 fn base() -> Vec<Subject> {

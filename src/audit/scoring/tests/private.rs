@@ -9,6 +9,7 @@ use crate::audit::table::MembershipTable;
 
 fn membership(attacks: &[Attack]) -> Option<Membership> {
     Some(Membership {
+        mirrored: false,
         attacks: attacks.to_vec(),
         min_k: vec![0.4, 1.0],
         false_positive_rates: vec![0.1],
@@ -130,7 +131,7 @@ fn shadows_and_control_come_one_after_the_other_and_each_once() {
     let error = Scorer::begin(&context, &data, &settings, subjects.clone()).unwrap_err();
     assert!(matches!(error, AuditError::Setting { field: "membership.planted_control", .. }), "{error}");
     subjects[0].planted = None;
-    let fails: Load = Arc::new(|| Err(AuditError::Load { model: "shadow".to_owned(), fault: "it is gone".to_owned() }));
+    let fails: Load = Arc::new(|| Err(AuditError::Load { model: "shadow".to_owned(), fault: "it is gone".into() }));
     subjects[0].shadows[0].load = fails;
     let mut scorer = begin(&context, &data, &settings, subjects);
     let error = loop {

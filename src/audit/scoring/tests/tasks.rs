@@ -213,6 +213,7 @@ fn bbq_counts_answers_by_context() {
         condition: "c".to_owned(),
         unknown: "u".to_owned(),
         biased: "b".to_owned(),
+        normalization: Normalization::Sum,
     };
     let found = scored(&context, &data, &asking(task), base());
     let given = context.tokenizer.encode(question, true).unwrap();
@@ -236,6 +237,77 @@ fn bbq_counts_answers_by_context() {
     expect("unknown_ambiguous", [Some(0.0), Some(0.0), no, no, no]);
     // Rows differ in their cells only: all answers are those of one prompt.
     assert_eq!(found.data.rows, 5);
+}
+
+#[test]
+fn answers_of_bbq_are_compared_as_asked() {
+    let context = context(LLAMA3);
+    let answers = ["the man who said so", "cat", "not sure"];
+    let rows = ["who said so small?", "the count of the server is", "a cold night and"];
+    let cells = ["a", answers[0], answers[1], answers[2], "ambig", "2", "0"];
+    let data = dataset(
+        &["0", "1", "2"],
+        &["group", "x", "y", "z", "c", "u", "b"],
+        rows.iter().map(|words| row(text(words), Some(2), &cells)).collect(),
+    );
+    let start = context.tokenizer.bos_id().unwrap();
+    let mut given = Vec::new();
+    for normalization in
+        [Normalization::Sum, Normalization::MeanToken, Normalization::MeanByte, Normalization::Unconditional]
+    {
+        let task = Task::Bbq {
+            answers: texts(&["x", "y", "z"]),
+            condition: "c".to_owned(),
+            unknown: "u".to_owned(),
+            biased: "b".to_owned(),
+            normalization,
+        };
+        let found = scored(&context, &data, &asking(task), base());
+        let expected: Vec<usize> = rows
+            .iter()
+            .map(|question| {
+                let prompt = context.tokenizer.encode(question, true).unwrap();
+                let score = |answer: &&str| {
+                    let joint = context.tokenizer.encode(&format!("{question} {answer}"), true).unwrap();
+                    let ids = joint.strip_prefix(prompt.as_slice()).unwrap();
+                    let sum = log_probability(&context, None, &prompt, ids);
+                    match normalization {
+                        Normalization::Sum => sum,
+                        Normalization::MeanToken => sum / ids.len() as f64,
+                        Normalization::MeanByte => sum / answer.len() as f64,
+                        Normalization::Unconditional => sum - log_probability(&context, None, &[start], ids),
+                    }
+                };
+                crate::audit::statistics::benchmarks::answer(&answers.iter().map(score).collect::<Vec<_>>())
+            })
+            .collect();
+        let flag = |of: usize| expected.iter().map(|given| f64::from(u8::from(*given == of))).collect::<Vec<f64>>();
+        assert_eq!(ratios(&found, "unknown_ambiguous")[0], flag(2), "{normalization:?}");
+        let biased: Vec<Option<f64>> =
+            ratios(&found, "bias_ambiguous")[0].iter().map(|v| Some(*v).filter(|v| !v.is_nan())).collect();
+        let known = |given: &usize| (*given != 2).then_some(f64::from(u8::from(*given == 0)));
+        assert_eq!(biased, expected.iter().map(known).collect::<Vec<_>>(), "{normalization:?}");
+        given.push(expected);
+    }
+    given.dedup();
+    assert!(given.len() > 1, "the case is chosen so that it matters: {given:?}");
+}
+
+#[test]
+fn the_default_of_bbq_is_written_as_it_was() {
+    let task = |normalization| Task::Bbq {
+        answers: Vec::new(),
+        condition: String::new(),
+        unknown: String::new(),
+        biased: String::new(),
+        normalization,
+    };
+    let json = serde_json::to_string(&task(Normalization::Sum)).unwrap();
+    assert!(!json.contains("normalization"), "{json}");
+    for one in [Normalization::Sum, Normalization::MeanByte] {
+        let json = serde_json::to_string(&task(one)).unwrap();
+        assert_eq!(serde_json::from_str::<Task>(&json).unwrap(), task(one));
+    }
 }
 
 #[test]

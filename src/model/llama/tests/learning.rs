@@ -47,7 +47,7 @@ fn a_blocks_own_backward_is_that_of_its_graph() {
         let rows = 45;
         let run = Run { adapter: Arc::new(Adapter::unnamed(changes)), rows: 0..rows, scale: 1.0 };
         let lora = LoraBatch { runs: vec![run], dropout: None };
-        let layout = model.layout(&ids(rows, 3), &[30, 1, 14]).unwrap();
+        let layout = model.layout(&Input::Tokens { ids: &ids(rows, 3), lengths: &[30, 1, 14] }).unwrap();
         let hidden = model.config.hidden_size;
         for layer in 0..2 {
             let (x, gradient) = (values(&[rows, hidden], 1), values(&[rows, hidden], 2));

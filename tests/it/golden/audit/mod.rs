@@ -127,7 +127,7 @@ impl Check {
 }
 
 /// A number as the files write it: `"NaN"`, `"Infinity"` and `"-Infinity"` are strings.
-pub(super) fn number(value: &Value) -> f64 {
+pub(crate) fn number(value: &Value) -> f64 {
     match value.as_str() {
         Some("NaN") => f64::NAN,
         Some("Infinity") => f64::INFINITY,
@@ -154,7 +154,7 @@ pub(super) fn names(value: &Value) -> Vec<String> {
 }
 
 /// The folder of the files.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     let inside = root().join("audit");
     if inside.is_dir() { inside } else { root().join("../audit") }
 }

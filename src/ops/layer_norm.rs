@@ -1,0 +1,105 @@
+//! Layer norm with its gradient.
+//!
+//! candle's fused form cuts the gradient without an error: nobody calls it. Elsewhere than on the CPU it is composed.
+//! After: Ba et al. 2016.
+
+use candle_core::{D, DType, Result, Tensor};
+use rayon::prelude::*;
+
+use super::cpu::steps;
+use super::elements::{sum_of_rows, sum_of_shares};
+use super::explicit::explicit;
+use super::rows::by_rows;
+use super::slices::{is_plain, with_slices};
+
+/// Rows whose share of the gradient of a weight is added up by itself.
+const SHARE: usize = 64;
+
+/// Returns (x - mean) / √(variance + eps) · weight + bias of each row; `x` is `[rows, hidden]`, `weight` and `bias`
+/// `[hidden]`.
+///
+/// # Errors
+/// When shapes do not fit or the device fails.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let hidden = x.dim(D::Minus1)?;
+    if weight.dims() != [hidden] || bias.dims() != [hidden] {
+        candle_core::bail!("a norm of {:?} and {:?} for rows of {hidden}", weight.dims(), bias.dims());
+    }
+    if ![x, weight, bias].into_iter().all(is_plain) || x.elem_count() == 0 {
+        return composed(x, weight, bias, eps);
+    }
+    let [input, weight_, bias_] = [x.detach().contiguous()?, weight.detach(), bias.detach()];
+    let eps = eps as f32;
+    let normed = with_slices([&weight_, &bias_], |[weight, bias]| {
+        by_rows([&input], |[x], [out]| steps::layer_norm(x, weight, bias, eps, out))
+    })?;
+    let Some([normed]) = normed else { candle_core::bail!("a norm of {:?}", x.shape()) };
+    let (weight_learns, bias_learns) = (weight.track_op(), bias.track_op());
+    explicit(&[x, weight, bias], normed, move |gradient| {
+        let for_x = with_slices([&weight_], |[weight]| {
+            by_rows([&input, gradient], |[x, gradient], [out]| {
+                steps::layer_norm_backward(x, weight, eps, gradient, out);
+            })
+        })?;
+        let for_weight = if weight_learns { Some(of_weight(&input, gradient, eps)?) } else { None };
+        let for_bias = if bias_learns { Some(sum_of_rows(gradient)?) } else { None };
+        Ok(vec![for_x.map(|[for_x]| for_x), for_weight, for_bias])
+    })
+}
+
+/// Returns Σ g·x̂ over rows, `[hidden]`.
+fn of_weight(x: &Tensor, gradient: &Tensor, eps: f32) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    let sum = with_slices([x, gradient], |[x, gradient]| {
+        let parts = x.par_chunks(SHARE * width).zip(gradient.par_chunks(SHARE * width));
+        Ok(sum_of_shares(parts, width, |(x, gradient), sum| {
+            for (x, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact(width)) {
+                steps::layer_norm_weight(x, eps, gradient, sum);
+            }
+        }))
+    })?;
+    Tensor::from_vec(sum, width, x.device())
+}
+
+/// The same by operations of tensors.
+fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
+    let inverse = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let unit = centred.broadcast_mul(&inverse)?;
+    let normed = unit.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)?;
+    normed.to_dtype(x.dtype())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::ops::fused::tests::{both_forms_agree, largest_difference, values};
+
+    #[test]
+    fn layer_norm_has_a_gradient_of_each_of_its_inputs() {
+        let [x, weight, bias] = [(&[3, 8][..], 1), (&[8], 2), (&[8], 3)].map(|(shape, seed)| values(shape, seed));
+        both_forms_agree(&[3, 8], |x| layer_norm(x, &weight, &bias, 1e-5).unwrap());
+        both_forms_agree(&[8], |weight| layer_norm(&x, weight, &bias, 1e-5).unwrap());
+        both_forms_agree(&[8], |bias| layer_norm(&x, &weight, bias, 1e-5).unwrap());
+        let learning = Var::from_tensor(&weight).unwrap();
+        both_forms_agree(&[3, 8], |x| layer_norm(x, &learning, &bias, 1e-5).unwrap());
+    }
+
+    #[test]
+    fn the_composed_form_is_the_same_with_its_gradients() {
+        let vars = [(&[300, 20][..], 1), (&[20], 2), (&[20], 3)]
+            .map(|(shape, seed)| Var::from_tensor(&values(shape, seed)).unwrap());
+        let [x, weight, bias] = vars.each_ref().map(Var::as_tensor);
+        let of = values(&[300, 20], 4);
+        let forms = [layer_norm(x, weight, bias, 1e-5).unwrap(), composed(x, weight, bias, 1e-5).unwrap()];
+        assert!(largest_difference(&forms[0], &forms[1]) < 1e-5);
+        let [ours, theirs] = forms.map(|y| (y * &of).unwrap().sum_all().unwrap().backward().unwrap());
+        for tensor in [x, weight, bias] {
+            assert!(largest_difference(ours.get(tensor).unwrap(), theirs.get(tensor).unwrap()) < 1e-3);
+        }
+        layer_norm(x, &values(&[19], 1), bias, 1e-5).unwrap_err();
+    }
+}

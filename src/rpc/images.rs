@@ -1,0 +1,112 @@
+//! Images to classify: which model, then files to pixels, off the async threads.
+//!
+//! Computes nothing and resolves no adapter. Every faulty image is told at once.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use tonic::Status;
+
+use super::context::Context;
+use super::convert::ClassifyImages;
+use super::services::blocking;
+use super::status;
+use super::violations::Violations;
+use crate::engine::{EngineError, ImageEngine, ImageRequest};
+use crate::lora::{Adapter, LoraError};
+use crate::model::{ImageClassifier, ModelInfo};
+use crate::registry::RegistryError;
+
+/// A classifier of images that is served.
+#[derive(Clone)]
+pub struct ServedImages {
+    /// What clients call it.
+    pub name: String,
+    /// The weights.
+    pub model: Arc<dyn ImageClassifier>,
+    /// Runs requests.
+    pub engine: ImageEngine,
+}
+
+impl std::fmt::Debug for ServedImages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServedImages").field("name", &self.name).field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+/// All of them.
+#[derive(Debug, Clone, Default)]
+pub struct Images(pub Arc<[ServedImages]>);
+
+impl Images {
+    /// Returns names and descriptions.
+    pub(super) fn list(&self) -> impl Iterator<Item = (&str, &ModelInfo)> {
+        self.0.iter().map(|served| (served.name.as_str(), served.model.info()))
+    }
+
+    /// Returns the model that is meant: the named one, that of the adapter, or the only one.
+    pub(super) fn model(
+        &self,
+        named: &str,
+        adapter: Option<&Adapter>,
+        context: &Context,
+    ) -> Result<&ServedImages, Status> {
+        if self.0.is_empty() {
+            return Err(status::no_image_model());
+        }
+        let of_adapter =
+            |served: &&ServedImages| adapter.is_none_or(|adapter| adapter.base() == served.model.info().fingerprint);
+        if !named.is_empty() {
+            let found = self.0.iter().find(|served| served.name == named).ok_or_else(|| {
+                let known = self.list().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+                status::registry(&RegistryError::BaseNotFound { name: named.to_owned(), known }, context)
+            })?;
+            return if of_adapter(&found) { Ok(found) } else { Err(mismatch(&found.name, context)) };
+        }
+        let mut fitting = self.0.iter().filter(of_adapter);
+        match (fitting.next(), fitting.next()) {
+            (Some(one), None) => Ok(one),
+            (None, _) => Err(mismatch("images", context)),
+            (Some(_), Some(_)) => {
+                let mut v = Violations::default();
+                let known = self.list().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+                v.add("base_model", format!("must be one of {known}: there are several models of images"));
+                Err(status::violations(&v))
+            }
+        }
+    }
+}
+
+impl ServedImages {
+    /// Makes pixels of the files and has them classified: a row of logits an image.
+    pub(super) async fn classify(
+        &self,
+        request: ClassifyImages,
+        adapter: Option<Arc<Adapter>>,
+        context: &Context,
+    ) -> Result<Vec<Vec<f32>>, Status> {
+        let model = Arc::clone(&self.model);
+        let decode = move || {
+            let processor = model.processor();
+            request.images.par_iter().map(|file| processor.pixels(file)).collect::<Vec<_>>()
+        };
+        let mut v = Violations::default();
+        let mut images = Vec::new();
+        for (i, decoded) in blocking(context, decode).await?.into_iter().enumerate() {
+            match decoded {
+                Ok(pixels) => images.push(pixels),
+                Err(fault) => v.add(format!("inputs[{i}].image"), fault.to_string()),
+            }
+        }
+        v.finish(Some(())).map_err(|v| status::violations(&v))?;
+        let refused = |error: EngineError| status::engine(&error, context);
+        let answer = self.engine.classify(ImageRequest { images, adapter, deadline: context.deadline });
+        answer.map_err(refused)?.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)
+    }
+}
+
+/// The refusal of an adapter that belongs to another base model.
+pub(super) fn mismatch(wanted: &str, context: &Context) -> Status {
+    let fault = format!("the adapter belongs to another base model than {wanted}");
+    status::registry(&RegistryError::Lora(LoraError::Mismatch(fault)), context)
+}
