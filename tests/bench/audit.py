@@ -182,9 +182,11 @@ def lira(options):
 
 
 def keep(options, client, name):
-    """Keeps the page of a report below the work folder."""
-    with open(f"{options.work}/report-{name}.html", "wb") as page:
+    """Keeps the page of a report below the work folder, and returns its path."""
+    path = f"{options.work}/report-{name}.html"
+    with open(path, "wb") as page:
         page.write(client.report_file(name, "html"))
+    return path
 
 
 def main():
@@ -204,4 +206,5 @@ def main():
             part(options)
 
 
-main()
+if __name__ == "__main__":
+    main()

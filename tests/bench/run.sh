@@ -9,6 +9,7 @@
 #                                                                  the same GGUF formats as llama.cpp
 #        tests/bench/run.sh --audit [--hatecheck FOLDER] [--shadows N] [OPTION]...
 #                                                                  audits of real data, scoring against transformers
+#        tests/bench/run.sh --vision [OPTION]...                   images: speed, a real task, audits
 # options: --rounds N, --only TEXT (figures whose title holds it), --program FILE (measures that one, builds nothing),
 #          --smoke (a few tokens each: shows that everything works; the figures mean nothing)
 set -euo pipefail
@@ -23,6 +24,7 @@ while [ $# -gt 0 ]; do
         --all) parts="serving training" ;;
         --formats) parts=formats ;;
         --audit) parts=audit ;;
+        --vision) parts=vision ;;
         --program) program=$2; shift ;;
         --sst2) sst2=(--sst2 "$2"); shift ;;
         --rounds | --only | --text | --llama-server | --adapters | --hatecheck | --shadows) options+=("$1" "$2"); shift ;;
@@ -34,7 +36,8 @@ done
 
 if ! cmp -s tests/bench/requirements.txt "$here/venv/installed"; then
     echo "$(date +%T) peers" >&2
-    python3 -m venv --clear "$here/venv"
+    # One that was finished once is only brought up to date: it is large.
+    [ -e "$here/venv/installed" ] || python3 -m venv --clear "$here/venv"
     "$here/venv/bin/pip" install -q --disable-pip-version-check -r tests/bench/requirements.txt
     cp tests/bench/requirements.txt "$here/venv/installed"
 fi
@@ -52,6 +55,8 @@ for part in $parts; do
         serving) "$python" tests/bench/bench.py --binary "$program" --gguf "$gguf" --work "$here" "${options[@]}" ;;
         formats) "$python" tests/bench/formats.py --binary "$program" --gguf "$gguf" --work "$here" "${options[@]}" ;;
         audit) "$python" tests/bench/audit.py --binary "$program" --folder "$here/smollm2-f32" --work "$here" \
+            "${options[@]}" ;;
+        vision) "$python" tests/bench/vision.py --binary "$program" --folder "$here/smollm2-f32" --work "$here" \
             "${options[@]}" ;;
         training) "$python" tests/bench/training.py --binary "$program" --folder "$here/smollm2-f32" --work "$here" \
             "${options[@]}" "${sst2[@]}" ;;

@@ -162,6 +162,15 @@ class Client:
         return list(self.inference.Classify(request, timeout=self.timeout).classifications)
 
     @_typed
+    def classify_images(
+        self, images: Iterable[bytes], *, adapter: str = "", base_model: str = ""
+    ) -> list[inference_pb2.Classification]:
+        """Labels of images, given as the bytes of JPEG, PNG or WebP files, with probabilities in the order of the labels."""
+        inputs = [inference_pb2.ClassifyInput(image=image) for image in images]
+        request = inference_pb2.ClassifyRequest(adapter=adapter, inputs=inputs, base_model=base_model)
+        return list(self.inference.Classify(request, timeout=self.timeout).classifications)
+
+    @_typed
     def upload(self, name: str, folder: str | os.PathLike, *, request_id: str | None = None, **header):
         """Publishes a PEFT folder, or one with a whole model, under a name; `header` as in UploadAdapterHeader."""
         is_peft = os.path.exists(os.path.join(folder, PEFT[0]))
@@ -332,6 +341,7 @@ class Client:
         *,
         alias: str = "",
         expected_generation: str | None = None,
+        base_model: str = "",
         request_id: str | None = None,
         **settings,
     ) -> str:
@@ -341,7 +351,7 @@ class Client:
         """
         request = fine_tuning_pb2.CreateFineTuningJobRequest(
             adapter=adapter, dataset=dataset, settings=training_pb2.TrainingSettings(**settings), alias=alias,
-            expected_generation=expected_generation, request_id=_id(request_id),
+            expected_generation=expected_generation, base_model=base_model, request_id=_id(request_id),
         )
         return self.fine_tuning.CreateFineTuningJob(request, timeout=self.timeout).id
 
@@ -393,6 +403,7 @@ class Client:
         *,
         sweeps: Iterable[dict] = (),
         keep_models: bool | None = None,
+        base_model: str = "",
         request_id: str | None = None,
         **settings,
     ) -> str:
@@ -404,7 +415,7 @@ class Client:
         request = audit_pb2.CreateAuditRequest(
             name=name, dataset=dataset, models=[_model(model) for model in models], sweeps=list(sweeps),
             settings=audit_settings_pb2.AuditSettings(**settings), keep_models=keep_models,
-            request_id=_id(request_id),
+            base_model=base_model, request_id=_id(request_id),
         )
         return self.audits.CreateAudit(request, timeout=self.timeout).id
 
