@@ -258,9 +258,9 @@ def task(options):
     with serve(options, images=folder) as client:
         upload(client, "task", rows, "brightness")
         print(f"\n{name}, Fashion-MNIST, {train_rows} rows to train on, {test_rows} to test with")
-        train(client, "head", "task", "images", head_only={}, epochs=2, learning_rate=1e-2, **common)
+        train(client, "head", "task", "images", head_only={}, epochs=4, learning_rate=1e-2, **common)
         train(client, "lora", "task", "images", lora=lora(name), epochs=2, learning_rate=1e-3, **common)
-        train(client, "full", "task", "images", full={}, epochs=1, learning_rate=5e-5, **common)
+        train(client, "full", "task", "images", full={}, epochs=2, learning_rate=5e-5, **common)
         audit(options, client, "task", ["head", "lora", "full"], "images", "brightness",
               ["head only", "LoRA", "all weights"])
         for tuned in ["lora", "full"]:
@@ -269,7 +269,7 @@ def task(options):
 
 def scratch(options):
     """A small Swin-v2 from random weights, then a LoRA on it for images that are turned; an audit of both."""
-    train_rows, test_rows, epochs = (32, 16, 1) if options.smoke else (6000, 1000, 4)
+    train_rows, test_rows, epochs = (32, 16, 1) if options.smoke else (6000, 1000, 6)
     folder = vision_data.swin_small(options.work)
     rows = vision_data.rows(options.work, train_rows, test_rows, "rotation", ["upright"])
     test = [row for row in rows if row["split"] == "test"]

@@ -300,7 +300,8 @@ def fashion_mnist(work, folder):
         os.remove(f"{folder}/{name}")
         installed = f"{folder}{installed}"
     for name in os.listdir(installed):
-        shutil.copy(os.path.realpath(f"{installed}/{name}"), f"{folder}/{name}")
+        shutil.copy(f"{installed}/{name}", f"{folder}/{name}")
+    shutil.rmtree(f"{folder}/usr", ignore_errors=True)
 
 
 def fashion(work, part):
