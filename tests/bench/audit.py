@@ -65,10 +65,10 @@ def with_transformers(folder, items):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def figures(report, measure, scope, model=0, versus=None):
-    """Figures of one measure, scope (its number in the proto) and model, in the order of the report."""
+def figures(report, measure, scope, model=0, versus=None, stratum=""):
+    """Figures of one measure, scope (its number in the proto), model and stratum, in the order of the report."""
     for figure in report.figures:
-        same = figure.measure == measure and figure.scope == scope and figure.model == model and not figure.control.column
+        same = figure.measure == measure and figure.scope == scope and figure.model == model and figure.control.value == stratum
         if same and (figure.versus if figure.HasField("versus") else None) == versus and not getattr(figure, "class"):
             yield figure
 

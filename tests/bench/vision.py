@@ -207,10 +207,10 @@ def audit(options, client, name, audited, base, group, titles):
 
 
 def lines(report, measure, scope, count):
-    """Rows of the table: one of each group, or one."""
-    found = {}
+    """Rows of the table: one of each group, or one; but for membership of the test rows."""
+    found, stratum = {}, "" if measure.startswith("mia_") else "test"
     for model in range(count):
-        for figure in figures(report, measure, scope, model):
+        for figure in figures(report, measure, scope, model, stratum=stratum):
             what = {OVERALL: "", GROUP: f", {figure.group}", DIFFERENCE: f", gap over {figure.attribute}"}[scope]
             found.setdefault(f"{measure}{what}", [""] * count)[model] = text(figure)
     return [[title, *cells] for title, cells in found.items()]
