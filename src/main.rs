@@ -85,9 +85,9 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
 
-/// Returns a list of texts as a setting is written, nothing for an empty one.
+/// Returns a list of texts as the value of a flag is read, nothing for an empty one.
 fn list(texts: &[String]) -> Option<String> {
-    (!texts.is_empty()).then(|| format!("{texts:?}"))
+    (!texts.is_empty()).then(|| texts.join(","))
 }
 
 impl SettingsArgs {

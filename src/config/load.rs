@@ -205,13 +205,15 @@ impl Loader {
     }
 }
 
-/// Returns a text as it stands and, if it spells one, the truth value or whole number: no setting is of another type.
+/// Returns a text as it stands, as a list of what stands between its commas and, if it spells one, the truth value or
+/// whole number: no setting is of another type.
 ///
 /// figment's own reader of texts is not used: it panics on a backslash behind a character of several bytes (0.10.19).
 fn forms(text: &str) -> Vec<Value> {
     let truth = text.parse::<bool>().ok().map(Value::from);
     let spelled = truth.or_else(|| text.parse::<u64>().ok().map(Value::from));
-    std::iter::once(Value::from(text)).chain(spelled).collect()
+    let list: Vec<&str> = text.split(',').map(str::trim).collect();
+    [Value::from(text), Value::from(list)].into_iter().chain(spelled).collect()
 }
 
 fn first_line(text: &str) -> &str {
@@ -256,13 +258,14 @@ mod tests {
                 variable("EVENKEEL__MODEL__NAME", "123"),
                 variable("EVENKEEL_GOLDEN", "somewhere"),
             ],
-            flags: vec![flag("engine.max_step_tokens", "300"), flag("server.listen", "[::1]:0")],
+            flags: vec![flag("engine.max_step_tokens", "300"), flag("server.listen", "[::1]:0"), flag("model.images", "a=x, b")],
         };
         let loaded = load(&sources).unwrap();
         assert_eq!(loaded.settings.engine.max_step_tokens, 300);
         assert_eq!(loaded.settings.engine.max_running_sequences, 7);
         assert_eq!(loaded.settings.model.name.as_deref(), Some("123"));
         assert_eq!(loaded.settings.server.listen.port(), 0);
+        assert_eq!(loaded.settings.model.images, ["a=x", "b"]);
         assert_eq!(loaded.settings.registry, Settings::default().registry);
         assert_eq!(loaded.origins["engine.max_step_tokens"], "--set");
         assert_eq!(loaded.origins["model.name"], "variable EVENKEEL__MODEL__NAME");
