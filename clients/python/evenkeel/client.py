@@ -32,6 +32,10 @@ FULL = ("config.json", "model.safetensors")
 Messages = Sequence[dict[str, str]]
 
 
+# Largest answer in bytes.
+MAX_MESSAGE = 256 << 20
+
+
 class EvenkeelError(Exception):
     """The server refused: `code`, `reason` as the proto names it, faulty fields, seconds to wait, id for the log."""
 
@@ -91,7 +95,10 @@ class Client:
     """A connection to one server; a context manager. `timeout` is the deadline of a call in seconds."""
 
     def __init__(self, target: str, *, timeout: float = 60, credentials: grpc.ChannelCredentials | None = None):
-        self.channel = grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target)
+        # Reports of large audits are longer than the 4 MiB that gRPC takes by default.
+        options = [("grpc.max_receive_message_length", MAX_MESSAGE)]
+        self.channel = (grpc.secure_channel(target, credentials, options) if credentials
+                        else grpc.insecure_channel(target, options))
         self.timeout = timeout
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
