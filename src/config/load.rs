@@ -258,7 +258,11 @@ mod tests {
                 variable("EVENKEEL__MODEL__NAME", "123"),
                 variable("EVENKEEL_GOLDEN", "somewhere"),
             ],
-            flags: vec![flag("engine.max_step_tokens", "300"), flag("server.listen", "[::1]:0"), flag("model.images", "a=x, b")],
+            flags: vec![
+                flag("engine.max_step_tokens", "300"),
+                flag("server.listen", "[::1]:0"),
+                flag("model.images", "a=x, b"),
+            ],
         };
         let loaded = load(&sources).unwrap();
         assert_eq!(loaded.settings.engine.max_step_tokens, 300);
