@@ -54,7 +54,8 @@ fn changed(site: &Site, lora: &LoraSettings) -> u64 {
     let wanted = match &lora.targets {
         Targets::AllLinear => site.kind == SiteKind::Linear,
         Targets::Modules(names) => {
-            matches!(site.kind, SiteKind::Linear | SiteKind::Head | SiteKind::Embedding) && names.iter().any(named)
+            let kinds = [SiteKind::Linear, SiteKind::Head, SiteKind::Embedding, SiteKind::Classifier];
+            kinds.contains(&site.kind) && !site.is_missing() && names.iter().any(named)
         }
     };
     let layer = site.path.split('.').find_map(|part| part.parse::<usize>().ok());

@@ -30,7 +30,8 @@ impl Binder<'_> {
         }
         let meant = self.targets.meant(site)?;
         if meant == Meant::No || (matches!(meant, Meant::Either(_)) && parts.is_empty()) {
-            if matches!(site.kind, SiteKind::Head | SiteKind::Embedding) {
+            let copied = matches!(site.kind, SiteKind::Head | SiteKind::Embedding | SiteKind::Classifier);
+            if copied && !site.is_missing() {
                 self.skip_copy(id, site, parts.take(Part::Weight))?;
             }
             if self.config.biases == Biases::All && site.bias {
@@ -123,7 +124,8 @@ impl Binder<'_> {
         }
         let weight = self.tensor(&weight)?;
         let bias = if site.bias { Some(parts.need(&site.path, Part::Bias)?) } else { None };
-        Ok(Change::Replaced { weight, bias: bias.map(|bias| self.vector(site, &bias)).transpose()? })
+        let outputs = shape.first().copied().unwrap_or_default();
+        Ok(Change::Replaced { weight, bias: bias.map(|bias| self.numbers(outputs, &bias)).transpose()? })
     }
 
     /// Lets a stored copy of a base matrix pass (peft writes them for embeddings) and refuses any other matrix.
@@ -162,8 +164,12 @@ impl Binder<'_> {
     }
 
     fn vector(&self, site: &Site, named: &Named<'_>) -> Result<Tensor, LoraError> {
-        if named.view.shape != [site.output] {
-            return Err(mismatch(named, &[site.output]));
+        self.numbers(site.output, named)
+    }
+
+    fn numbers(&self, count: usize, named: &Named<'_>) -> Result<Tensor, LoraError> {
+        if named.view.shape != [count] {
+            return Err(mismatch(named, &[count]));
         }
         self.tensor(named)
     }
@@ -178,13 +184,13 @@ impl Binder<'_> {
 /// Refuses low-rank matrices where there is no matrix product.
 pub(super) fn check_kind(site: &Site) -> Result<(), LoraError> {
     match site.kind {
-        SiteKind::Linear | SiteKind::Head | SiteKind::Embedding => Ok(()),
+        SiteKind::Classifier if site.is_missing() => {
+            Err(LoraError::Mismatch(format!("target_modules names {}, which this base model lacks", site.path)))
+        }
+        SiteKind::Linear | SiteKind::Head | SiteKind::Embedding | SiteKind::Classifier => Ok(()),
         SiteKind::Norm => Err(LoraError::Unsupported(format!("LoRA on the norm {}", site.path))),
         SiteKind::Patches(_) => Err(LoraError::Unsupported(format!("LoRA on the convolution {}", site.path))),
         SiteKind::Parameter(_) => Err(LoraError::Unsupported(format!("LoRA on the parameter {}", site.path))),
-        SiteKind::Classifier => {
-            Err(LoraError::Mismatch(format!("target_modules names {}, which this base model lacks", site.path)))
-        }
     }
 }
 

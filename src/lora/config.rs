@@ -5,10 +5,10 @@
 //! Source: peft 0.21 `tuners/lora/config.py`.
 
 use super::json::{Json, clip};
-use super::{LoraError, NO_LAYER};
+use super::{Classes, LoraError, NO_LAYER, Problem, labels};
 
-/// Largest configuration read, in bytes.
-const MAX_BYTES: usize = 1 << 20;
+/// Largest configuration read, in bytes: names of labels fill it.
+const MAX_BYTES: usize = 4 << 20;
 /// Largest rank read; tensors have to agree anyway.
 const MAX_RANK: usize = 1 << 16;
 /// Most entries of one list or pattern table: a model of 100 layers with seven adapted each has 700.
@@ -22,7 +22,6 @@ const MAX_PATTERN: usize = 4096;
 /// its weight; no layer here is stored that way, and peft itself resets it then. `eva_config` only says how training
 /// began.
 const IGNORED: &[&str] = &[
-    "auto_mapping",
     "base_model_name_or_path",
     "eva_config",
     "fan_in_fan_out",
@@ -73,6 +72,8 @@ pub(super) struct LoraConfig {
     pub(super) layers_pattern: Vec<String>,
     pub(super) modules_to_save: Vec<String>,
     pub(super) task_type: String,
+    /// Of the head that is saved, where they are named.
+    pub(super) labels: Option<Classes>,
 }
 
 impl LoraConfig {
@@ -100,6 +101,7 @@ impl LoraConfig {
             layers_pattern: Vec::new(),
             modules_to_save: Vec::new(),
             task_type: String::new(),
+            labels: None,
         };
         for (key, value) in &entries {
             config.take(key, value)?;
@@ -127,6 +129,7 @@ impl LoraConfig {
             "layers_to_transform" => self.layers = layers(value)?,
             "layers_pattern" => self.layers_pattern = texts(key, value)?,
             "modules_to_save" => self.modules_to_save = texts(key, value)?,
+            "auto_mapping" => self.labels = labels::read(value)?,
             "task_type" => self.task_type = text(key, value)?,
             "init_lora_weights" => check_init(value)?,
             _ if IGNORED.contains(&key) || value.is_blank() => {}
@@ -186,7 +189,7 @@ impl LoraConfig {
             Biases::All => "all",
             Biases::LoraOnly => "lora_only",
         };
-        serde_json::json!([
+        let mut keys = serde_json::json!([
             ["alpha_pattern", self.alpha_pattern],
             ["bias", biases],
             ["exclude_modules", self.excluded.as_ref().map(names)],
@@ -201,8 +204,12 @@ impl LoraConfig {
             ["task_type", self.task_type],
             ["use_dora", self.dora],
             ["use_rslora", self.rslora],
-        ])
-        .to_string()
+        ]);
+        // Only where there are some: what was published before has none.
+        if let (Some(keys), Some(labels)) = (keys.as_array_mut(), &self.labels) {
+            keys.push(serde_json::json!(["labels", labels.names, labels.problem == Problem::Multi]));
+        }
+        keys.to_string()
     }
 }
 

@@ -78,7 +78,8 @@ pub fn read(full: Full, tensors: &[u8], base: &dyn Base) -> Result<Adapter, Lora
                 weight
             }
         };
-        let bias = site.bias.then(|| reader.take(&format!("{}.bias", site.path), &[site.output])).transpose()?;
+        let outputs = if site.kind == SiteKind::Classifier { weight.dim(0)? } else { site.output };
+        let bias = site.bias.then(|| reader.take(&format!("{}.bias", site.path), &[outputs])).transpose()?;
         changes.insert(SiteId(index), Change::Replaced { weight, bias });
     }
     let embedded = embedding.map(|(path, _)| format!("{path}.weight"));

@@ -9,7 +9,8 @@ use candle_core::{Result, Tensor, bail};
 
 use super::batch::overlay;
 use super::{Adapter, Change, LoraBatch, Run, SiteId};
-use crate::ops::layer_norm;
+use crate::ops::cpu::threads;
+use crate::ops::{layer_norm, with_slices};
 
 impl LoraBatch {
     /// Returns the batch for `inner` rows of each row.
@@ -96,6 +97,40 @@ impl LoraBatch {
         let changed = runs.iter().map(|(run, change)| own(change, &x.narrow(0, run.rows.start, run.rows.len())?));
         let changed = changed.collect::<Result<Vec<_>>>()?;
         overlay(&runs, layer_norm(x, weight, bias, eps)?, changed)
+    }
+
+    /// Normalises `[rows, hidden]` on the CPU without a gradient as [`Self::layer_norm`] does, into `out`.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows.
+    pub fn layer_norm_rows(
+        &self,
+        site: SiteId,
+        x: &[f32],
+        (weight, bias): (&Tensor, &Tensor),
+        eps: f64,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let norm = |x: &[f32], parts: (&Tensor, &Tensor), out: &mut [f32]| {
+            with_slices([parts.0, parts.1], |parts| {
+                threads::layer_norm(x, parts.into(), eps as f32, out);
+                Ok(())
+            })
+        };
+        norm(x, (weight, bias), out)?;
+        let width = weight.elem_count();
+        for (run, change) in self.touching(site, x.len() / width.max(1))? {
+            let parts = match change {
+                Change::Replaced { weight, bias: Some(bias) } => (weight, bias),
+                Change::Bias(bias) => (weight, bias),
+                Change::Linear(_) | Change::Embedding { .. } | Change::Replaced { .. } => {
+                    bail!("a change of another layer stands at a norm")
+                }
+            };
+            let rows = run.rows.start * width..run.rows.end * width;
+            norm(&x[rows.clone()], parts, &mut out[rows])?;
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ mod config;
 pub mod full;
 mod images;
 mod json;
+mod labels;
 mod names;
 pub mod peft;
 mod plan;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+pub use labels::labelled;
 pub use plan::{Plan, Planned, plan};
 
 /// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).
@@ -108,6 +110,11 @@ impl Classes {
         let names = (0..count).map(|i| format!("LABEL_{i}")).collect();
         Self { names, problem: Problem::Single, pad_token_id: None }
     }
+
+    /// Returns whether somebody has named them.
+    pub fn are_named(&self) -> bool {
+        self.names != Self::unnamed(self.names.len()).names
+    }
 }
 
 /// What an adapter is, without its tensors.
@@ -138,7 +145,7 @@ pub struct SiteId(pub usize);
 pub enum SiteKind {
     /// A linear layer inside a block; `all-linear` reaches it.
     Linear,
-    /// The last layer (`lm_head`, `score`); `all-linear` leaves it out.
+    /// The last layer (`lm_head`, `score`) whose outputs are fixed; `all-linear` leaves it out.
     Head,
     /// The token embedding.
     Embedding,
@@ -150,7 +157,8 @@ pub enum SiteKind {
     /// A parameter of this shape that is no module's weight: its tensor has the name of the path. It can be replaced only,
     /// by a whole model.
     Parameter([usize; 3]),
-    /// A classification head that the base model lacks: an adapter brings it, with as many outputs as it likes.
+    /// A classification head that an adapter may bring, with as many outputs as it likes; `output` is 0 where the base
+    /// model lacks it.
     Classifier,
 }
 
@@ -170,6 +178,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// Returns whether the base model has nothing there: only an adapter has.
+    pub fn is_missing(&self) -> bool {
+        self.kind == SiteKind::Classifier && self.output == 0
+    }
+
     /// Returns the shape of its weight.
     pub fn shape(&self) -> Vec<usize> {
         match self.kind {

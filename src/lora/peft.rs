@@ -33,6 +33,12 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
     let sites = spelling::of_file(base, |site| modules.contains_key(&site.path));
     let changes = bind(&config, &mut modules, (base, sites))?;
 
+    let mut classes = None;
+    for (id, change) in &changes {
+        if let Some(site) = sites.get(id.0) {
+            classes = brought(&config, site, change)?.or(classes);
+        }
+    }
     let low_rank = || changes.values().filter_map(Change::rank_and_scaling);
     let info = AdapterInfo {
         kind: if config.dora { Kind::Dora } else { Kind::Lora },
@@ -41,18 +47,25 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
         modules: changes.keys().filter_map(|id| sites.get(id.0)).map(|site| site.path.clone()).collect(),
         task_type: config.task_type,
         bytes: changes.values().map(Change::bytes).sum(),
-        classes: changes.iter().find_map(|(id, change)| brought(sites.get(id.0)?, change)),
+        classes,
     };
     Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, guard: Guard(None) })
 }
 
-/// Returns the labels of a classification head that the base model lacks.
-fn brought(site: &Site, change: &Change) -> Option<Classes> {
-    match change {
-        Change::Replaced { weight, .. } if site.kind == SiteKind::Classifier => {
-            weight.dims().first().map(|labels| Classes::unnamed(*labels))
+/// Returns the labels of a head that is saved: those that the configuration names, or as many as it has where the base
+/// has none or another number.
+fn brought(config: &LoraConfig, site: &Site, change: &Change) -> Result<Option<Classes>, LoraError> {
+    let (Change::Replaced { weight, .. }, SiteKind::Classifier | SiteKind::Head) = (change, site.kind) else {
+        return Ok(None);
+    };
+    let count = weight.dim(0)?;
+    match &config.labels {
+        Some(labels) if labels.names.len() == count => Ok(Some(labels.clone())),
+        Some(labels) => {
+            let named = labels.names.len();
+            Err(LoraError::Invalid(format!("auto_mapping names {named} labels, {} has {count}", site.path)))
         }
-        Change::Replaced { .. } | Change::Linear(_) | Change::Embedding { .. } | Change::Bias(_) => None,
+        None => Ok((site.kind == SiteKind::Classifier && count != site.output).then(|| Classes::unnamed(count))),
     }
 }
 

@@ -78,6 +78,15 @@ impl LoraBatch {
     }
 }
 
+/// Adds a bias to every row.
+fn add_bias(out: &mut [f32], bias: Option<&Tensor>) -> Result<()> {
+    let Some(bias) = bias.filter(|_| !out.is_empty()) else { return Ok(()) };
+    with_slices([bias], |[bias]| {
+        threads::add_bias(out, bias);
+        Ok(())
+    })
+}
+
 /// Finishes the rows of one run.
 fn change_rows(
     change: &Change,
@@ -104,14 +113,6 @@ fn change_rows(
 fn norm(x: &[f32], weight: &Tensor, eps: f64, out: &mut [f32]) -> Result<()> {
     with_slices([weight], |[weight]| {
         threads::rms_norm(x, weight, eps as f32, out);
-        Ok(())
-    })
-}
-
-fn add_bias(out: &mut [f32], bias: Option<&Tensor>) -> Result<()> {
-    let Some(bias) = bias.filter(|_| !out.is_empty()) else { return Ok(()) };
-    with_slices([bias], |[bias]| {
-        out.chunks_exact_mut(bias.len().max(1)).for_each(|row| steps::add(row, bias));
         Ok(())
     })
 }

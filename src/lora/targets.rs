@@ -75,7 +75,11 @@ impl<'a> Targets<'a> {
             return Ok(match site.kind {
                 SiteKind::Linear => Meant::Yes,
                 // peft leaves the head of a classifier out for some tasks only.
-                SiteKind::Head if HEADS.contains(&path) && self.config.task_type.is_empty() => Meant::Either(true),
+                SiteKind::Head | SiteKind::Classifier
+                    if HEADS.contains(&path) && self.config.task_type.is_empty() && !site.is_missing() =>
+                {
+                    Meant::Either(true)
+                }
                 SiteKind::Head
                 | SiteKind::Embedding
                 | SiteKind::Norm

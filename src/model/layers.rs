@@ -9,8 +9,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use rayon::prelude::*;
 
-use crate::lora::{LoraBatch, SiteId};
+use crate::lora::{Change, LoraBatch, SiteId};
+use crate::ops::cpu::Prepared;
+use crate::ops::learning::{Layer, Weight};
 use crate::ops::{self, Linear, explicit, matmul, softmax, softmax_backward};
 
 /// A linear layer that adapters can change.
@@ -38,6 +41,62 @@ impl Projection {
         }
         self.weight.affine(x, self.bias.as_ref())
     }
+
+    fn learning<'a>(&'a self, lora: &'a LoraBatch, rows: usize) -> Result<Option<Layer<'a>>> {
+        let own = self.bias.as_ref().map(|bias| (bias, false));
+        let layer = match lora.touching(self.site, rows)?.as_slice() {
+            [] => Layer { weight: Weight::Frozen(&self.weight, None), bias: own },
+            [(run, Change::Replaced { weight, bias })] if run.rows.len() == rows => {
+                Layer { weight: Weight::Whole(weight), bias: bias.as_ref().map(|bias| (bias, true)) }
+            }
+            _ => match lora.low_rank(self.site, rows)? {
+                Some(change) => Layer { weight: Weight::Frozen(&self.weight, Some(change)), bias: own },
+                None => return Ok(None),
+            },
+        };
+        Ok(layer.is_known().then_some(layer))
+    }
+}
+
+/// Returns layers as a block's own backward takes them; none where only the graph knows how. `rows` are those that runs
+/// count.
+pub(super) fn learning<'a, const N: usize>(
+    layers: [&'a Projection; N],
+    lora: &'a LoraBatch,
+    rows: usize,
+) -> Result<Option<[Layer<'a>; N]>> {
+    let layers = layers.map(|layer| layer.learning(lora, rows)).into_iter().collect::<Result<Option<Vec<_>>>>()?;
+    Ok(layers.and_then(|layers| layers.try_into().ok()))
+}
+
+/// Applies linear layers with their adapters to the same rows on the CPU, without a gradient: `x` is `[rows, input]`,
+/// results take the place of what their buffers held.
+pub(super) fn project<const N: usize>(
+    lora: &LoraBatch,
+    (x, rows): (&[f32], usize),
+    layers: [(&Projection, &mut Vec<f32>); N],
+    prepared: &mut Prepared,
+) -> Result<()> {
+    let mut jobs: Vec<(&Linear, &mut [f32])> = Vec::with_capacity(N);
+    let mut finish = Vec::with_capacity(N);
+    for (layer, out) in layers {
+        out.resize(rows * layer.weight.outputs()?, 0.0);
+        finish.push((layer, out));
+    }
+    for (layer, out) in &mut finish {
+        if !lora.is_replaced(layer.site, rows)? {
+            jobs.push((&layer.weight, &mut out[..]));
+        }
+    }
+    Linear::forward_all(x, rows, &mut jobs, prepared)?;
+    drop(jobs);
+    let done = |(layer, out): (&Projection, &mut Vec<f32>)| {
+        lora.finish_linear(layer.site, x, rows, out, layer.bias.as_ref())
+    };
+    if lora.runs.is_empty() {
+        return finish.into_iter().try_for_each(done);
+    }
+    finish.into_par_iter().try_for_each(done)
 }
 
 /// Cosine and sine of the rotation angles, `[tokens, head_dim/2]` each.

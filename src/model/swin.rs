@@ -11,12 +11,15 @@ use candle_core::{DType, Device, Tensor};
 
 use super::config::{Stage as Sizes, Swin as Config};
 use super::layers::Projection;
-use super::vision::{self, Common, HiddenStates, ImageModel, Norm, Part, Weights};
+use super::vision::serving::on_slices;
+use super::vision::{self, Common, Head, HiddenStates, ImageModel, Norm, Part, Weights};
 use super::{BaseModel, Computed, Differentiable, ImageClassifier, Input, Layout, ModelError, ModelInfo, image};
 use crate::lora::{Adapter, Base, LoraBatch, LoraError, Site, SiteId};
 use crate::ops::{Arrangement, Cosine, Groups, add, attend_cosine, gelu, spread_table, unit};
 
 mod bias;
+mod learning;
+mod serving;
 mod sites;
 mod windows;
 
@@ -40,7 +43,7 @@ pub struct Swin {
     embedding_norm: Norm,
     stages: Vec<Stage>,
     norm: Norm,
-    classifier: Projection,
+    classifier: Head,
 }
 
 #[derive(Debug)]
@@ -94,7 +97,7 @@ impl Swin {
             patches: weights.projection(Places::PATCHES)?,
             embedding_norm: weights.norm(Places::EMBEDDING_NORM, EPS)?,
             norm: weights.norm(places.last_norm(), config.eps)?,
-            classifier: weights.projection(places.classifier())?,
+            classifier: weights.head(places.classifier())?,
             stages,
             dtype: weights.dtype,
             sites: weights.sites,
@@ -157,17 +160,19 @@ impl Swin {
     fn classify_together(&self, pixels: &Tensor, lora: &LoraBatch) -> candle_core::Result<Tensor> {
         let images = pixels.dim(0)?;
         let mut x = self.embed_with(pixels, lora)?;
-        let mut layer = 0;
-        while let Some(place) = self.place(layer) {
-            x = self.pass_block(place, &x, images, lora)?;
-            layer += 1;
+        if on_slices(&self.common.device, self.dtype) {
+            x = self.run_on_cpu(&x, images, lora)?;
+        } else {
+            for place in (0..).map_while(|layer| self.place(layer)) {
+                x = self.pass_block(place, &x, images, lora)?;
+            }
         }
         let [_, pooled] = self.pool(&x, images, lora)?;
         self.head_on(&pooled, lora)
     }
 
     fn head_on(&self, pooled: &Tensor, lora: &LoraBatch) -> candle_core::Result<Tensor> {
-        self.classifier.forward(pooled, lora)?.to_dtype(DType::F32)
+        self.classifier.forward(pooled, lora)
     }
 
     fn part(&self, site: SiteId) -> Option<Part<'_>> {
@@ -185,7 +190,7 @@ impl Swin {
             Places::PATCHES => Some(Part::Projection(&self.patches)),
             Places::EMBEDDING_NORM => Some(Part::Norm(&self.embedding_norm)),
             _ if site == self.norm.site => Some(Part::Norm(&self.norm)),
-            _ if site == self.classifier.site => Some(Part::Projection(&self.classifier)),
+            _ if site == self.classifier.site => self.classifier.own.as_ref().map(Part::Projection),
             _ => None,
         }
     }
@@ -280,6 +285,7 @@ impl ImageClassifier for Swin {
 
     /// Images whose adapters change what all images of a pass share are computed apart from the others.
     fn classify(&self, pixels: &Tensor, lora: &LoraBatch) -> Result<Tensor, ModelError> {
+        self.classifier.check(lora)?;
         let layout = self.layout(&Input::Pixels(pixels))?;
         let pixels = vision::pixels(&layout)?;
         let pieces = lora.pieces(&self.places.shared(), pixels.dim(0)?)?;
@@ -366,12 +372,12 @@ impl Differentiable for Swin {
 
     fn learn<'a>(
         &'a self,
-        _: usize,
-        _: &Tensor,
-        _: &'a Layout,
-        _: &'a LoraBatch,
+        layer: usize,
+        x: &Tensor,
+        layout: &'a Layout,
+        lora: &'a LoraBatch,
     ) -> Result<Option<Computed<'a>>, ModelError> {
-        Ok(None)
+        self.learn_block(layer, x, layout.rows()?, lora)
     }
 
     fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError> {

@@ -15,7 +15,8 @@ use super::image::Processor;
 use super::layers::Projection;
 use super::weights::{self, Needed, Parts};
 use super::{BaseModel, ImageClassifier, Input, Layout, ModelError, ModelInfo, Swin, Vit};
-use crate::lora::{Adapter, LoraBatch, Run, Site, SiteId, SiteKind};
+use crate::lora::{Adapter, Change, LoraBatch, Run, Site, SiteId, SiteKind};
+use crate::ops::learning::LayerNorm;
 use crate::ops::{Linear, with_slices};
 
 /// What an image classifier computes on its way, `[images·rows, width]` each.
@@ -48,10 +49,13 @@ pub(super) fn open(path: &Path, device: &str, dtype: &str) -> Result<Box<dyn Ima
         Vision::Vit(config) => super::vit::sites(config),
         Vision::Swin(config) => super::swin::sites(config),
     };
-    let needed = Needed { tensors: tensors(&sites), canonical: config.canonical(), dtype: config.images().dtype };
+    // As the file names them.
+    let stem = if config.images().classes.is_none() { config.stem() } else { "" };
+    let stored = tensors(&sites).into_iter().map(|(name, shape)| (without(&name, stem), shape)).collect();
+    let needed = Needed { tensors: stored, canonical: config.canonical(), dtype: config.images().dtype };
     let parts = weights::read_parts(path, needed, &device, dtype)?;
     let info = info(config.images(), &parts, &device);
-    let weights = Weights { sites, dtype: parts.dtype, parts };
+    let weights = Weights { sites, dtype: parts.dtype, parts, stem };
     let common = Common { info, processor, device, config };
     Ok(match &common.config {
         Vision::Vit(own) => {
@@ -65,10 +69,15 @@ pub(super) fn open(path: &Path, device: &str, dtype: &str) -> Result<Box<dyn Ima
     })
 }
 
+fn without(name: &str, stem: &str) -> String {
+    name.strip_prefix(stem).unwrap_or(name).to_owned()
+}
+
 /// Returns the tensors that sites consist of, with their shapes.
 fn tensors(sites: &[Site]) -> std::collections::BTreeMap<String, Vec<usize>> {
-    let weights = sites.iter().map(|site| (site.tensor(), site.shape()));
-    let biases = sites.iter().filter(|site| site.bias).map(|site| (format!("{}.bias", site.path), vec![site.output]));
+    let there = || sites.iter().filter(|site| !site.is_missing());
+    let weights = there().map(|site| (site.tensor(), site.shape()));
+    let biases = there().filter(|site| site.bias).map(|site| (format!("{}.bias", site.path), vec![site.output]));
     weights.chain(biases).collect()
 }
 
@@ -81,8 +90,8 @@ fn info(images: &Images, parts: &Parts, device: &Device) -> ModelInfo {
         context_length: 0,
         vocab_size: 0,
         eos_token_ids: Vec::new(),
-        labels: Some(images.classes.names.len()),
-        classes: Some(images.classes.clone()),
+        labels: images.classes.as_ref().map(|classes| classes.names.len()),
+        classes: images.classes.clone(),
         device: match device.location() {
             DeviceLocation::Cpu => "cpu".into(),
             DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
@@ -107,6 +116,8 @@ pub(super) struct Weights {
     pub(super) sites: Vec<Site>,
     pub(super) dtype: DType,
     parts: Parts,
+    /// What names of tensors lack in the file.
+    stem: &'static str,
 }
 
 impl Weights {
@@ -117,7 +128,7 @@ impl Weights {
 
     fn vector(&mut self, name: &str) -> Result<Tensor, ModelError> {
         let missing = || ModelError::Invalid { path: name.into(), fault: "tensor is missing".into() };
-        self.parts.vectors.remove(name).ok_or_else(missing)
+        self.parts.vectors.remove(&without(name, self.stem)).ok_or_else(missing)
     }
 
     /// Takes a linear layer, or a convolution of patches as one.
@@ -133,11 +144,17 @@ impl Weights {
             | SiteKind::Classifier
             | SiteKind::Parameter(_) => {
                 let missing = || ModelError::Invalid { path: name.clone(), fault: "tensor is missing".into() };
-                self.parts.matrices.remove(&name).ok_or_else(missing)?
+                self.parts.matrices.remove(&without(&name, self.stem)).ok_or_else(missing)?
             }
         };
         let bias = if site.bias { Some(self.vector(&format!("{}.bias", site.path))?) } else { None };
         Ok(Projection { site: id, weight, bias })
+    }
+
+    /// Takes a head, where there is one.
+    pub(super) fn head(&mut self, id: SiteId) -> Result<Head, ModelError> {
+        let own = if self.site(id)?.is_missing() { None } else { Some(self.projection(id)?) };
+        Ok(Head { site: id, own })
     }
 
     /// Takes a norm.
@@ -154,6 +171,36 @@ impl Weights {
     }
 }
 
+/// A classifier, the model's own or none, that adapters can bring.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) site: SiteId,
+    pub(super) own: Option<Projection>,
+}
+
+impl Head {
+    /// Returns f32 logits of `[rows, hidden]`.
+    pub(super) fn forward(&self, x: &Tensor, lora: &LoraBatch) -> candle_core::Result<Tensor> {
+        let logits = match &self.own {
+            Some(own) => own.forward(x, lora)?,
+            None => match lora.whole(self.site, x)? {
+                Some(logits) => logits,
+                None => candle_core::bail!("the base model has no head, nor has one adapter for all rows"),
+            },
+        };
+        logits.to_dtype(DType::F32)
+    }
+
+    /// Refuses a batch that nothing classifies.
+    pub(super) fn check(&self, lora: &LoraBatch) -> Result<(), ModelError> {
+        let brings = |run: &Run| run.adapter.changes().contains_key(&self.site);
+        if self.own.is_some() || (lora.runs.len() == 1 && lora.runs.iter().all(brings)) {
+            return Ok(());
+        }
+        Err(ModelError::Unsupported("classification without a classification head".into()))
+    }
+}
+
 /// A layer norm that adapters can change.
 #[derive(Debug)]
 pub(super) struct Norm {
@@ -164,6 +211,23 @@ pub(super) struct Norm {
 }
 
 impl Norm {
+    /// Returns the norm as a block's own backward takes it; none where only the graph knows how. `images` are those of
+    /// the batch.
+    pub(super) fn learning<'a>(
+        &'a self,
+        lora: &'a LoraBatch,
+        images: usize,
+    ) -> candle_core::Result<Option<LayerNorm<'a>>> {
+        let eps = self.eps as f32;
+        Ok(match lora.touching(self.site, images)?.as_slice() {
+            [] => Some(LayerNorm { weight: &self.weight, bias: &self.bias, learns: false, eps }),
+            [(run, Change::Replaced { weight, bias: Some(bias) })] if run.rows.len() == images => {
+                Some(LayerNorm { weight, bias, learns: true, eps })
+            }
+            _ => None,
+        })
+    }
+
     /// Normalises `[rows, hidden]`.
     pub(super) fn forward(&self, x: &Tensor, lora: &LoraBatch) -> candle_core::Result<Tensor> {
         lora.layer_norm(self.site, x, (&self.weight, &self.bias), self.eps)
@@ -260,8 +324,14 @@ pub(super) fn effect(model: &dyn ImageClassifier, images: &Images, adapter: &Arc
     let pixels = Tensor::from_vec(values, (1, images.channels, height, width), &Device::Cpu)?;
     let run = Run { adapter: Arc::clone(adapter), rows: 0..1, scale: 1.0 };
     let changed = model.classify(&pixels, &LoraBatch { runs: vec![run], dropout: None })?;
-    let plain = model.classify(&pixels, &LoraBatch::default())?;
-    let difference = (changed - plain)?.abs()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    // Labels of its own have no logits to be compared with: whatever a brought head says is a change.
+    let difference = match model.info().labels {
+        Some(labels) if changed.dims() == [1, labels] => {
+            (changed - model.classify(&pixels, &LoraBatch::default())?)?
+        }
+        Some(_) | None => changed,
+    };
+    let difference = difference.abs()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
     // `max` would pass over NaN.
     if difference.iter().any(|d| !d.is_finite()) {
         return Err(ModelError::Input("the adapter makes logits that are not finite numbers".into()));
@@ -300,5 +370,6 @@ pub(super) fn announce(model: &dyn BaseModel, name: &str) {
     );
 }
 
+pub(super) mod serving;
 #[cfg(test)]
 mod tests;

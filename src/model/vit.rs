@@ -2,7 +2,8 @@
 //!
 //! Reads like the paper. No pooler, no interpolated positions: an image has the size of the configuration. Where weights
 //! come from is `vision.rs` and `weights.rs`.
-//! Shapes: `[images·rows, hidden]` between blocks; the first row of an image is its class token.
+//! Shapes: `[images·rows, hidden]` between blocks, the first row of an image being its class token; behind the last block
+//! `[images, hidden]`, class tokens alone.
 //! After: Dosovitskiy et al. 2021 (arXiv 2010.11929), transformers `modeling_vit`.
 
 use std::sync::Arc;
@@ -11,12 +12,15 @@ use candle_core::{DType, Device, Tensor};
 
 use super::config::Vit as Config;
 use super::layers::Projection;
-use super::vision::{self, Common, HiddenStates, ImageModel, Norm, Part, Weights};
+use super::vision::serving::on_slices;
+use super::vision::{self, Common, Head, HiddenStates, ImageModel, Norm, Weights};
 use super::{BaseModel, Computed, Differentiable, ImageClassifier, Input, Layout, ModelError, ModelInfo, image};
 use crate::lora::{Adapter, Base, LoraBatch, LoraError, Site, SiteId};
 use crate::ops::{Groups, add, attend_groups, gelu};
 
 mod embedding;
+mod learning;
+mod serving;
 mod sites;
 
 pub(super) use self::sites::sites;
@@ -35,7 +39,7 @@ pub struct Vit {
     positions: Tensor,
     blocks: Vec<Block>,
     norm: Norm,
-    classifier: Projection,
+    classifier: Head,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,14 @@ struct Block {
     mlp_norm: Norm,
     up: Projection,
     down: Projection,
+}
+
+/// Rows of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    /// The first.
+    Class,
 }
 
 impl Vit {
@@ -72,7 +84,7 @@ impl Vit {
             class: weights.parameter(CLASS)?,
             positions: weights.parameter(POSITIONS)?,
             norm: weights.norm(last_norm(config.layers), config.eps)?,
-            classifier: weights.projection(classifier(config.layers))?,
+            classifier: weights.head(classifier(config.layers))?,
             blocks,
             dtype: weights.dtype,
             sites: [weights.sites, sites::renamed(&config)],
@@ -86,21 +98,31 @@ impl Vit {
         Groups { rows: self.config.rows(), heads, dim: hidden_size / heads }
     }
 
-    /// Returns the output of a block; a row of `lora` is a row of `x`.
-    fn pass_block(&self, layer: usize, x: &Tensor, lora: &LoraBatch) -> candle_core::Result<Tensor> {
-        let block = &self.blocks[layer];
-        let h = block.attention_norm.forward(x, lora)?;
-        let [q, k, v] = [&block.query, &block.key, &block.value].map(|layer| layer.forward(&h, lora));
+    /// Returns the output of a block, or only its `part` of every image; a row of `lora` is an image.
+    fn pass_block(&self, layer: usize, x: &Tensor, lora: &LoraBatch, part: Part) -> candle_core::Result<Tensor> {
+        let (block, rows) = (&self.blocks[layer], self.config.rows());
+        let all = lora.spread(rows);
+        let h = block.attention_norm.forward(x, &all)?;
+        let [q, k, v] = [&block.query, &block.key, &block.value].map(|layer| layer.forward(&h, &all));
         let mixed = attend_groups(self.groups(), &q?, &k?, &v?)?;
-        let x = add(x, &block.output.forward(&mixed, lora)?)?;
+        let (x, mixed, lora) = match part {
+            Part::All => (x.clone(), mixed, &all),
+            Part::Class => (self.class_tokens(x)?, self.class_tokens(&mixed)?, lora),
+        };
+        let x = add(&x, &block.output.forward(&mixed, lora)?)?;
         let h = block.mlp_norm.forward(&x, lora)?;
         let inner = gelu(&block.up.forward(&h, lora)?)?;
         add(&x, &block.down.forward(&inner, lora)?)
     }
 
+    /// Returns what of a block's output is wanted: the last one's class tokens are all that anyone looks at.
+    fn wanted(&self, layer: usize) -> Part {
+        if layer + 1 == self.blocks.len() { Part::Class } else { Part::All }
+    }
+
     /// Returns f32 logits of class tokens `[images, hidden]` as the last block left them.
     fn head_on(&self, x: &Tensor, lora: &LoraBatch) -> candle_core::Result<Tensor> {
-        self.classifier.forward(&self.norm.forward(x, lora)?, lora)?.to_dtype(DType::F32)
+        self.classifier.forward(&self.norm.forward(x, lora)?, lora)
     }
 
     /// Returns the first row of every image.
@@ -110,32 +132,32 @@ impl Vit {
         x.index_select(&Tensor::new(index, x.device())?, 0)
     }
 
-    fn part(&self, site: SiteId) -> Option<Part<'_>> {
+    fn weight_at(&self, site: SiteId) -> Option<vision::Part<'_>> {
         if let Some((layer, module)) = sites::module_of(site, self.config.layers) {
             let block = self.blocks.get(layer)?;
             return Some(match module {
-                Module::AttentionNorm => Part::Norm(&block.attention_norm),
-                Module::Query => Part::Projection(&block.query),
-                Module::Key => Part::Projection(&block.key),
-                Module::Value => Part::Projection(&block.value),
-                Module::Output => Part::Projection(&block.output),
-                Module::MlpNorm => Part::Norm(&block.mlp_norm),
-                Module::Up => Part::Projection(&block.up),
-                Module::Down => Part::Projection(&block.down),
+                Module::AttentionNorm => vision::Part::Norm(&block.attention_norm),
+                Module::Query => vision::Part::Projection(&block.query),
+                Module::Key => vision::Part::Projection(&block.key),
+                Module::Value => vision::Part::Projection(&block.value),
+                Module::Output => vision::Part::Projection(&block.output),
+                Module::MlpNorm => vision::Part::Norm(&block.mlp_norm),
+                Module::Up => vision::Part::Projection(&block.up),
+                Module::Down => vision::Part::Projection(&block.down),
             });
         }
         match site {
-            CLASS => Some(Part::Parameter(&self.class)),
-            POSITIONS => Some(Part::Parameter(&self.positions)),
-            PATCHES => Some(Part::Projection(&self.patches)),
-            _ if site == self.norm.site => Some(Part::Norm(&self.norm)),
-            _ if site == self.classifier.site => Some(Part::Projection(&self.classifier)),
+            CLASS => Some(vision::Part::Parameter(&self.class)),
+            POSITIONS => Some(vision::Part::Parameter(&self.positions)),
+            PATCHES => Some(vision::Part::Projection(&self.patches)),
+            _ if site == self.norm.site => Some(vision::Part::Norm(&self.norm)),
+            _ if site == self.classifier.site => self.classifier.own.as_ref().map(vision::Part::Projection),
             _ => None,
         }
     }
 
-    fn known(&self, site: SiteId) -> candle_core::Result<(Part<'_>, &Site)> {
-        match (self.part(site), self.sites[0].get(site.0)) {
+    fn known(&self, site: SiteId) -> candle_core::Result<(vision::Part<'_>, &Site)> {
+        match (self.weight_at(site), self.sites[0].get(site.0)) {
             (Some(part), Some(site)) => Ok((part, site)),
             _ => candle_core::bail!("the base model has nothing at {site:?}"),
         }
@@ -166,13 +188,17 @@ impl ImageClassifier for Vit {
     }
 
     fn classify(&self, pixels: &Tensor, lora: &LoraBatch) -> Result<Tensor, ModelError> {
+        self.classifier.check(lora)?;
         let layout = self.layout(&Input::Pixels(pixels))?;
         let mut x = self.embed(&layout, lora)?;
-        let spread = lora.spread(self.config.rows());
-        for layer in 0..self.blocks.len() {
-            x = self.pass_block(layer, &x, &spread)?;
+        if on_slices(&self.common.device, self.dtype) {
+            x = self.run_on_cpu(&x, lora)?;
+        } else {
+            for layer in 0..self.blocks.len() {
+                x = self.pass_block(layer, &x, lora, self.wanted(layer))?;
+            }
         }
-        Ok(self.head_on(&self.class_tokens(&x)?, lora)?)
+        Ok(self.head_on(&x, lora)?)
     }
 }
 
@@ -183,7 +209,7 @@ impl ImageModel for Vit {
         let mut x = self.embed(&layout, &lora)?;
         let mut states = vec![x.clone()];
         for layer in 0..self.blocks.len() {
-            x = self.pass_block(layer, &x, &lora)?;
+            x = self.pass_block(layer, &x, &lora, Part::All)?;
             states.push(x.clone());
         }
         Ok(HiddenStates { states, last: self.norm.forward(&x, &lora)?, pooled: None })
@@ -235,17 +261,17 @@ impl Differentiable for Vit {
     }
 
     fn block(&self, layer: usize, x: &Tensor, _: &Layout, lora: &LoraBatch) -> Result<Tensor, ModelError> {
-        Ok(self.pass_block(layer, x, &lora.spread(self.config.rows()))?)
+        Ok(self.pass_block(layer, x, lora, self.wanted(layer))?)
     }
 
     fn learn<'a>(
         &'a self,
-        _: usize,
-        _: &Tensor,
-        _: &'a Layout,
-        _: &'a LoraBatch,
+        layer: usize,
+        x: &Tensor,
+        layout: &'a Layout,
+        lora: &'a LoraBatch,
     ) -> Result<Option<Computed<'a>>, ModelError> {
-        Ok(None)
+        self.learn_block(layer, x, layout.rows()?, lora)
     }
 
     fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError> {
@@ -257,7 +283,7 @@ impl Differentiable for Vit {
 
     fn classified(&self, input: &Input<'_>) -> Vec<usize> {
         match *input {
-            Input::Pixels(pixels) => (0..pixels.dim(0).unwrap_or(0)).map(|image| image * self.config.rows()).collect(),
+            Input::Pixels(pixels) => (0..pixels.dim(0).unwrap_or(0)).collect(),
             Input::Tokens { .. } => Vec::new(),
         }
     }

@@ -43,6 +43,11 @@ impl Arrangement {
         self.sources.len()
     }
 
+    /// Returns whether every row stays where it is.
+    pub fn stays(&self) -> bool {
+        self.stays
+    }
+
     /// Lays the rows of `[images·rows, width]` out.
     ///
     /// # Errors
@@ -59,6 +64,33 @@ impl Arrangement {
         self.moved(x, true)
     }
 
+    /// Lays the rows of `[images·rows, width]` out on the CPU without a gradient, or `back`; returns `x` itself where every
+    /// row stays.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn laid<'a>(&self, x: &'a [f32], width: usize, back: bool, buffer: &'a mut Vec<f32>) -> Result<&'a [f32]> {
+        if self.stays {
+            return Ok(x);
+        }
+        let (sources, before) = self.way(back);
+        let rows = x.len() / width.max(1);
+        if before == 0 || !rows.is_multiple_of(before) || rows * width != x.len() {
+            bail!("{} numbers are no images of {before} rows of {width}", x.len());
+        }
+        buffer.resize(rows / before * sources.len() * width, 0.0);
+        copy((x, width), sources, before, buffer);
+        Ok(buffer)
+    }
+
+    /// Returns the source of each row, and the number of rows that they come from.
+    fn way(&self, back: bool) -> (&[u32], usize) {
+        match back {
+            false => (&self.sources, self.places.len()),
+            true => (&self.places, self.sources.len()),
+        }
+    }
+
     fn moved(self: &Arc<Self>, x: &Tensor, back: bool) -> Result<Tensor> {
         if self.stays {
             return Ok(x.clone());
@@ -69,34 +101,18 @@ impl Arrangement {
     }
 
     fn value(&self, x: &Tensor, back: bool) -> Result<Value> {
-        let (sources, before) = match back {
-            false => (&self.sources, self.places.len()),
-            true => (&self.places, self.sources.len()),
-        };
+        let (sources, before) = self.way(back);
         let (rows, width) = x.dims2()?;
         if before == 0 || !rows.is_multiple_of(before) {
             bail!("{rows} rows are no images of {before}");
         }
-        let (images, shape) = (rows / before, (rows / before * sources.len(), width));
+        let shape = (rows / before * sources.len(), width);
         if !is_plain(x) {
             return self.selected(x, sources, before).map(Value::Tensor);
         }
         let mut out = vec![0.0; shape.0 * width];
         with_slices([x], |[x]| {
-            // Some rows of an image at a time.
-            let part = sources.len().div_ceil(4).max(1);
-            let parts = out.par_chunks_mut((sources.len() * width).max(1)).enumerate().take(images);
-            parts.for_each(|(image, out)| {
-                let x = &x[image * before * width..(image + 1) * before * width];
-                let parts = out.par_chunks_mut((part * width).max(1)).zip(sources.par_chunks(part));
-                parts.for_each(|(out, sources)| {
-                    for (out, source) in out.chunks_exact_mut(width).zip(sources) {
-                        if *source != NONE {
-                            out.copy_from_slice(&x[*source as usize * width..][..width]);
-                        }
-                    }
-                });
-            });
+            copy((x, width), sources, before, &mut out);
             Ok(())
         })?;
         Ok(Value::Owned(out, shape.into()))
@@ -114,6 +130,24 @@ impl Arrangement {
         let index: Vec<u32> = (0..rows / before).flat_map(of_image).collect();
         with_zeros.index_select(&Tensor::new(index, x.device())?, 0)
     }
+}
+
+/// Copies the row at each source of every image; `x` is `[images·before, width]`.
+fn copy((x, width): (&[f32], usize), sources: &[u32], before: usize, out: &mut [f32]) {
+    // Some rows of an image at a time.
+    let part = sources.len().div_ceil(4).max(1);
+    let images = out.par_chunks_mut((sources.len() * width).max(1)).zip(x.par_chunks((before * width).max(1)));
+    images.for_each(|(out, x)| {
+        let parts = out.par_chunks_mut((part * width).max(1)).zip(sources.par_chunks(part));
+        parts.for_each(|(out, sources)| {
+            for (out, source) in out.chunks_exact_mut(width.max(1)).zip(sources) {
+                match *source {
+                    NONE => out.fill(0.0),
+                    row => out.copy_from_slice(&x[row as usize * width..][..width]),
+                }
+            }
+        });
+    });
 }
 
 /// Returns the entries `index` of every row of a table, `[heads, index]`; `table` is f32 `[heads, entries]`.

@@ -46,23 +46,26 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         return x.broadcast_add(bias);
     };
     explicit(&[x, bias], sum, move |gradient| {
-        let for_bias = if learns { Some(sum_of_rows(gradient)?) } else { None };
+        let for_bias = if learns { Some(rows_summed(gradient)?) } else { None };
         Ok(vec![Some(gradient.clone()), for_bias])
     })
 }
 
-/// Returns the sum over rows of `[rows, width]`; shares of rows are added in their order.
-pub(super) fn sum_of_rows(x: &Tensor) -> Result<Tensor> {
+/// Returns the sum over rows of `[rows, width]`.
+pub(super) fn rows_summed(x: &Tensor) -> Result<Tensor> {
     if !is_plain(x) {
         return x.sum(0);
     }
-    let width = x.dim(D::Minus1)?.max(1);
-    let sum = with_slices([x], |[x]| {
-        Ok(sum_of_shares(x.par_chunks(SHARE * width), width, |x, sum| {
-            x.chunks_exact(width).for_each(|row| steps::add(sum, row));
-        }))
-    })?;
-    Tensor::from_vec(sum, width, x.device())
+    let width = x.dim(D::Minus1)?;
+    with_slices([x], |[numbers]| Tensor::from_vec(sum_of_rows(numbers, width), width, x.device()))
+}
+
+/// Returns the sum over rows of `[rows, width]` on the CPU; shares of rows are added in their order.
+pub(super) fn sum_of_rows(x: &[f32], width: usize) -> Vec<f32> {
+    let width = width.max(1);
+    sum_of_shares(x.par_chunks(SHARE * width), width, |x, sum| {
+        x.chunks_exact(width).for_each(|row| steps::add(sum, row));
+    })
 }
 
 /// Adds up what `work` makes of parts, each by itself.
@@ -157,7 +160,7 @@ mod tests {
         let x = (values(&[300, 24], 1) * 3.0).unwrap();
         assert!(largest_difference(&gelu(&x).unwrap(), &composed_gelu(&x).unwrap()) < 1e-6);
         assert!(largest_difference(&unit(&x, 8).unwrap(), &composed_unit(&x, 8).unwrap()) < 1e-6);
-        assert!(largest_difference(&sum_of_rows(&x).unwrap(), &x.sum(0).unwrap()) < 1e-3);
+        assert!(largest_difference(&rows_summed(&x).unwrap(), &x.sum(0).unwrap()) < 1e-3);
         add_bias(&x, &values(&[23], 1)).unwrap_err();
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::steps;
-use super::elements::{sum_of_rows, sum_of_shares};
+use super::elements::{rows_summed, sum_of_shares};
 use super::explicit::explicit;
 use super::rows::by_rows;
 use super::slices::{is_plain, with_slices};
@@ -41,24 +41,25 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
                 steps::layer_norm_backward(x, weight, eps, gradient, out);
             })
         })?;
-        let for_weight = if weight_learns { Some(of_weight(&input, gradient, eps)?) } else { None };
-        let for_bias = if bias_learns { Some(sum_of_rows(gradient)?) } else { None };
+        let for_weight = || {
+            let sum = with_slices([&input, gradient], |[x, gradient]| Ok(of_weight(x, gradient, hidden, eps)))?;
+            Tensor::from_vec(sum, hidden, input.device())
+        };
+        let for_weight = weight_learns.then(for_weight).transpose()?;
+        let for_bias = if bias_learns { Some(rows_summed(gradient)?) } else { None };
         Ok(vec![for_x.map(|[for_x]| for_x), for_weight, for_bias])
     })
 }
 
-/// Returns Σ g·x̂ over rows, `[hidden]`.
-fn of_weight(x: &Tensor, gradient: &Tensor, eps: f32) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?;
-    let sum = with_slices([x, gradient], |[x, gradient]| {
-        let parts = x.par_chunks(SHARE * width).zip(gradient.par_chunks(SHARE * width));
-        Ok(sum_of_shares(parts, width, |(x, gradient), sum| {
-            for (x, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact(width)) {
-                steps::layer_norm_weight(x, eps, gradient, sum);
-            }
-        }))
-    })?;
-    Tensor::from_vec(sum, width, x.device())
+/// Returns Σ g·x̂ over rows `[rows, width]`.
+pub(super) fn of_weight(x: &[f32], gradient: &[f32], width: usize, eps: f32) -> Vec<f32> {
+    let width = width.max(1);
+    let parts = x.par_chunks(SHARE * width).zip(gradient.par_chunks(SHARE * width));
+    sum_of_shares(parts, width, |(x, gradient), sum| {
+        for (x, gradient) in x.chunks_exact(width).zip(gradient.chunks_exact(width)) {
+            steps::layer_norm_weight(x, eps, gradient, sum);
+        }
+    })
 }
 
 /// The same by operations of tensors.

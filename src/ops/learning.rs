@@ -7,8 +7,10 @@ use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::{View, dots, multiply, multiply_rows, product_transposed, steps, threads};
+use super::elements::sum_of_rows;
+use super::layer_norm::of_weight;
 use super::linear::{Linear, trained_product};
-use super::slices::with_slices;
+use super::slices::{is_plain, with_slices};
 
 /// Rows that a thread takes at a time.
 const ROWS: usize = 64;
@@ -20,20 +22,30 @@ pub type Learnt = (Tensor, Tensor);
 
 /// A linear layer in training.
 #[derive(Debug, Clone, Copy)]
-pub enum Layer<'a> {
-    /// The base's own weight; with Aᵀ `[input, r]` and s·Bᵀ `[r, output]` of an adapter, the tensors that learn.
+pub struct Layer<'a> {
+    /// Its weight.
+    pub weight: Weight<'a>,
+    /// Its bias `[output]`, and whether that learns.
+    pub bias: Option<(&'a Tensor, bool)>,
+}
+
+/// The weight of a layer in training.
+#[derive(Debug, Clone, Copy)]
+pub enum Weight<'a> {
+    /// The base's own; with Aᵀ `[input, r]` and s·Bᵀ `[r, output]` of an adapter, the tensors that learn.
     Frozen(&'a Linear, Option<(&'a Tensor, &'a Tensor)>),
-    /// A weight that learns itself, `[output, input]`.
+    /// One that learns itself, `[output, input]`.
     Whole(&'a Tensor),
 }
 
 impl Layer<'_> {
     /// Returns whether it can be computed here: dense or quantised weights with kernels.
     pub fn is_known(&self) -> bool {
-        match self {
-            Self::Frozen(weight, _) => weight.packed().is_some(),
-            Self::Whole(weight) => weight.device().is_cpu(),
-        }
+        let weight = match self.weight {
+            Weight::Frozen(weight, _) => weight.packed().is_some(),
+            Weight::Whole(weight) => is_plain(weight),
+        };
+        weight && self.bias.is_none_or(|(bias, _)| is_plain(bias))
     }
 
     /// Returns the product `[rows, output]`, and x·Aᵀ `[rows, r]` for the backward.
@@ -41,6 +53,37 @@ impl Layer<'_> {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &[f32], rows: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (mut out, inner) = self.weight.forward(x, rows)?;
+        if let Some((bias, _)) = self.bias {
+            with_slices([bias], |[bias]| {
+                threads::add_bias(&mut out, bias);
+                Ok(())
+            })?;
+        }
+        Ok((out, inner))
+    }
+
+    /// Returns the gradient of the input, and adds to `learnt` those of what learns; `inner` is that of the forward.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn backward(
+        &self,
+        seen: (&[f32], &[f32]),
+        gradient: &[f32],
+        rows: usize,
+        learnt: &mut Vec<Learnt>,
+    ) -> Result<Vec<f32>> {
+        if let Some((bias, true)) = self.bias {
+            let width = bias.elem_count();
+            learnt.push((bias.clone(), Tensor::from_vec(sum_of_rows(gradient, width), width, &Device::Cpu)?));
+        }
+        self.weight.backward(seen, gradient, rows, learnt)
+    }
+}
+
+impl Weight<'_> {
+    fn forward(&self, x: &[f32], rows: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         match self {
             Self::Whole(weight) => {
                 let (output, input) = weight.dims2()?;
@@ -66,11 +109,7 @@ impl Layer<'_> {
         }
     }
 
-    /// Returns the gradient of the input, and adds to `learnt` those of what learns; `inner` is that of the forward.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    pub fn backward(
+    fn backward(
         &self,
         (x, inner): (&[f32], &[f32]),
         gradient: &[f32],
@@ -230,6 +269,53 @@ impl Norm<'_> {
                 shares.iter().for_each(|share| steps::add(&mut sum, share));
                 learnt.push((self.weight.clone(), Tensor::from_vec(sum, width, &Device::Cpu)?));
             }
+            Ok(())
+        })?;
+        Ok(for_x)
+    }
+}
+
+/// A layer norm in training: its weight and bias `[hidden]`, and whether they learn.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNorm<'a> {
+    /// The base's or the adapter's.
+    pub weight: &'a Tensor,
+    /// Of the same.
+    pub bias: &'a Tensor,
+    /// Whether their gradients are wanted.
+    pub learns: bool,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl LayerNorm<'_> {
+    /// Returns (x - mean) / √(variance + eps) · weight + bias of each row.
+    ///
+    /// # Errors
+    /// When weight and bias are not f32 on the CPU.
+    pub fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; x.len()];
+        with_slices([self.weight, self.bias], |parts| {
+            threads::layer_norm(x, parts.into(), self.eps, &mut out);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// Returns the gradient of the input, and adds those of weight and bias to `learnt`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Vec<f32>> {
+        let width = self.weight.elem_count();
+        if self.learns {
+            let of = |numbers: Vec<f32>| Tensor::from_vec(numbers, width, &Device::Cpu);
+            learnt.push((self.weight.clone(), of(of_weight(x, gradient, width, self.eps))?));
+            learnt.push((self.bias.clone(), of(sum_of_rows(gradient, width))?));
+        }
+        let mut for_x = vec![0.0; x.len()];
+        with_slices([self.weight], |[weight]| {
+            threads::layer_norm_backward(x, weight, self.eps, gradient, &mut for_x);
             Ok(())
         })?;
         Ok(for_x)

@@ -8,14 +8,18 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{LoraSettings, Targets, Task};
-use crate::lora::{Base, NO_LAYER, SiteKind};
+use crate::lora::{Base, NO_LAYER, SiteKind, labelled};
+
+/// Names of the labels, and whether a row can have several.
+type Labels<'a> = (&'a [String], bool);
 
 /// Returns `adapter_config.json` of a classification head alone.
 ///
 /// peft refuses rank 0, but has a name for no layer at all; the rank beside it means nothing then.
-pub(super) fn head_config(task: Task) -> Vec<u8> {
+pub(super) fn head_config(task: Task, labels: Labels<'_>) -> Vec<u8> {
     let (heads, task) = heads(task);
     written(&json!({
+        "auto_mapping": mapping(Some(labels)),
         "base_model_name_or_path": null,
         "bias": "none",
         "inference_mode": true,
@@ -28,10 +32,10 @@ pub(super) fn head_config(task: Task) -> Vec<u8> {
     }))
 }
 
-/// Returns `adapter_config.json` for `base`; `head` says whether a classification head is trained whole.
-pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: &dyn Base) -> Vec<u8> {
+/// Returns `adapter_config.json` for `base`; with `labels` a classification head is trained whole.
+pub(super) fn adapter_config(lora: &LoraSettings, task: Task, labels: Option<Labels<'_>>, base: &dyn Base) -> Vec<u8> {
     let mut saved = lora.modules_to_save.clone();
-    if head {
+    if labels.is_some() {
         saved.extend(heads(task).0.iter().map(|name| (*name).to_owned()));
     }
     saved.sort();
@@ -54,7 +58,7 @@ pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: 
     let list = |empty: bool, value: Value| if empty { Value::Null } else { value };
     let config = json!({
         "alpha_pattern": {},
-        "auto_mapping": null,
+        "auto_mapping": mapping(labels),
         "base_model_name_or_path": null,
         "bias": "none",
         "fan_in_fan_out": false,
@@ -76,6 +80,10 @@ pub(super) fn adapter_config(lora: &LoraSettings, task: Task, head: bool, base: 
         "use_rslora": lora.rslora,
     });
     written(&config)
+}
+
+fn mapping(labels: Option<Labels<'_>>) -> Value {
+    labels.map_or(Value::Null, |(names, multi_label)| labelled(names, multi_label))
 }
 
 /// Returns the heads that are saved for a task, and PEFT's word for it.

@@ -32,7 +32,8 @@ impl Estimate {
         // Inputs and outputs of the layers of one block, forward.
         let widths: u64 = inner.map(|site| (site.input + site.output) as u64).sum::<u64>() / depth.max(1) as u64;
         let hidden = sites.iter().find(|site| site.kind == SiteKind::Norm).map_or(0, |site| site.output as u64);
-        let vocab = sites.iter().find(|site| site.kind == SiteKind::Head).map_or(0, |site| site.output as u64);
+        let heads = sites.iter().filter(|site| matches!(site.kind, SiteKind::Head | SiteKind::Classifier));
+        let vocab = heads.map(|site| site.output as u64).max().unwrap_or(0);
         let tokens = tokens as u64;
         let block = tokens * (widths + EXTRAS * hidden) * F32;
         let depth = depth as u64;

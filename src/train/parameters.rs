@@ -54,7 +54,7 @@ struct Maker<'a> {
 impl Parameters {
     /// Makes the variables that `config` (`adapter_config.json`) names, at peft's initial values.
     ///
-    /// `labels` is the number of outputs of a head that the base lacks.
+    /// `labels` is the number of outputs of the classification head: a new one where the base has none, or another number.
     ///
     /// # Errors
     /// When the configuration does not fit the base.
@@ -216,13 +216,22 @@ impl Maker<'_> {
 
     fn whole(&mut self, id: SiteId, site: &Site, prefix: &str) -> Result<(), TrainError> {
         let name = format!("{prefix}{}", site.tensor());
-        let weight = if site.kind == SiteKind::Classifier {
-            let Some(labels) = self.labels else { return Ok(()) };
-            self.random(&name, &[labels, site.input], Spread::Normal(HEAD_DEVIATION))?
-        } else {
-            self.parameters.add(name, &self.base.weight(id)?, site.kind != SiteKind::Norm)?
+        let new = match (site.kind, self.labels) {
+            (SiteKind::Classifier, None) => return Ok(()),
+            (SiteKind::Classifier, Some(labels)) => Some(labels).filter(|labels| *labels != site.output),
+            _ => None,
         };
-        let bias = if site.bias { self.base.bias(id)? } else { None };
+        let (weight, bias) = match new {
+            Some(labels) => {
+                let weight = self.random(&name, &[labels, site.input], Spread::Normal(HEAD_DEVIATION))?;
+                let bias = site.bias.then(|| Tensor::zeros(labels, DType::F32, self.base.device())).transpose()?;
+                (weight, bias)
+            }
+            None => {
+                let weight = self.parameters.add(name, &self.base.weight(id)?, site.kind != SiteKind::Norm)?;
+                (weight, if site.bias { self.base.bias(id)? } else { None })
+            }
+        };
         let name = format!("{prefix}{}.bias", site.path);
         let bias = bias.map(|bias| self.parameters.add(name, &bias, false)).transpose()?;
         self.parameters.wires.push((id, Wire::Whole { weight, bias }));

@@ -19,7 +19,7 @@ use super::{
     Reader, RowLoss, Settings, Targets, TrainError, learning_rate,
 };
 use crate::dataset::Dataset;
-use crate::lora::Base;
+use crate::lora::{Base, SiteKind};
 use crate::model::image::Processor;
 use crate::turns::{Slices, Stopped};
 
@@ -71,30 +71,33 @@ impl Trainer {
         let model = differentiable(&*context.model)?;
         let base = model.base();
         let classes = settings.task.has_classes().then_some(examples.labels.len());
+        let takes_any = base.sites().iter().any(|site| site.kind == SiteKind::Classifier);
         if let (Some(own), Some(classes)) = (context.model.info().labels, classes)
             && own != classes
+            && !takes_any
         {
             return Err(TrainError::Data(format!("{classes} labels, but the base model's head has {own}")));
         }
+        let labels = classes.map(|_| (examples.labels.as_slice(), examples.multi_label));
         let (config, parameters) = match &settings.method {
             Method::Lora(lora) => {
                 check_targets(&lora.targets, base)?;
-                let config = adapter_config(lora, settings.task, classes.is_some(), base);
+                let config = adapter_config(lora, settings.task, labels, base);
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
             }
             Method::HeadOnly => {
-                if classes.is_none() {
+                let Some(labels) = labels else {
                     let fault = "is for classification".to_owned();
                     return Err(TrainError::Setting { field: "head_only", fault });
-                }
-                let config = head_config(settings.task);
+                };
+                let config = head_config(settings.task, labels);
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
             }
             Method::Full => {
-                let labels = classes.map(|_| examples.labels.as_slice());
-                let config = with_problem_type(model.config_json(labels)?, classes, examples.multi_label);
+                let config = model.config_json(labels.map(|(names, _)| names))?;
+                let config = with_problem_type(config, classes, examples.multi_label);
                 (config, Parameters::full(base, classes, settings.seed)?)
             }
         };

@@ -29,11 +29,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 IMAGES = "TRAINING_TASK_IMAGE_CLASSIFICATION"
 OVERALL, GROUP, DIFFERENCE = (audit_report_pb2.FigureScope.Value(f"FIGURE_SCOPE_{name}")
                               for name in ["OVERALL", "GROUP", "DIFFERENCE"])
+# What is computed in, here and there: exact, and as fast as the processor can.
+DTYPES = ["f32", "bf16"]
 PRECISIONS = ["f32", "f32 autocast to bf16"]
 
 
 @contextlib.contextmanager
-def serve(options, **images):
+def serve(options, dtype="f32", **images):
     """A fresh server with models of images beside a language model of next to nothing, and a client of it."""
     data = f"{options.work}/data-vision"
     shutil.rmtree(data, ignore_errors=True)
@@ -42,7 +44,8 @@ def serve(options, **images):
     for name, folder in images.items():
         command += ["--image-model", f"{name}={folder}"]
     with open(f"{options.work}/vision.log", "w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True,
+                                   env=os.environ | {"EVENKEEL__MODEL__DTYPE": dtype})
         try:
             ready = process.stdout.readline().split()
             if not ready:
@@ -73,6 +76,15 @@ def models(options):
         ("ViT-Base", "vit-base"), ("Swin-v2-Large", "swin-large")]
 
 
+def compared(title, unit, own, others, best):
+    """Rows of a table: f32 against f32, and the best of each side, each a dictionary of figures by number format."""
+    of = [best(values, key=lambda name: statistics.median(values[name])) for values in [own, others]]
+    rows = [[f"{title}, {unit}", *peer.cells(own["f32"], others["f32"])]]
+    if of != ["f32", "f32"]:
+        rows.append([f"the same, {of[0]} against {of[1]}", *peer.cells(own[of[0]], others[of[1]])])
+    return rows
+
+
 def apart(own, other):
     """Largest difference of two lists of logits."""
     return max(abs(a - b) for x, y in zip(own, other, strict=True) for a, b in zip(x, y, strict=True))
@@ -87,35 +99,36 @@ def classify(options):
         folder = vision_data.MODELS[name](options.work)
         adapter = vision_data.adapter(options.work, name)
         for what, using in [("", None), (", 1 adapter of rank 16 on query and value", adapter)]:
-            own, peaks, others, other_peaks, distance = [], [], {p: [] for p in PRECISIONS}, [], 0.0
+            own, peaks = {dtype: [] for dtype in DTYPES}, {dtype: [] for dtype in DTYPES}
+            others, other_peaks, distance = {p: [] for p in PRECISIONS}, {p: [] for p in PRECISIONS}, 0.0
             for _ in range(options.rounds):
-                with serve(options, images=folder) as client:
-                    if using:
-                        client.upload("adapter", using, base_model="images")
-                    seconds = []
-                    for _ in range(3):
-                        began = time.perf_counter()
-                        found = client.classify_images(files, adapter="adapter" if using else "", base_model="images")
-                        seconds.append(time.perf_counter() - began)
-                    own.append(len(files) / min(seconds))
-                    peaks.append(peer.peak_bytes(client.pid) / 2**20)
+                for dtype in DTYPES:
+                    with serve(options, dtype, images=folder) as client:
+                        if using:
+                            client.upload("adapter", using, base_model="images")
+                        seconds = []
+                        for _ in range(3):
+                            began = time.perf_counter()
+                            found = client.classify_images(files, adapter="adapter" if using else "",
+                                                           base_model="images")
+                            seconds.append(time.perf_counter() - began)
+                        own[dtype].append(len(files) / min(seconds))
+                        peaks[dtype].append(peer.peak_bytes(client.pid) / 2**20)
+                    if dtype == "f32":
+                        exact = [list(one.logits) for one in found]
                 for precision in PRECISIONS:
                     # In one batch, and in smaller ones, which may suit the caches better.
                     runs = [with_transformers(folder, do="classify", files=encoded, adapter=using, repeat=3,
                                               precision=precision, batch=batch) for batch in [len(files), 8]]
                     best = min(runs, key=lambda run: min(run["seconds"]))
                     others[precision].append(len(files) / min(best["seconds"]))
+                    other_peaks[precision].append(best["peak"] / 2**20)
                     if precision == "f32":
-                        other_peaks.append(best["peak"] / 2**20)
-                        logits = [list(one.logits) for one in found]
-                        distance = max(distance, apart(logits, best["logits"]))
-                say(f"{title}{what}: {own[-1]:.2f} images/s, transformers",
-                    {precision: round(values[-1], 2) for precision, values in others.items()})
-            best = max(PRECISIONS, key=lambda precision: statistics.median(others[precision]))
-            table.append([f"{title}{what}: images/s", *peer.cells(own, others["f32"])])
-            if best != "f32":
-                table.append([f"the same against {best}", *peer.cells(own, others[best])])
-            table.append([f"{title}{what}: peak memory, MiB", *peer.cells(peaks, other_peaks)])
+                        distance = max(distance, apart(exact, best["logits"]))
+                say(f"{title}{what}: images/s", *({name: round(values[-1], 2) for name, values in side.items()}
+                                                  for side in [own, others]))
+            table += compared(f"{title}{what}", "images/s", own, others, max)
+            table += compared(f"{title}{what}", "peak memory, MiB", peaks, other_peaks, min)
             print(f"{title}{what}: largest difference of a logit {distance:.2g}", flush=True)
     return table
 
@@ -127,26 +140,25 @@ def step(options):
     table = []
     for title, name in models(options):
         folder = vision_data.MODELS[name](options.work)
-        own, peaks, others, other_peaks = [], [], {p: [] for p in PRECISIONS}, {p: [] for p in PRECISIONS}
+        own, peaks = {dtype: [] for dtype in DTYPES}, {dtype: [] for dtype in DTYPES}
+        others, other_peaks = {p: [] for p in PRECISIONS}, {p: [] for p in PRECISIONS}
         for _ in range(options.rounds):
-            with serve(options, images=folder) as client:
-                upload(client, "rows", rows, "brightness")
-                job = tune(client, "tuned", "rows", "images", steps=steps, batch_size=8, learning_rate=1e-4,
-                           lora=lora(name))
-                own.append(statistics.median(watch(client, job)[1]))
-                peaks.append(peer.peak_bytes(client.pid) / 2**20)
+            for dtype in DTYPES:
+                with serve(options, dtype, images=folder) as client:
+                    upload(client, "rows", rows, "brightness")
+                    job = tune(client, "tuned", "rows", "images", steps=steps, batch_size=8, learning_rate=1e-4,
+                               lora=lora(name))
+                    own[dtype].append(statistics.median(watch(client, job)[1]))
+                    peaks[dtype].append(peer.peak_bytes(client.pid) / 2**20)
             for precision in PRECISIONS:
                 run = with_transformers(folder, do="train", method="lora", rank=16, alpha=16, learning_rate=1e-4,
                                         rows=rows, batch=8, steps=steps, precision=precision)
                 others[precision].append(statistics.median(run["seconds"][1:]))
                 other_peaks[precision].append(run["peak"] / 2**20)
-            say(f"{title} step: {own[-1]:.2f} s {peaks[-1]:.0f} MiB, peft",
-                {p: (round(others[p][-1], 2), round(other_peaks[p][-1])) for p in PRECISIONS})
-        best = min(PRECISIONS, key=lambda precision: statistics.median(others[precision]))
-        for precision in dict.fromkeys(["f32", best]):
-            against = "" if precision == "f32" else f" against {precision}"
-            table.append([f"{title}, LoRA step, 8 images, s{against}", *peer.cells(own, others[precision])])
-            table.append([f"peak memory of that process, MiB{against}", *peer.cells(peaks, other_peaks[precision])])
+            say(f"{title} step, s", *({name: round(values[-1], 2) for name, values in side.items()}
+                                      for side in [own, others]))
+        table += compared(f"{title}, LoRA step, 8 images", "s", own, others, min)
+        table += compared(f"{title}, LoRA step", "peak memory of that process, MiB", peaks, other_peaks, min)
     return table
 
 
@@ -269,7 +281,7 @@ def task(options):
 
 def scratch(options):
     """A small Swin-v2 from random weights, then a LoRA on it for images that are turned; an audit of both."""
-    train_rows, test_rows, epochs = (32, 16, 1) if options.smoke else (6000, 1000, 6)
+    train_rows, test_rows, epochs = (128, 16, 1) if options.smoke else (6000, 1000, 6)
     folder = vision_data.swin_small(options.work)
     rows = vision_data.rows(options.work, train_rows, test_rows, "rotation", ["upright"])
     test = [row for row in rows if row["split"] == "test"]
@@ -278,7 +290,7 @@ def scratch(options):
         upload(client, "upright", rows, "rotation")
         print(f"\nsmall Swin-v2 from random weights, Fashion-MNIST, {train_rows} rows to train on")
         train(client, "swin", "upright", "images", full={}, epochs=epochs, batch_size=32, learning_rate=1e-3,
-              warmup_steps=20, random_flip=True)
+              warmup_steps=min(20, train_rows // 32), random_flip=True)
         print(f"accuracy on {test_rows} rows: {right(client, test, adapter='swin', base_model='images'):.3f}")
         trained = same(options, client, "swin", "images", folder, files)
     rows = vision_data.rows(options.work, train_rows // 3, test_rows, "rotation", seed=1)

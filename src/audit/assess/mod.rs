@@ -192,6 +192,16 @@ fn known(questions: &Questions<'_>) -> Vec<String> {
     known
 }
 
+/// Whether a measure is asked for: by name, with everything, or as what another stands beside.
+fn wanted(asked: &[String], name: &str) -> bool {
+    // Smooth ECE and the null of ECE are read beside ECE itself.
+    let beside = |asked: &str| {
+        let form = name.strip_prefix("ece_width_")?;
+        ["smooth_ece_", "ece_null_"].into_iter().find(|what| asked.strip_prefix(what) == Some(form))
+    };
+    asked.is_empty() || asked.iter().any(|asked| asked == name || beside(asked).is_some())
+}
+
 fn check_measures(settings: &Settings, questions: &Questions<'_>) -> Result<(), AssessError> {
     let known = known(questions);
     // These have settings of their own and come with them.
@@ -237,8 +247,8 @@ fn nothing() -> AttributeRows {
 
 impl Assessment<'_> {
     fn wants(&self) -> impl Fn(&str) -> bool + Sync + use<'_> {
-        let asked = &self.settings.measures;
-        move |name| asked.is_empty() || asked.iter().any(|asked| asked == name)
+        let settings = self.settings;
+        move |name| wanted(&settings.measures, name)
     }
 
     fn weights_of(&self, rows: &[u32]) -> Option<Vec<f64>> {
@@ -314,7 +324,7 @@ impl Assessment<'_> {
 
     fn questions(&mut self, questions: &Questions<'_>) -> Result<(), AssessError> {
         let settings = self.settings;
-        let asked = |name: &str| settings.measures.is_empty() || settings.measures.iter().any(|asked| asked == name);
+        let asked = |name: &str| wanted(&settings.measures, name);
         let all: Vec<u32> = (0..self.table.rows as u32).collect();
         let named: Vec<(&'static str, Named)> = Named::ALL.into_iter().filter(|(name, _)| asked(name)).collect();
         for (number, (question, class)) in questions.all().into_iter().enumerate() {

@@ -133,7 +133,8 @@ fn softplus(z: f64) -> f64 {
 
 /// Returns the place among a head's logits of each label of the data set.
 ///
-/// `told` says whether the head's own files can say that it is of several labels: PEFT's cannot.
+/// `told` says whether the head's own files can say that it is of several labels: those of an adapter from
+/// elsewhere cannot.
 pub(super) fn order(
     head: &lora::Classes,
     told: bool,
@@ -155,7 +156,7 @@ pub(super) fn order(
     let by_name = labels.iter().map(|label| head.names.iter().position(|name| name == label).ok_or(label));
     match by_name.collect::<Result<Vec<usize>, _>>() {
         Ok(order) => Ok(order),
-        Err(_) if lora::Classes::unnamed(labels.len()).names == head.names => Ok((0..labels.len()).collect()),
+        Err(_) if !head.are_named() => Ok((0..labels.len()).collect()),
         Err(label) => Err(format!("its head has no label `{label}`; it has {}", head.names.join(", "))),
     }
 }

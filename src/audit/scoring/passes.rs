@@ -13,7 +13,7 @@ use super::head;
 use super::membership;
 use super::{Base, Load, Subject, Tuned};
 use crate::dataset::Dataset;
-use crate::lora::{AdapterInfo, Kind};
+use crate::lora::{AdapterInfo, Classes, Kind};
 
 /// One model to run over all units.
 pub(super) struct Pass {
@@ -169,6 +169,6 @@ fn order(
     }
     let own = adapter.and_then(|info| info.classes.as_ref());
     let classes = own.or(base.classes.as_ref()).ok_or_else(|| fault("it has no classification head".to_owned()))?;
-    let told = adapter.is_none_or(|info| info.kind == Kind::Full);
+    let told = adapter.is_none_or(|info| info.kind == Kind::Full || own.is_some_and(Classes::are_named));
     head::order(classes, told, &dataset.labels, dataset.multi_label).map_err(fault)
 }

@@ -16,19 +16,25 @@ const MAX_SIDE: usize = 1 << 14;
 const MAX_CHANNELS: usize = 1 << 8;
 /// What images are read as: red, green, blue.
 const CHANNELS: usize = 3;
+/// Key of the labels.
+const LABELS: &str = "id2label";
 /// Most patches of an image.
 pub(super) const MAX_PATCHES: usize = 1 << 18;
 
 /// The image side of a configuration.
 #[derive(Debug, Clone)]
 pub(in crate::model) struct Images {
+    /// As the file names it: that of the classifier, or of the model without a head.
     pub(in crate::model) architecture: String,
+    /// The classifier's.
+    class: &'static str,
     /// Height and width of an image.
     pub(in crate::model) size: [usize; 2],
     /// Height and width of a patch.
     pub(in crate::model) patch: [usize; 2],
     pub(in crate::model) channels: usize,
-    pub(in crate::model) classes: Classes,
+    /// None without a head.
+    pub(in crate::model) classes: Option<Classes>,
     /// Number format of the checkpoint, when it says.
     pub(in crate::model) dtype: Option<DType>,
     /// The file it was read from.
@@ -36,8 +42,12 @@ pub(in crate::model) struct Images {
 }
 
 impl Images {
-    /// Reads what all have; `class` is the one architecture that is known.
-    pub(super) fn read(map: &Map<String, Value>, class: &str, default_patch: usize) -> Checked<Self> {
+    /// Reads what all have; known architectures are `class`, the classifier, and `headless`.
+    pub(super) fn read(
+        map: &Map<String, Value>,
+        [class, headless]: [&'static str; 2],
+        default_patch: usize,
+    ) -> Checked<Self> {
         let fields = Fields(map);
         let architecture = match fields.get("architectures") {
             None => class.to_owned(),
@@ -47,7 +57,7 @@ impl Images {
             },
             Some(_) => return invalid("`architectures` is not a list"),
         };
-        if architecture != class {
+        if architecture != class && architecture != headless {
             return Err(Fault::Unsupported(format!("architecture {}", short(&architecture.into()))));
         }
         if fields.get("quantization_config").is_some() {
@@ -66,10 +76,9 @@ impl Images {
         if channels != CHANNELS {
             return Err(Fault::Unsupported(format!("a model for images of {channels} channels")));
         }
-        let Some(classes) = classes::read(&fields, &architecture, None)? else {
-            return invalid("there are no labels");
-        };
-        let images = Self { architecture, size, patch, channels, classes, dtype: dtype(&fields)?, source: map.clone() };
+        let classes = classes::read(&fields, &architecture, None)?;
+        let (dtype, source) = (dtype(&fields)?, map.clone());
+        let images = Self { architecture, class, size, patch, channels, classes, dtype, source };
         let [rows, columns] = images.grid();
         if rows * columns > MAX_PATCHES {
             return invalid(format!("`patch_size` {patch:?} divides images into more than {MAX_PATCHES} patches"));
@@ -80,6 +89,11 @@ impl Images {
     /// Returns how many patches an image has in each direction; what is left over is not looked at.
     pub(in crate::model) fn grid(&self) -> [usize; 2] {
         [self.size[0] / self.patch[0], self.size[1] / self.patch[1]]
+    }
+
+    /// Returns the number of labels: 0 without a head.
+    pub(in crate::model) fn labels(&self) -> usize {
+        self.classes.as_ref().map_or(0, |classes| classes.names.len())
     }
 
     /// Returns the shape of the convolution's input: channels, height, width.
@@ -93,7 +107,7 @@ impl Images {
             ("image_size", format!("{:?}", self.size)),
             ("patch_size", format!("{:?}", self.patch)),
             ("num_channels", self.channels.to_string()),
-            ("id2label", self.classes.names.len().to_string()),
+            (LABELS, self.labels().to_string()),
         ]
     }
 }
@@ -134,6 +148,14 @@ impl Vision {
         }
     }
 
+    /// Returns the first part of the paths of everything but the head, which tensors of a model without one lack.
+    pub(in crate::model) fn stem(&self) -> &'static str {
+        match self {
+            Self::Vit(_) => "vit.",
+            Self::Swin(_) => "swinv2.",
+        }
+    }
+
     /// Returns the image side.
     pub(in crate::model) fn images(&self) -> &Images {
         match self {
@@ -168,28 +190,32 @@ impl Vision {
             Fault::Unsupported(what) => LoraError::Unsupported(what),
         })?;
         let own = self.parts();
-        let key = match other.images().architecture == self.images().architecture {
+        let key = match other.images().architecture == self.images().class {
             false => Some("architectures"),
-            true => own.iter().zip(other.parts()).find(|(own, other)| **own != *other).map(|(own, _)| own.0),
+            // It may have labels of its own.
+            true => {
+                let mut both = own.iter().zip(other.parts()).filter(|(own, _)| own.0 != LABELS);
+                both.find(|(own, other)| **own != *other).map(|(own, _)| own.0)
+            }
         };
         if let Some(key) = key {
             return Err(LoraError::Mismatch(format!("config.json: `{key}` is not that of this base model")));
         }
-        let classes = Some(other.images().classes.clone());
-        Ok(Full { canonical: other.canonical(), tied: false, classes })
+        Ok(Full { canonical: other.canonical(), tied: false, classes: other.images().classes.clone() })
     }
 
     /// Returns a configuration of the same architecture with f32 weights; with `labels`, with these.
     pub(in crate::model) fn written(&self, labels: Option<&[String]>) -> Map<String, Value> {
         let images = self.images();
         let mut map = images.source.clone();
-        let names = labels.unwrap_or(&images.classes.names);
+        let own = images.classes.as_ref().map(|classes| &classes.names[..]);
+        let names = labels.or(own).unwrap_or_default();
         let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
-        set("architectures", json!([images.architecture]));
+        set("architectures", json!([if labels.is_some() { images.class } else { &images.architecture }]));
         set("dtype", json!("float32"));
         set("torch_dtype", json!("float32"));
         let numbered = names.iter().enumerate();
-        set("id2label", Value::Object(numbered.clone().map(|(i, name)| (i.to_string(), json!(name))).collect()));
+        set(LABELS, Value::Object(numbered.clone().map(|(i, name)| (i.to_string(), json!(name))).collect()));
         set("label2id", Value::Object(numbered.map(|(i, name)| (name.clone(), json!(i))).collect()));
         for key in ["num_labels", "auto_map", "_name_or_path"] {
             map.remove(key);

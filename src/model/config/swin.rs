@@ -10,7 +10,7 @@ const MAX_STAGES: usize = 16;
 /// Largest window, in patches: pairs of its rows are looked up in a table.
 const MAX_WINDOW: usize = 64;
 
-/// A checked configuration of a `Swinv2ForImageClassification`.
+/// A checked configuration of a `Swinv2ForImageClassification`, or of a `Swinv2Model`, which has no head.
 #[derive(Debug, Clone)]
 pub(in crate::model) struct Swin {
     pub(in crate::model) images: Images,
@@ -42,7 +42,7 @@ pub(in crate::model) struct Stage {
 impl Swin {
     pub(super) fn read(map: &Map<String, Value>) -> Checked<Self> {
         let fields = Fields(map);
-        let images = Images::read(map, "Swinv2ForImageClassification", 4)?;
+        let images = Images::read(map, ["Swinv2ForImageClassification", "Swinv2Model"], 4)?;
         let [size, patch] = [images.size, images.patch];
         if size[0] != size[1] || patch[0] != patch[1] || !size[0].is_multiple_of(patch[0]) {
             // transformers decides windows by one side alone, and by whole patches.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::images::{Images, bits, on};
 use super::{Checked, Fields, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, invalid};
 
-/// A checked configuration of a `ViTForImageClassification`.
+/// A checked configuration of a `ViTForImageClassification`, or of a `ViTModel`, which has no head.
 #[derive(Debug, Clone)]
 pub(in crate::model) struct Vit {
     pub(in crate::model) images: Images,
@@ -21,7 +21,7 @@ impl Vit {
     pub(super) fn read(map: &Map<String, Value>) -> Checked<Self> {
         let fields = Fields(map);
         let config = Self {
-            images: Images::read(map, "ViTForImageClassification", 16)?,
+            images: Images::read(map, ["ViTForImageClassification", "ViTModel"], 16)?,
             hidden_size: fields.size("hidden_size", MAX_WIDTH)?.unwrap_or(768),
             intermediate_size: fields.size("intermediate_size", MAX_WIDTH)?.unwrap_or(3072),
             layers: fields.size("num_hidden_layers", MAX_LAYERS)?.unwrap_or(12),

@@ -2,14 +2,14 @@
 //!
 //! The graph makes a tensor of zeros and a sum of every gradient; here each is written once. For what fine-tuning is
 //! mostly made of: layers that an adapter changes by a low rank, or that learn whole. What is not known here (dropout,
-//! DoRA, biases, other devices) goes through the graph; a test compares the two.
+//! DoRA, other devices) goes through the graph; a test compares the two.
 //! Shapes: `[tokens, …]`, packed; every segment is a whole sequence.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::Llama;
 use crate::lora::{Change, LoraBatch, SiteId};
-use crate::model::layers::Projection;
+use crate::model::layers::learning;
 use crate::model::{Computed, ModelError, Sequences};
 use crate::ops::cpu::Heads;
 use crate::ops::cpu::threads::{add, gated, gated_backward, rope};
@@ -57,12 +57,7 @@ impl Llama {
         let [first, second] = norms.map(|(site, weight)| self.norm_at(lora, site, weight, rows));
         let (Some(first), Some(second)) = (first?, second?) else { return Ok(None) };
         let projections = [&block.query, &block.key, &block.value, &block.output, &block.gate, &block.up, &block.down];
-        let mut layers = Vec::with_capacity(projections.len());
-        for projection in projections {
-            let Some(layer) = layer_at(lora, projection, rows)? else { return Ok(None) };
-            layers.push(layer);
-        }
-        let Ok(layers) = <[Layer<'a>; 7]>::try_from(layers) else { return Ok(None) };
+        let Some(layers) = learning(projections, lora, rows)? else { return Ok(None) };
         let mut learning = Learning {
             heads: Heads {
                 heads: self.config.heads,
@@ -105,26 +100,6 @@ impl Llama {
         };
         Ok((norm.weight.dtype() == DType::F32).then_some(norm))
     }
-}
-
-/// Returns a projection as training sees it, where it is one of those known.
-fn layer_at<'a>(
-    lora: &'a LoraBatch,
-    projection: &'a Projection,
-    rows: usize,
-) -> candle_core::Result<Option<Layer<'a>>> {
-    if projection.bias.is_some() {
-        return Ok(None);
-    }
-    let layer = match lora.touching(projection.site, rows)?.as_slice() {
-        [] => Layer::Frozen(&projection.weight, None),
-        [(run, Change::Replaced { weight, bias: None })] if run.rows.len() == rows => Layer::Whole(weight),
-        _ => match lora.low_rank(projection.site, rows)? {
-            Some(change) => Layer::Frozen(&projection.weight, Some(change)),
-            None => return Ok(None),
-        },
-    };
-    Ok(layer.is_known().then_some(layer))
 }
 
 impl Learning<'_> {

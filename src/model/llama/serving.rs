@@ -6,14 +6,12 @@
 //! Shapes: `[tokens, …]`, packed.
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
 
 use super::{EMBEDDING, Llama, Seen};
 use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
-use crate::model::layers::Projection;
+use crate::model::layers::project;
 use crate::model::{Batch, ModelError};
-use crate::ops::Linear;
 use crate::ops::cpu::{Heads, Prepared, Sequence, attend, steps, threads};
 use crate::ops::with_slices;
 
@@ -127,54 +125,25 @@ impl Llama {
 
         normed.resize(x.len(), 0.0);
         pass.lora.norm_rows(attention_site, x, &block.attention_norm, eps, normed)?;
-        pass.project(normed, [(&block.query, query), (&block.key, key), (&block.value, value)], prepared)?;
+        project(pass.lora, (normed, pass.rows), [(&block.query, query), (&block.key, key), (&block.value, value)], prepared)?;
         threads::rope(query, (&pass.cos, &pass.sin), pass.rows, 1.0);
         threads::rope(key, (&pass.cos, &pass.sin), pass.rows, 1.0);
         mixed.resize(query.len(), 0.0);
         pass.attend(layer, [query, key, value], caches, mixed)?;
-        pass.project(mixed, [(&block.output, back)], prepared)?;
+        project(pass.lora, (mixed, pass.rows), [(&block.output, back)], prepared)?;
         steps::add(x, back);
 
         pass.lora.norm_rows(mlp_site, x, &block.mlp_norm, eps, normed)?;
-        pass.project(normed, [(&block.gate, gate), (&block.up, up)], prepared)?;
+        project(pass.lora, (normed, pass.rows), [(&block.gate, gate), (&block.up, up)], prepared)?;
         mixed.resize(gate.len(), 0.0);
         threads::gated(gate, up, mixed);
-        pass.project(mixed, [(&block.down, back)], prepared)?;
+        project(pass.lora, (mixed, pass.rows), [(&block.down, back)], prepared)?;
         steps::add(x, back);
         Ok(())
     }
 }
 
 impl Pass<'_> {
-    /// Applies linear layers with their adapters to the same rows.
-    fn project<const N: usize>(
-        &self,
-        x: &[f32],
-        layers: [(&Projection, &mut Vec<f32>); N],
-        prepared: &mut Prepared,
-    ) -> candle_core::Result<()> {
-        let mut jobs: Vec<(&Linear, &mut [f32])> = Vec::with_capacity(N);
-        let mut finish = Vec::with_capacity(N);
-        for (layer, out) in layers {
-            out.resize(self.rows * layer.weight.outputs()?, 0.0);
-            finish.push((layer, out));
-        }
-        for (layer, out) in &mut finish {
-            if !self.lora.is_replaced(layer.site, self.rows)? {
-                jobs.push((&layer.weight, &mut out[..]));
-            }
-        }
-        Linear::forward_all(x, self.rows, &mut jobs, prepared)?;
-        drop(jobs);
-        let done = |(layer, out): (&Projection, &mut Vec<f32>)| {
-            self.lora.finish_linear(layer.site, x, self.rows, out, layer.bias.as_ref())
-        };
-        if self.lora.runs.is_empty() {
-            return finish.into_iter().try_for_each(done);
-        }
-        finish.into_par_iter().try_for_each(done)
-    }
-
     /// Writes keys and values behind those of the caches, then mixes values for all rows.
     fn attend(
         &self,

@@ -168,7 +168,7 @@ pub(in crate::model) fn sites(config: &Config) -> Vec<Site> {
     }
     let last = config.stages.last().map_or(0, |stage| stage.width);
     sites.push(norm("swinv2.layernorm".into(), last));
-    let labels = config.images.classes.names.len();
-    sites.push(site("classifier".into(), SiteKind::Head, last, labels, true));
+    let labels = config.images.labels();
+    sites.push(site("classifier".into(), SiteKind::Classifier, last, labels, true));
     sites
 }

@@ -7,8 +7,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::lora::Change;
-use crate::model::open_images;
+use crate::lora::{Change, LinearDelta};
+use crate::model::{Differentiable, open_images};
 use crate::model::testing::write;
 
 /// Patches that do not divide the image, heads of an odd size, no bias of queries.
@@ -206,7 +206,159 @@ fn a_whole_model_as_an_adapter_is_that_model() {
         let mut smaller = config.clone();
         smaller["id2label"] = json!({"0": "cat"});
         let error = model.load_adapter(smaller.to_string().as_bytes(), &file(&other)).unwrap_err().to_string();
-        assert!(error.contains("id2label"), "{error}");
+        assert!(error.contains("classifier.weight"), "{error}");
+    }
+}
+
+#[test]
+fn an_adapter_may_bring_labels_of_its_own() {
+    for config in [vit(), swin()] {
+        let (model, pixels) = (open_model(&config), pixels(&config, 2));
+        let mut other = config.clone();
+        other["id2label"] = json!({"0": "a", "1": "b", "2": "c", "3": "d", "4": "e"});
+        let weights = weights(&other, 900);
+        let whole = open_images(folder(&other, &weights).path(), "cpu", "f32").unwrap();
+        let full = model.load_adapter(other.to_string().as_bytes(), &file(&weights)).unwrap();
+        let head = ["weight", "bias"].map(|part| {
+            let name = format!("base_model.model.classifier.{part}");
+            (name, weights[&format!("classifier.{part}")].clone())
+        });
+        let peft = |mapping: Value| {
+            let config = json!({"peft_type": "LORA", "r": 1, "target_modules": crate::lora::NO_LAYER,
+                                "modules_to_save": ["classifier"], "auto_mapping": mapping});
+            model.load_adapter(config.to_string().as_bytes(), &file(&head.clone().into()))
+        };
+        let unnamed = peft(Value::Null).unwrap();
+        let names = ["v", "w", "x", "y", "z"].map(str::to_owned);
+        let named = peft(crate::lora::labelled(&names, true)).unwrap();
+        let names_of = |adapter: &Adapter| adapter.info().classes.clone().unwrap().names;
+        assert_eq!(names_of(&full), ["a", "b", "c", "d", "e"]);
+        assert_eq!(names_of(&unnamed)[4], "LABEL_4");
+        assert_eq!(names_of(&named), names);
+        assert_ne!(named.generation(), unnamed.generation());
+        let wrong = peft(crate::lora::labelled(&names[1..], true)).unwrap_err().to_string();
+        assert!(wrong.contains("names 4 labels, classifier has 5"), "{wrong}");
+        for adapter in [full, unnamed, named].map(Arc::new) {
+            assert!(model.effect(&adapter).unwrap() > 1e-3);
+            let run = Run { adapter: Arc::clone(&adapter), rows: 0..2, scale: 1.0 };
+            let logits = model.classify(&pixels, &LoraBatch { runs: vec![run], dropout: None }).unwrap();
+            assert_eq!(logits.dims(), [2, 5]);
+            if adapter.info().kind == crate::lora::Kind::Full {
+                let expected = whole.classify(&pixels, &LoraBatch::default()).unwrap();
+                assert!(difference(&logits, &expected) < 1e-5, "{config}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_without_a_head_gets_it_from_adapters() {
+    for config in [vit(), swin()] {
+        let (sound, pixels) = (weights(&config, 1), pixels(&config, 2));
+        let mut headless = config.clone();
+        let (name, stem) = if config["model_type"] == "vit" { ("ViTModel", "vit.") } else { ("Swinv2Model", "swinv2.") };
+        headless["architectures"] = json!([name]);
+        let mut stored = BTreeMap::from([("pooler.dense.weight".to_owned(), random(&[2, 2], 1))]);
+        let kept = sound.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(stem)?.to_owned(), tensor.clone())));
+        stored.extend(kept);
+        let model = open_images(folder(&headless, &stored).path(), "cpu", "f32").unwrap();
+        assert!(model.info().labels.is_none() && model.info().classes.is_none());
+        let error = model.classify(&pixels, &LoraBatch::default()).unwrap_err().to_string();
+        assert!(error.contains("without a classification head"), "{error}");
+        let head = lora(&*model, &["query"], &json!({}), 1).unwrap();
+        assert!(model.effect(&Arc::new(head)).unwrap_err().to_string().contains("without a classification head"));
+
+        // The head of the whole model, and nothing else: the same logits.
+        let expected = open_model(&config).classify(&pixels, &LoraBatch::default()).unwrap();
+        let parts = ["weight", "bias"].map(|part| format!("classifier.{part}"));
+        let parts = parts.map(|name| (format!("base_model.model.{name}"), sound[&name].clone()));
+        let peft = json!({"peft_type": "LORA", "r": 1, "target_modules": crate::lora::NO_LAYER,
+                          "modules_to_save": ["classifier"]});
+        let head = model.load_adapter(peft.to_string().as_bytes(), &file(&parts.into())).unwrap();
+        let full = model.load_adapter(config.to_string().as_bytes(), &file(&sound)).unwrap();
+        for adapter in [head, full].map(Arc::new) {
+            assert!(model.effect(&adapter).unwrap() > 1e-3);
+            let run = Run { adapter, rows: 0..2, scale: 1.0 };
+            let logits = model.classify(&pixels, &LoraBatch { runs: vec![run], dropout: None }).unwrap();
+            assert!(difference(&logits, &expected) < 1e-5, "{config}");
+        }
+        let written = model.differentiable().unwrap().config_json(Some(&["a".to_owned()])).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&written).unwrap()["architectures"], config["architectures"]);
+    }
+}
+
+/// Gradients of what an adapter is made of and of a block's input, by the graph or by the block itself.
+fn block_gradients(trained: &dyn Differentiable, layer: usize, own: bool, vars: &[Var], lora: &LoraBatch) -> Vec<Tensor> {
+    let images = lora.runs[0].rows.end;
+    let input = Input::Pixels(vars[0].as_tensor());
+    let layout = trained.layout(&input).unwrap();
+    let mut x = trained.embed(&layout, &LoraBatch::default()).unwrap();
+    for before in 0..layer {
+        x = trained.block(before, &x, &layout, &LoraBatch::default()).unwrap();
+    }
+    let x = Var::from_tensor(&x.detach()).unwrap();
+    let graph = trained.block(layer, x.as_tensor(), &layout, lora).unwrap();
+    assert_eq!(graph.dim(0).unwrap() % images, 0);
+    let gradient = random(graph.dims(), 4);
+    let (start, for_x) = if own {
+        let (output, own) = trained.learn(layer, x.as_tensor(), &layout, lora).unwrap().unwrap();
+        assert!(difference(&output, &graph) < 1e-5, "block {layer}");
+        let (for_x, learnt) = own(&gradient).unwrap();
+        let seeds = learnt.into_iter().map(|(tensor, gradient)| crate::ops::seed(&tensor, gradient).unwrap());
+        (seeds.reduce(|sum, seed| (sum + seed).unwrap()).unwrap(), Some(for_x))
+    } else {
+        (crate::ops::seed(&graph, gradient).unwrap(), None)
+    };
+    let found = start.backward().unwrap();
+    let mut gradients = vec![for_x.unwrap_or_else(|| found.get(x.as_tensor()).unwrap().clone())];
+    gradients.extend(vars[1..].iter().filter_map(|var| found.get(var.as_tensor()).cloned()));
+    gradients
+}
+
+#[test]
+fn a_blocks_own_backward_is_that_of_its_graph() {
+    for config in [vit(), swin()] {
+        let model = open_model(&config);
+        let trained = model.differentiable().unwrap();
+        let mut vars = vec![Var::from_tensor(&pixels(&config, 3)).unwrap()];
+        let mut var = |shape: &[usize]| {
+            vars.push(Var::from_tensor(&(random(shape, vars.len() as u64) * 0.3).unwrap()).unwrap());
+            vars[vars.len() - 1].as_tensor().clone()
+        };
+        // Low ranks on some layers, others as a whole, with the norms of every second block.
+        let (mut changes, shared) = (BTreeMap::new(), ["logit_scale", "continuous_position_bias"]);
+        for (i, site) in trained.base().sites().iter().enumerate() {
+            let change = match site.kind {
+                _ if shared.iter().any(|name| site.path.contains(name)) => continue,
+                SiteKind::Linear if i % 3 > 0 => {
+                    let (a, b) = (var(&[2, site.input]).t().unwrap(), var(&[site.output, 2]).t().unwrap());
+                    let b = (b * 2.0).unwrap();
+                    Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None })
+                }
+                SiteKind::Linear | SiteKind::Norm if i % 2 == 0 => {
+                    let bias = site.bias.then(|| var(&[site.output]));
+                    Change::Replaced { weight: var(&site.shape()), bias }
+                }
+                _ => continue,
+            };
+            changes.insert(SiteId(i), change);
+        }
+        let run = Run { adapter: Arc::new(Adapter::unnamed(changes)), rows: 0..3, scale: 1.0 };
+        let lora = LoraBatch { runs: vec![run], dropout: None };
+        // The last one of a Swin is the pooling, which has the graph.
+        let blocks = trained.depth() - usize::from(config["model_type"] != "vit");
+        for layer in 0..blocks {
+            let [own, graph] = [true, false].map(|own| block_gradients(trained, layer, own, &vars, &lora));
+            assert!(own.len() == graph.len() && own.len() > 4, "{} of {}", own.len(), graph.len());
+            for (i, (own, graph)) in own.iter().zip(&graph).enumerate() {
+                let size = graph.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+                assert!(difference(own, graph) < 1e-4 * size.max(1.0), "block {layer}, gradient {i} of {config}");
+            }
+        }
+        let dropped = LoraBatch { dropout: Some(crate::lora::Dropout { rate: 0.5, seed: 1 }), ..lora };
+        let layout = trained.layout(&Input::Pixels(vars[0].as_tensor())).unwrap();
+        let x = trained.embed(&layout, &LoraBatch::default()).unwrap();
+        assert!(trained.learn(0, &x, &layout, &dropped).unwrap().is_none());
     }
 }
 
@@ -312,7 +464,7 @@ fn wrong_shapes_missing_tensors_and_unsupported_configurations_are_named() {
             refusal(&changed, &sound)
         };
         assert!(with("hidden_act", json!("gelu_new")).contains("gelu_new"));
-        assert!(with("architectures", json!(["ViTModel"])).contains("ViTModel"));
+        assert!(with("architectures", json!(["ViTForMaskedImageModeling"])).contains("ViTForMasked"));
         assert!(with("model_type", json!("deit")).contains("deit"));
         assert!(with("quantization_config", json!({})).contains("quantization_config"));
         assert!(with("num_channels", json!(1)).contains("images of 1 channels"));
@@ -340,7 +492,7 @@ fn the_written_configuration_reads_as_the_same_model() {
         let written = model.differentiable().unwrap().config_json(Some(&names)).unwrap();
         let [own, read] = [config.to_string().into_bytes(), written].map(|bytes| Vision::parse(&bytes).unwrap());
         assert_eq!(own.canonical(), read.canonical());
-        assert_eq!(read.images().classes.names, names);
+        assert_eq!(read.images().classes.as_ref().unwrap().names, names);
         assert_eq!(read.images().dtype, Some(DType::F32));
     }
 }

@@ -123,8 +123,8 @@ fn named(config: &Config, path: impl Fn(usize, Module) -> String) -> Vec<Site> {
             sites.push(site(path(layer, module), kind, input, output, bias));
         }
     }
-    let labels = config.images.classes.names.len();
+    let labels = config.images.labels();
     sites.push(site("vit.layernorm".into(), SiteKind::Norm, hidden, hidden, true));
-    sites.push(site("classifier".into(), SiteKind::Head, hidden, labels, true));
+    sites.push(site("classifier".into(), SiteKind::Classifier, hidden, labels, true));
     sites
 }

@@ -36,7 +36,7 @@ pub struct Scores<'a> {
 }
 
 /// Gradients of factors and biases, `[heads]` and `[heads, rows, rows]`.
-pub(in crate::ops) type Learnt<'a> = (&'a mut [f32], &'a mut [f32]);
+type Learnt<'a> = (&'a mut [f32], &'a mut [f32]);
 
 impl Groups {
     fn width(self) -> usize {
@@ -83,7 +83,7 @@ pub fn attend_groups(
 ///
 /// # Errors
 /// When shapes do not fit.
-pub(in crate::ops) fn attend_groups_backward(
+pub fn attend_groups_backward(
     groups: Groups,
     inputs: [&[f32]; 3],
     scores: Scores<'_>,
@@ -162,8 +162,8 @@ impl Head<'_> {
     /// Lays the head out in columns, `[dim, width]`.
     fn columns(&self, from: &[f32], to: &mut Vec<f32>) {
         let (dim, width) = (self.groups.dim, self.width());
-        to.clear();
         to.resize(dim * width, 0.0);
+        to.chunks_exact_mut(width).for_each(|to| to[self.groups.rows..].fill(0.0));
         for (row, from) in from[self.first()..].chunks(self.groups.width()).take(self.groups.rows).enumerate() {
             for (i, value) in from[..dim].iter().enumerate() {
                 to[i * width + row] = *value;
@@ -174,10 +174,12 @@ impl Head<'_> {
     /// Lays the head out in rows, `[rows, padded]`.
     fn rows(&self, from: &[f32], to: &mut Vec<f32>) {
         let (dim, padded) = (self.groups.dim, self.padded());
-        to.clear();
         to.resize(self.groups.rows * padded, 0.0);
         let rows = from[self.first()..].chunks(self.groups.width()).zip(to.chunks_exact_mut(padded));
-        rows.for_each(|(from, to)| to[..dim].copy_from_slice(&from[..dim]));
+        rows.for_each(|(from, to)| {
+            to[..dim].copy_from_slice(&from[..dim]);
+            to[dim..].fill(0.0);
+        });
     }
 
     /// Writes q·kᵀ, `[rows, width]`; `columns` are those of the keys.

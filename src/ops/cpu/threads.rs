@@ -33,6 +33,36 @@ pub fn layer_norm(x: &[f32], (weight, bias): (&[f32], &[f32]), eps: f32, out: &m
     parts.for_each(|(x, out)| steps::layer_norm(x, weight, bias, eps, out));
 }
 
+/// Writes the gradient of rows that were normalised so.
+pub fn layer_norm_backward(x: &[f32], weight: &[f32], eps: f32, gradient: &[f32], out: &mut [f32]) {
+    let width = weight.len().max(1);
+    let part = rows_of(width) * width;
+    let parts = x.par_chunks(part).zip(gradient.par_chunks(part)).zip(out.par_chunks_mut(part));
+    parts.for_each(|((x, gradient), out)| {
+        let rows = x.chunks_exact(width).zip(gradient.chunks_exact(width)).zip(out.chunks_exact_mut(width));
+        rows.for_each(|((x, gradient), out)| steps::layer_norm_backward(x, weight, eps, gradient, out));
+    });
+}
+
+/// Writes the gradient of x of x·Φ(x).
+pub fn gelu_backward(x: &[f32], gradient: &[f32], out: &mut [f32]) {
+    let parts = x.par_chunks(PART).zip(gradient.par_chunks(PART)).zip(out.par_chunks_mut(PART));
+    parts.for_each(|((x, gradient), out)| steps::gelu_backward(x, gradient, out));
+}
+
+/// Writes the gradient of vectors that were divided by their lengths.
+pub fn unit_backward(x: &[f32], size: usize, gradient: &[f32], out: &mut [f32]) {
+    let part = rows_of(size) * size.max(1);
+    let parts = x.par_chunks(part).zip(gradient.par_chunks(part)).zip(out.par_chunks_mut(part));
+    parts.for_each(|((x, gradient), out)| steps::unit_backward(x, size, gradient, out));
+}
+
+/// Writes vectors of `size` numbers divided by their lengths.
+pub fn unit(x: &[f32], size: usize, out: &mut [f32]) {
+    let part = rows_of(size) * size.max(1);
+    x.par_chunks(part).zip(out.par_chunks_mut(part)).for_each(|(x, out)| steps::unit(x, size, out));
+}
+
 /// Writes gate·σ(gate)·up.
 pub fn gated(gate: &[f32], up: &[f32], out: &mut [f32]) {
     if gate.len() <= PART {

@@ -157,6 +157,37 @@ async fn heads_lora_and_full_learn_colours_and_are_audited_side_by_side() {
 }
 
 #[tokio::test]
+async fn a_data_set_may_have_other_labels_than_the_base() {
+    let server = start(&[VIT, SWIN]).await;
+    let client = &server.client;
+    let labels = ["red", "green", "blue"].map(str::to_owned);
+    for base in [VIT, SWIN] {
+        assert_ne!(labels_of(&server, base).await.len(), labels.len());
+        upload(client, &format!("colours-{base}"), &labels).await;
+        let seen: Vec<_> = (0..30).map(|number| image(number as usize % 3, number)).collect();
+        let own = classify(client, (base, ""), &seen).await.unwrap();
+        let methods = [
+            ("head", settings(40, 2e-2, Method::HeadOnly(pb::HeadOnlyMethod {}))),
+            ("low", settings(40, 1e-2, lora())),
+            ("full", settings(40, 1e-3, Method::Full(pb::FullMethod {}))),
+        ];
+        for (kind, settings) in methods {
+            let adapter = format!("{base}-{kind}");
+            train(client, base, &adapter, settings).await;
+            let answer = classify(client, ("", &adapter), &seen).await.unwrap();
+            assert_eq!(answer.label_names, labels, "{adapter}");
+            let right = |(i, got): &(usize, &pb::Classification)| got.label as usize == i % 3;
+            let right = answer.classifications.iter().enumerate().filter(right).count();
+            assert!(right >= if kind == "head" { 10 } else { 27 }, "{adapter}: {right} of 30");
+            assert!(answer.classifications.iter().all(|one| one.probabilities.len() == 3));
+        }
+        // Beside them the base is what it was.
+        let after = classify(client, (base, ""), &seen).await.unwrap();
+        assert_eq!(after.classifications, own.classifications);
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_is_killed_ends_with_the_same_images_mirrored() {
     let mut digests = Vec::new();
     for kill in [false, true] {

@@ -17,7 +17,7 @@ fn rows(n: usize, lift: f64, seed: u64) -> Rows {
 
 #[test]
 fn smooth_ece_has_intervals_by_group_and_says_of_how_many_resamples() {
-    let mut settings = of(&["smooth_ece_positive_class", "ece_width_positive_class"]);
+    let mut settings = of(&["smooth_ece_positive_class"]);
     settings.statistics.resamples = 300;
     let found = report(&settings, &rows(400, 0.2, 1).table());
     let mut width = 0.0;
@@ -46,8 +46,22 @@ fn smooth_ece_has_intervals_by_group_and_says_of_how_many_resamples() {
 }
 
 #[test]
+fn smooth_ece_and_the_null_of_ece_bring_ece() {
+    let table = rows(60, 0.2, 1).table();
+    let own = report(&of(&["ece_width_positive_class"]), &table);
+    let ece = find(&own, "ece_width_positive_class", &Scope::Overall).value;
+    for what in ["smooth_ece", "ece_null"] {
+        let found = report(&of(&[&format!("{what}_positive_class")]), &table);
+        assert!(find(&found, &format!("{what}_positive_class"), &Scope::Overall).value.is_some());
+        assert_eq!(find(&found, "ece_width_positive_class", &Scope::Overall).value, ece);
+        assert!(!found.reliability.is_empty());
+        assert_eq!(find(&found, "ece_width_top_label", &Scope::Overall).value, None);
+    }
+}
+
+#[test]
 fn intervals_of_smooth_ece_cover_the_truth() {
-    let mut settings = of(&["smooth_ece_positive_class", "ece_width_positive_class"]);
+    let mut settings = of(&["smooth_ece_positive_class"]);
     settings.statistics.resamples = 200;
     settings.statistics.permutations = 0;
     let covers = |seed: u64| {
