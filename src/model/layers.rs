@@ -90,9 +90,8 @@ pub(super) fn project<const N: usize>(
     }
     Linear::forward_all(x, rows, &mut jobs, prepared)?;
     drop(jobs);
-    let done = |(layer, out): (&Projection, &mut Vec<f32>)| {
-        lora.finish_linear(layer.site, x, rows, out, layer.bias.as_ref())
-    };
+    let done =
+        |(layer, out): (&Projection, &mut Vec<f32>)| lora.finish_linear(layer.site, x, rows, out, layer.bias.as_ref());
     if lora.runs.is_empty() {
         return finish.into_iter().try_for_each(done);
     }

@@ -326,9 +326,7 @@ pub(super) fn effect(model: &dyn ImageClassifier, images: &Images, adapter: &Arc
     let changed = model.classify(&pixels, &LoraBatch { runs: vec![run], dropout: None })?;
     // Labels of its own have no logits to be compared with: whatever a brought head says is a change.
     let difference = match model.info().labels {
-        Some(labels) if changed.dims() == [1, labels] => {
-            (changed - model.classify(&pixels, &LoraBatch::default())?)?
-        }
+        Some(labels) if changed.dims() == [1, labels] => (changed - model.classify(&pixels, &LoraBatch::default())?)?,
         Some(_) | None => changed,
     };
     let difference = difference.abs()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;

@@ -125,7 +125,12 @@ impl Llama {
 
         normed.resize(x.len(), 0.0);
         pass.lora.norm_rows(attention_site, x, &block.attention_norm, eps, normed)?;
-        project(pass.lora, (normed, pass.rows), [(&block.query, query), (&block.key, key), (&block.value, value)], prepared)?;
+        project(
+            pass.lora,
+            (normed, pass.rows),
+            [(&block.query, query), (&block.key, key), (&block.value, value)],
+            prepared,
+        )?;
         threads::rope(query, (&pass.cos, &pass.sin), pass.rows, 1.0);
         threads::rope(key, (&pass.cos, &pass.sin), pass.rows, 1.0);
         mixed.resize(query.len(), 0.0);

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::lora::{Change, LinearDelta};
-use crate::model::{Differentiable, open_images};
 use crate::model::testing::write;
+use crate::model::{Differentiable, open_images};
 
 /// Patches that do not divide the image, heads of an odd size, no bias of queries.
 fn vit() -> Value {
@@ -256,10 +256,12 @@ fn a_model_without_a_head_gets_it_from_adapters() {
     for config in [vit(), swin()] {
         let (sound, pixels) = (weights(&config, 1), pixels(&config, 2));
         let mut headless = config.clone();
-        let (name, stem) = if config["model_type"] == "vit" { ("ViTModel", "vit.") } else { ("Swinv2Model", "swinv2.") };
+        let (name, stem) =
+            if config["model_type"] == "vit" { ("ViTModel", "vit.") } else { ("Swinv2Model", "swinv2.") };
         headless["architectures"] = json!([name]);
         let mut stored = BTreeMap::from([("pooler.dense.weight".to_owned(), random(&[2, 2], 1))]);
-        let kept = sound.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(stem)?.to_owned(), tensor.clone())));
+        let kept =
+            sound.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(stem)?.to_owned(), tensor.clone())));
         stored.extend(kept);
         let model = open_images(folder(&headless, &stored).path(), "cpu", "f32").unwrap();
         assert!(model.info().labels.is_none() && model.info().classes.is_none());
@@ -288,7 +290,13 @@ fn a_model_without_a_head_gets_it_from_adapters() {
 }
 
 /// Gradients of what an adapter is made of and of a block's input, by the graph or by the block itself.
-fn block_gradients(trained: &dyn Differentiable, layer: usize, own: bool, vars: &[Var], lora: &LoraBatch) -> Vec<Tensor> {
+fn block_gradients(
+    trained: &dyn Differentiable,
+    layer: usize,
+    own: bool,
+    vars: &[Var],
+    lora: &LoraBatch,
+) -> Vec<Tensor> {
     let images = lora.runs[0].rows.end;
     let input = Input::Pixels(vars[0].as_tensor());
     let layout = trained.layout(&input).unwrap();
