@@ -18,7 +18,7 @@ const KEY: &str = "auto_mapping";
 const SINGLE: &str = "single_label_classification";
 const MULTI: &str = "multi_label_classification";
 
-/// Returns what [`read`] reads: the value of `auto_mapping`.
+/// Returns the value of `auto_mapping` that names these labels, and says whether a row can have several.
 pub fn labelled(names: &[String], multi_label: bool) -> Value {
     let named: serde_json::Map<_, _> = names.iter().enumerate().map(|(i, name)| (i.to_string(), json!(name))).collect();
     json!({"id2label": named, "problem_type": if multi_label { MULTI } else { SINGLE }})
