@@ -9,10 +9,10 @@ use super::config::invalid;
 use super::json::Json;
 use super::{Classes, LoraError, Problem};
 
-/// Most labels read.
-const MAX_LABELS: usize = 1 << 16;
-/// Longest name, in bytes: names go into answers.
-const MAX_NAME: usize = 256;
+/// Most labels read of any configuration.
+pub const MAX_LABELS: usize = 1 << 16;
+/// Longest name of one, in bytes: names go into answers.
+pub const MAX_NAME: usize = 256;
 
 const KEY: &str = "auto_mapping";
 const SINGLE: &str = "single_label_classification";

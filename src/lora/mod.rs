@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-pub use labels::labelled;
+pub use labels::{MAX_LABELS, MAX_NAME, labelled};
 pub use plan::{Plan, Planned, plan};
 
 /// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::ModelError;
 use crate::lora::{Change, LoraBatch, SiteId};
 use crate::ops::cpu::Prepared;
-use crate::ops::learning::{Layer, Weight};
-use crate::ops::{self, Linear, explicit, matmul, softmax, softmax_backward};
+use crate::ops::learning::{Layer, Learnt, Weight};
+use crate::ops::{self, Linear, explicit, matmul, softmax, softmax_backward, with_slices};
 
 /// A linear layer that adapters can change.
 #[derive(Debug)]
@@ -67,6 +68,19 @@ pub(super) fn learning<'a, const N: usize>(
 ) -> Result<Option<[Layer<'a>; N]>> {
     let layers = layers.map(|layer| layer.learning(lora, rows)).into_iter().collect::<Result<Option<Vec<_>>>>()?;
     Ok(layers.and_then(|layers| layers.try_into().ok()))
+}
+
+/// Runs a block's own backward on the threads of the pool: from the gradient of its output to that of `input`, and what
+/// learnt with its gradients.
+pub(super) fn run_backward(
+    input: &Tensor,
+    gradient: &Tensor,
+    backward: impl FnOnce(&[f32], &[f32], &mut Vec<Learnt>) -> Result<Vec<f32>> + Send,
+) -> std::result::Result<(Tensor, Vec<Learnt>), ModelError> {
+    let mut learnt = Vec::new();
+    let for_input =
+        rayon::scope(|_| with_slices([input, gradient], |[x, gradient]| backward(x, gradient, &mut learnt)))?;
+    Ok((Tensor::from_vec(for_input, input.shape(), &Device::Cpu)?, learnt))
 }
 
 /// Applies linear layers with their adapters to the same rows on the CPU, without a gradient: `x` is `[rows, input]`,

@@ -195,11 +195,12 @@ fn known(questions: &Questions<'_>) -> Vec<String> {
 /// Whether a measure is asked for: by name, with everything, or as what another stands beside.
 fn wanted(asked: &[String], name: &str) -> bool {
     // Smooth ECE and the null of ECE are read beside ECE itself.
+    let form = name.strip_prefix("ece_width_");
     let beside = |asked: &str| {
-        let form = name.strip_prefix("ece_width_")?;
-        ["smooth_ece_", "ece_null_"].into_iter().find(|what| asked.strip_prefix(what) == Some(form))
+        let of = ["smooth_ece_", "ece_null_"].iter().find_map(|what| asked.strip_prefix(what));
+        of.is_some() && of == form
     };
-    asked.is_empty() || asked.iter().any(|asked| asked == name || beside(asked).is_some())
+    asked.is_empty() || asked.iter().any(|asked| asked == name || beside(asked))
 }
 
 fn check_measures(settings: &Settings, questions: &Questions<'_>) -> Result<(), AssessError> {

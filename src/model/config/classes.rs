@@ -3,11 +3,7 @@
 //! Computes nothing. `num_labels` is read where there is no `id2label`, as transformers does.
 
 use super::{Checked, Fault, Fields, invalid, short};
-use crate::lora::{Classes, Problem};
-
-const MAX_LABELS: usize = 1 << 16;
-/// Longest name, in bytes: names go into answers.
-const MAX_NAME: usize = 256;
+use crate::lora::{Classes, MAX_LABELS, MAX_NAME, Problem};
 
 /// Returns the labels of a class for classification, none of any other.
 pub(super) fn read(fields: &Fields<'_>, architecture: &str, pad_token_id: Option<u32>) -> Checked<Option<Classes>> {

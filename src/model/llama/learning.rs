@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::Llama;
 use crate::lora::{Change, LoraBatch, SiteId};
-use crate::model::layers::learning;
+use crate::model::layers::{learning, run_backward};
 use crate::model::{Computed, ModelError, Sequences};
 use crate::ops::cpu::Heads;
 use crate::ops::cpu::threads::{add, gated, gated_backward, rope};
@@ -82,7 +82,12 @@ impl Llama {
         };
         let output = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
         let output = Tensor::from_vec(output, x.shape(), &Device::Cpu)?;
-        Ok(Some((output, Box::new(move |gradient| learning.run(gradient)))))
+        Ok(Some((
+            output,
+            Box::new(move |gradient| {
+                run_backward(&learning.input, gradient, |x, gradient, learnt| learning.backward(x, gradient, learnt))
+            }),
+        )))
     }
 
     fn norm_at<'a>(
@@ -167,14 +172,5 @@ impl Learning<'_> {
         let mut for_x = self.norms[0].backward(x, &for_normed, learnt)?;
         add(&mut for_x, &for_middle);
         Ok(for_x)
-    }
-
-    /// Returns the gradient of the input, and what learnt with its gradients.
-    fn run(&self, gradient: &Tensor) -> Result<(Tensor, Vec<Learnt>), ModelError> {
-        let mut learnt = Vec::new();
-        let for_x = rayon::scope(|_| {
-            with_slices([&self.input, gradient], |[x, gradient]| self.backward(x, gradient, &mut learnt))
-        })?;
-        Ok((Tensor::from_vec(for_x, self.input.shape(), &Device::Cpu)?, learnt))
     }
 }

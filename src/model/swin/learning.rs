@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::Swin;
 use crate::lora::LoraBatch;
-use crate::model::layers::learning;
+use crate::model::layers::{learning, run_backward};
 use crate::model::{Computed, ModelError};
 use crate::ops::cpu::threads::{add, gelu, gelu_backward, unit, unit_backward};
 use crate::ops::cpu::{Groups, Scores, attend_groups, attend_groups_backward};
@@ -116,7 +116,12 @@ impl Swin {
         let (output, width) = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
         let shape = (output.len() / width, width);
         let output = Tensor::from_vec(output, shape, &Device::Cpu)?;
-        Ok(Some((output, Box::new(move |gradient| learning.run(gradient)))))
+        Ok(Some((
+            output,
+            Box::new(move |gradient| {
+                run_backward(&learning.input, gradient, |x, gradient, learnt| learning.backward(x, gradient, learnt))
+            }),
+        )))
     }
 }
 
@@ -228,15 +233,6 @@ impl Learning<'_> {
         let mut for_x = self.laid(for_windows, true)?;
         add(&mut for_x, &for_middle);
         Ok(for_x)
-    }
-
-    /// Returns the gradient of the input, and what learnt with its gradients.
-    fn run(&self, gradient: &Tensor) -> std::result::Result<(Tensor, Vec<Learnt>), ModelError> {
-        let mut learnt = Vec::new();
-        let for_x = rayon::scope(|_| {
-            with_slices([&self.input, gradient], |[x, gradient]| self.backward(x, gradient, &mut learnt))
-        })?;
-        Ok((Tensor::from_vec(for_x, self.input.shape(), &Device::Cpu)?, learnt))
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::serving::{keep_class_tokens, scales, scores};
 use super::{Part, Vit};
 use crate::lora::LoraBatch;
-use crate::model::layers::learning;
+use crate::model::layers::{learning, run_backward};
 use crate::model::{Computed, ModelError};
 use crate::ops::cpu::threads::{add, gelu, gelu_backward};
 use crate::ops::cpu::{Groups, attend_groups, attend_groups_backward};
@@ -72,7 +72,12 @@ impl Vit {
         let output = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
         let shape = (output.len() / x.dim(1)?, x.dim(1)?);
         let output = Tensor::from_vec(output, shape, &Device::Cpu)?;
-        Ok(Some((output, Box::new(move |gradient| learning.run(gradient)))))
+        Ok(Some((
+            output,
+            Box::new(move |gradient| {
+                run_backward(&learning.input, gradient, |x, gradient, learnt| learning.backward(x, gradient, learnt))
+            }),
+        )))
     }
 }
 
@@ -168,14 +173,5 @@ impl Learning<'_> {
         let mut for_x = self.norms[0].backward(x, &for_normed, learnt)?;
         add(&mut for_x, &self.put_back(for_middle));
         Ok(for_x)
-    }
-
-    /// Returns the gradient of the input, and what learnt with its gradients.
-    fn run(&self, gradient: &Tensor) -> std::result::Result<(Tensor, Vec<Learnt>), ModelError> {
-        let mut learnt = Vec::new();
-        let for_x = rayon::scope(|_| {
-            with_slices([&self.input, gradient], |[x, gradient]| self.backward(x, gradient, &mut learnt))
-        })?;
-        Ok((Tensor::from_vec(for_x, self.input.shape(), &Device::Cpu)?, learnt))
     }
 }
