@@ -17,6 +17,8 @@ pub(super) struct Held {
     pub(super) strata: Vec<Vec<bool>>,
     /// `[controls][strata][attributes][groups]`: of groups within strata.
     pub(super) cells: Vec<Vec<Vec<Vec<bool>>>>,
+    /// Whether all sums and differences could be searched.
+    pub(super) searched: bool,
 }
 
 impl Held {
@@ -24,8 +26,13 @@ impl Held {
         let nothing = |of: &[AttributeRows]| of.iter().map(|a| vec![false; a.groups.len()]).collect::<Vec<_>>();
         let (attributes, controls) = (&table.attributes[..], &table.controls[..]);
         let strata = controls.iter().map(|control| vec![nothing(attributes); control.groups.len()]);
-        let mut held =
-            Self { rows: table.rows, groups: nothing(attributes), strata: nothing(controls), cells: strata.collect() };
+        let mut held = Self {
+            rows: table.rows,
+            groups: nothing(attributes),
+            strata: nothing(controls),
+            cells: strata.collect(),
+            searched: true,
+        };
         if below <= 1 {
             return held;
         }
@@ -36,7 +43,9 @@ impl Held {
         let mut families: Vec<Vec<&[u32]>> = attributes.iter().chain(controls).map(sets).collect();
         families.extend(cells.iter().map(|cells| cells.iter().map(Vec::as_slice).collect()));
         let none = families.iter().map(|family| vec![false; family.len()]).collect();
-        let mut found = suppressed(Sets { families: &families, rows: table.rows }, below, none).into_iter();
+        let (found, searched) = suppressed(Sets { families: &families, rows: table.rows }, below, none);
+        held.searched = searched;
+        let mut found = found.into_iter();
         held.groups = found.by_ref().take(attributes.len()).collect();
         held.strata = found.by_ref().take(controls.len()).collect();
         for ((c, a), cells) in pairs().zip(found) {
@@ -58,7 +67,8 @@ impl Held {
         let groups: Vec<Vec<u32>> =
             attribute.groups.iter().map(|group| group.rows.iter().filter_map(place).collect()).collect();
         let families = [groups.iter().map(Vec::as_slice).collect()];
-        suppressed(Sets { families: &families, rows: rows.len() }, below, vec![held]).pop().unwrap_or_default()
+        let (mut held, _) = suppressed(Sets { families: &families, rows: rows.len() }, below, vec![held]);
+        held.pop().unwrap_or_default()
     }
 }
 

@@ -454,6 +454,7 @@ impl Assessment<'_> {
 
     fn warn(&mut self, groups: &[Group]) {
         self.warnings.extend(warnings::of_data(self.settings, self.table, groups));
+        self.warnings.extend(warnings::of_search(self.held.searched));
     }
 }
 

@@ -58,6 +58,13 @@ pub(super) fn of_data(settings: &Settings, table: &Table, groups: &[Group]) -> V
     warnings
 }
 
+/// Of the search for what published groups tell together.
+pub(super) fn of_search(searched: bool) -> Option<Warning> {
+    let message = "there are too many groups to search all sums and differences of them: those of one attribute tell no \
+                   group that is held back, those of several attributes together may";
+    (!searched).then(|| warning("suppression_partial", message.to_owned()))
+}
+
 /// Of what is known beside the table, where nobody said so yet.
 pub(super) fn of_provenance(
     data: &Data,

@@ -27,9 +27,9 @@ pub struct Sets<'a> {
 }
 
 /// Returns which sets are held back, `[families][sets]`: those of 1 to `below` − 1 rows, those that are in `held`
-/// already, and those that would tell one of them.
+/// already, and those that would tell one of them; and whether the sums of all families could be searched to the end.
 #[must_use]
-pub fn suppressed(sets: Sets<'_>, below: u64, held: Vec<Vec<bool>>) -> Vec<Vec<bool>> {
+pub fn suppressed(sets: Sets<'_>, below: u64, held: Vec<Vec<bool>>) -> (Vec<Vec<bool>>, bool) {
     let below = usize::try_from(below).unwrap_or(usize::MAX);
     let mut search = Search { sets, below, held, within: Vec::new(), marks: vec![0; sets.rows], mark: 0 };
     for (family, sets) in sets.families.iter().enumerate() {
@@ -38,15 +38,15 @@ pub fn suppressed(sets: Sets<'_>, below: u64, held: Vec<Vec<bool>>) -> Vec<Vec<b
         }
     }
     if search.held.iter().flatten().all(|held| !held) && below <= 1 {
-        return search.held;
+        return (search.held, true);
     }
     search.within();
     let atoms = Atoms::new(sets);
     loop {
         while search.pass() {}
-        let told = atoms.told(&search.held, below);
+        let (told, all) = atoms.told(&search.held, below);
         if told.is_empty() {
-            return search.held;
+            return (search.held, all);
         }
         told.iter().for_each(|shown| search.hold_smallest(shown));
     }
@@ -227,7 +227,9 @@ mod tests {
     fn held(families: &[Vec<Vec<u32>>], rows: usize, below: u64) -> Vec<Vec<bool>> {
         let sets: Vec<Vec<&[u32]>> = families.iter().map(|sets| sets.iter().map(Vec::as_slice).collect()).collect();
         let none = families.iter().map(|sets| vec![false; sets.len()]).collect();
-        suppressed(Sets { families: &sets, rows }, below, none)
+        let (held, all) = suppressed(Sets { families: &sets, rows }, below, none);
+        assert!(all);
+        held
     }
 
     #[test]
@@ -280,6 +282,25 @@ mod tests {
         let found = held(&families, 9, 3);
         // All rows without {1, 3, 5, 6} and {0, 2, 4} would be {7, 8}.
         assert!(found[0][2] || found[2][3], "{found:?}");
+    }
+
+    #[test]
+    fn what_is_too_much_to_search_is_said() {
+        // Rows in pairs, in other pairs, and in tens: every row is an atom, and there are 179,700 pairs of atoms.
+        let sets = |first: u32, size: u32| (0..600 / size).map(move |set| (first + size * set, size));
+        let rows = |(first, size): (u32, u32)| (first..first + size).map(|row| row % 600).collect();
+        let families = [(0, 2), (1, 2), (0, 10)].map(|(first, size)| sets(first, size).map(rows).map(sorted).collect());
+        let families: [Vec<Vec<u32>>; 3] = families;
+        let sets: Vec<Vec<&[u32]>> = families.iter().map(|sets| sets.iter().map(Vec::as_slice).collect()).collect();
+        let none = sets.iter().map(|sets| vec![false; sets.len()]).collect();
+        let (held, all) = suppressed(Sets { families: &sets, rows: 600 }, 3, none);
+        assert!(!all);
+        assert_eq!(held, [vec![true; 300], vec![true; 300], vec![false; 60]]);
+    }
+
+    fn sorted(mut rows: Vec<u32>) -> Vec<u32> {
+        rows.sort_unstable();
+        rows
     }
 
     proptest! {

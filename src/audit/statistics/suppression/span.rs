@@ -3,7 +3,8 @@
 //! Rows of the same memberships are one atom. A set is a vector of ones over atoms, and what adding and subtracting tells
 //! lies in the span of the published vectors (all rows among them). Computed modulo a prime: what the rationals tell is
 //! found; a chance of one in two thousand millions that something is held back for nothing. Above a bound of work nothing
-//! is looked for. Counts rows, holds nothing back.
+//! is looked for, and of very many small sets those of the fewest atoms: the answer says so. Counts rows, holds nothing
+//! back.
 //! After: Cox 1980 (JASA 75), section 3.
 
 use std::collections::HashMap;
@@ -57,9 +58,10 @@ impl Atoms {
         Self { rows, sets }
     }
 
-    /// Returns, for each set of 1 to `below` − 1 rows that is told (but all rows), the published sets that tell it.
-    pub(super) fn told(&self, held: &[Vec<bool>], below: usize) -> Vec<Vec<At>> {
-        let candidates = self.candidates(below);
+    /// Returns, for each set of 1 to `below` − 1 rows that is told (but all rows), the published sets that tell it; and
+    /// whether all such sets were looked at.
+    pub(super) fn told(&self, held: &[Vec<bool>], below: usize) -> (Vec<Vec<At>>, bool) {
+        let (candidates, all) = self.candidates(below);
         let shown: Vec<At> = held
             .iter()
             .enumerate()
@@ -70,8 +72,9 @@ impl Atoms {
             .collect();
         let (width, count) = (self.rows.len(), shown.len() + 1);
         let work = count.saturating_mul(count).saturating_mul(width + count);
-        if candidates.is_empty() || work > WORK {
-            return Vec::new();
+        let nothing = candidates.is_empty() || shown.is_empty();
+        if nothing || work > WORK {
+            return (Vec::new(), nothing);
         }
         // Behind the atoms: of which sets a row is made.
         let mut matrix = vec![vec![0; width + count]; count];
@@ -92,11 +95,11 @@ impl Atoms {
             let is_told = (0..width).all(|atom| sum[atom] == u64::from(set.contains(&atom)));
             is_told.then(|| shown.iter().zip(&sum[width + 1..]).filter(|(_, of)| **of > 0).map(|(at, _)| *at).collect())
         };
-        candidates.iter().filter_map(made_of).collect()
+        (candidates.iter().filter_map(made_of).collect(), all)
     }
 
-    /// Sets of atoms with 1 to `below` − 1 rows together, without that of all rows.
-    fn candidates(&self, below: usize) -> Vec<Vec<usize>> {
+    /// Sets of atoms with 1 to `below` − 1 rows together, without that of all rows; and whether these are all.
+    fn candidates(&self, below: usize) -> (Vec<Vec<usize>>, bool) {
         let mut found: Vec<(Vec<usize>, usize)> = Vec::new();
         let mut level = vec![(Vec::new(), 0)];
         while !level.is_empty() && found.len() < CANDIDATES {
@@ -109,7 +112,8 @@ impl Atoms {
             found.extend(larger.iter().cloned());
             level = larger;
         }
-        found.into_iter().map(|(set, _)| set).filter(|set| set.len() < self.rows.len()).collect()
+        let all = found.len() < CANDIDATES;
+        (found.into_iter().map(|(set, _)| set).filter(|set| set.len() < self.rows.len()).collect(), all)
     }
 }
 
