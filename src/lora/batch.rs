@@ -274,3 +274,28 @@ fn kept(dropout: Dropout, shape: &[usize], device: &Device) -> Result<Tensor> {
 pub(super) fn is_scaled(scale: f32) -> bool {
     (scale - 1.0).abs() > 0.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_drops_its_share_and_keeps_the_mean() {
+        let of = |rate, seed| {
+            let factors = kept(Dropout { rate, seed }, &[100, 1000], &Device::Cpu).unwrap();
+            factors.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for rate in [0.1, 0.25, 0.5] {
+            let factors = of(rate, 7);
+            let up = (1.0 / (1.0 - rate)) as f32;
+            assert!(factors.iter().all(|factor| [0.0, up].contains(factor)));
+            let dropped = factors.iter().filter(|factor| **factor <= 0.0).count() as f64 / 1e5;
+            // Five standard errors of a share of 100,000.
+            assert!((dropped - rate).abs() < 5.0 * (rate * (1.0 - rate) / 1e5).sqrt(), "{dropped} of {rate}");
+        }
+        assert_eq!(of(0.5, 7), of(0.5, 7));
+        let (a, b) = (of(0.5, 7), of(0.5, 8));
+        let alike = a.iter().zip(&b).filter(|(a, b)| a == b).count();
+        assert!((45_000..55_000).contains(&alike), "{alike}");
+    }
+}

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::ModelError;
 use crate::lora::{Change, LoraBatch, SiteId};
+use crate::ops::buffer::Buffer;
 use crate::ops::cpu::Prepared;
 use crate::ops::learning::{Layer, Learnt, Weight};
 use crate::ops::{self, Linear, explicit, matmul, softmax, softmax_backward, with_slices};
@@ -75,12 +76,12 @@ pub(super) fn learning<'a, const N: usize>(
 pub(super) fn run_backward(
     input: &Tensor,
     gradient: &Tensor,
-    backward: impl FnOnce(&[f32], &[f32], &mut Vec<Learnt>) -> Result<Vec<f32>> + Send,
+    backward: impl FnOnce(&[f32], &[f32], &mut Vec<Learnt>) -> Result<Buffer> + Send,
 ) -> std::result::Result<(Tensor, Vec<Learnt>), ModelError> {
     let mut learnt = Vec::new();
     let for_input =
         rayon::scope(|_| with_slices([input, gradient], |[x, gradient]| backward(x, gradient, &mut learnt)))?;
-    Ok((Tensor::from_vec(for_input, input.shape(), &Device::Cpu)?, learnt))
+    Ok((Tensor::from_vec(for_input.into_vec(), input.shape(), &Device::Cpu)?, learnt))
 }
 
 /// Applies linear layers with their adapters to the same rows on the CPU, without a gradient: `x` is `[rows, input]`,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::explicit::{Value, explicit};
 use super::slices::{is_plain, with_slices};
 
@@ -74,13 +75,33 @@ impl Arrangement {
             return Ok(x);
         }
         let (sources, before) = self.way(back);
+        buffer.resize(self.numbers(x, width, back)?, 0.0);
+        copy((x, width), sources, before, buffer);
+        Ok(buffer)
+    }
+
+    /// The same in memory of its own, where every row stays too.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn laid_out(&self, x: &[f32], width: usize, back: bool) -> Result<Buffer> {
+        if self.stays {
+            return Ok(Buffer::copy(x));
+        }
+        let (sources, before) = self.way(back);
+        let mut out = Buffer::new(self.numbers(x, width, back)?);
+        copy((x, width), sources, before, &mut out);
+        Ok(out)
+    }
+
+    /// Returns how many numbers `x` becomes.
+    fn numbers(&self, x: &[f32], width: usize, back: bool) -> Result<usize> {
+        let (sources, before) = self.way(back);
         let rows = x.len() / width.max(1);
         if before == 0 || !rows.is_multiple_of(before) || rows * width != x.len() {
             bail!("{} numbers are no images of {before} rows of {width}", x.len());
         }
-        buffer.resize(rows / before * sources.len() * width, 0.0);
-        copy((x, width), sources, before, buffer);
-        Ok(buffer)
+        Ok(rows / before * sources.len() * width)
     }
 
     /// Returns the source of each row, and the number of rows that they come from.

@@ -32,18 +32,25 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if !is_plain(x) || !is_plain(bias) || x.rank() != 2 {
+    if x.rank() != 2 {
         return x.broadcast_add(bias);
     }
-    let learns = bias.track_op();
-    let sum = with_slices([&bias.detach()], |[bias]| {
-        by_rows([&x.detach()], |[x], [out]| {
-            out.copy_from_slice(x);
-            steps::add(out, bias);
-        })
-    })?;
-    let Some([sum]) = sum.filter(|_| x.dim(D::Minus1).is_ok_and(|width| width == bias.elem_count())) else {
-        return x.broadcast_add(bias);
+    if bias.dims() != [x.dim(D::Minus1)?] {
+        candle_core::bail!("a bias of {:?} for rows of {:?}", bias.dims(), x.dims());
+    }
+    let (learns, x_, bias_) = (bias.track_op(), x.detach(), bias.detach());
+    let sum = match is_plain(x) && is_plain(bias) {
+        true => with_slices([&bias_], |[bias]| {
+            by_rows([&x_], |[x], [out]| {
+                out.copy_from_slice(x);
+                steps::add(out, bias);
+            })
+        })?,
+        false => None,
+    };
+    let sum = match sum {
+        Some([sum]) => sum,
+        None => x_.broadcast_add(&bias_)?,
     };
     explicit(&[x, bias], sum, move |gradient| {
         let for_bias = if learns { Some(rows_summed(gradient)?) } else { None };

@@ -45,8 +45,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let weighted = gradient.broadcast_mul(&f32(&wide_weight)?)?;
         let along = (&weighted * &unit)?.mean_keepdim(D::Minus1)?;
         let for_x = (weighted - unit.broadcast_mul(&along)?)?.broadcast_mul(&inverse)?.to_dtype(dtype)?;
-        let for_weight = (gradient * unit)?.sum(0)?.to_dtype(wide_weight.dtype())?;
-        Ok(vec![Some(for_x), Some(for_weight)])
+        let for_weight = || (gradient * unit)?.sum(0)?.to_dtype(wide_weight.dtype());
+        Ok(vec![Some(for_x), weight_learns.then(for_weight).transpose()?])
     })
 }
 

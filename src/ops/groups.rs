@@ -164,7 +164,7 @@ mod tests {
     use candle_core::Var;
 
     use super::*;
-    use crate::ops::fused::tests::{largest_difference, values};
+    use crate::ops::fused::tests::{both_forms_agree, largest_difference, values};
 
     /// Compares the kernels' results and gradients with those of candle's operations.
     fn compare(groups: Groups, count: usize, kinds: usize) {
@@ -203,6 +203,24 @@ mod tests {
         compare(Groups { rows: 16, heads: 3, dim: 16 }, 3, 0);
         compare(Groups { rows: 49, heads: 1, dim: 32 }, 4, 4);
         compare(Groups { rows: 1, heads: 2, dim: 20 }, 6, 1);
+    }
+
+    #[test]
+    fn attention_of_groups_has_the_gradients_of_finite_differences() {
+        let groups = Groups { rows: 3, heads: 2, dim: 4 };
+        let [q, k, v] = [1, 2, 3].map(|seed| values(&[6, 8], seed));
+        both_forms_agree(&[6, 8], |q| attend_groups(groups, q, &k, &v).unwrap());
+        both_forms_agree(&[6, 8], |k| attend_groups(groups, &q, k, &v).unwrap());
+        both_forms_agree(&[6, 8], |v| attend_groups(groups, &q, &k, v).unwrap());
+        let (scales, bias, mask) = (values(&[2], 4), values(&[2, 9], 5), values(&[2, 9], 6));
+        let cosine = |q: &Tensor, k: &Tensor, v: &Tensor, scales: &Tensor, bias: &Tensor| {
+            attend_cosine(groups, q, k, v, Cosine { scales, bias, mask: Some(&mask) }).unwrap()
+        };
+        both_forms_agree(&[6, 8], |q| cosine(q, &k, &v, &scales, &bias));
+        both_forms_agree(&[6, 8], |k| cosine(&q, k, &v, &scales, &bias));
+        both_forms_agree(&[6, 8], |v| cosine(&q, &k, v, &scales, &bias));
+        both_forms_agree(&[2], |scales| cosine(&q, &k, &v, scales, &bias));
+        both_forms_agree(&[2, 9], |bias| cosine(&q, &k, &v, &scales, bias));
     }
 
     #[test]

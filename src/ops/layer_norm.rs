@@ -64,12 +64,26 @@ pub(super) fn of_weight(x: &[f32], gradient: &[f32], width: usize, eps: f32) -> 
 
 /// The same by operations of tensors.
 fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let wide = x.to_dtype(DType::F32)?;
+    let (dtype, learn) = (x.dtype(), [weight.track_op(), bias.track_op()]);
+    let wide = x.detach().to_dtype(DType::F32)?;
     let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
     let inverse = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
     let unit = centred.broadcast_mul(&inverse)?;
-    let normed = unit.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)?;
-    normed.to_dtype(x.dtype())
+    let factor = weight.detach().to_dtype(DType::F32)?;
+    let normed = unit.broadcast_mul(&factor)?.broadcast_add(&bias.detach().to_dtype(DType::F32)?)?;
+    let formats = [weight.dtype(), bias.dtype()];
+    explicit(&[x, weight, bias], normed.to_dtype(dtype)?, move |gradient| {
+        let gradient = gradient.to_dtype(DType::F32)?;
+        // x̂ = (x - mean)·inverse, y = w·x̂ + b: dx = inverse·(w·g - mean(w·g) - x̂·mean(w·g·x̂)).
+        let weighted = gradient.broadcast_mul(&factor)?;
+        let along = (&weighted * &unit)?.mean_keepdim(D::Minus1)?;
+        let rest = weighted.broadcast_sub(&weighted.mean_keepdim(D::Minus1)?)?;
+        let for_x = (rest - unit.broadcast_mul(&along)?)?.broadcast_mul(&inverse)?.to_dtype(dtype)?;
+        let rows = |x: Tensor| x.reshape(((), factor.elem_count()))?.sum(0);
+        let for_weight = || rows((&gradient * &unit)?)?.to_dtype(formats[0]);
+        let for_bias = || rows(gradient.clone())?.to_dtype(formats[1]);
+        Ok(vec![Some(for_x), learn[0].then(for_weight).transpose()?, learn[1].then(for_bias).transpose()?])
+    })
 }
 
 #[cfg(test)]
@@ -102,5 +116,12 @@ mod tests {
             assert!(largest_difference(ours.get(tensor).unwrap(), theirs.get(tensor).unwrap()) < 1e-3);
         }
         layer_norm(x, &values(&[19], 1), bias, 1e-5).unwrap_err();
+        // Nothing is formed for what is frozen.
+        let [weight, bias] = [weight, bias].map(|tensor| tensor.detach());
+        for y in [layer_norm(x, &weight, &bias, 1e-5).unwrap(), composed(x, &weight, &bias, 1e-5).unwrap()] {
+            let gradients = y.sum_all().unwrap().backward().unwrap();
+            assert!(gradients.get(x).is_some());
+            assert!(gradients.get(&weight).is_none() && gradients.get(&bias).is_none());
+        }
     }
 }

@@ -6,6 +6,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::cpu::{View, dots, multiply, multiply_rows, product_transposed, steps, threads};
 use super::elements::sum_of_rows;
 use super::layer_norm::of_weight;
@@ -52,7 +53,7 @@ impl Layer<'_> {
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn forward(&self, x: &[f32], rows: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    pub fn forward(&self, x: &[f32], rows: usize) -> Result<(Buffer, Buffer)> {
         let (mut out, inner) = self.weight.forward(x, rows)?;
         if let Some((bias, _)) = self.bias {
             with_slices([bias], |[bias]| {
@@ -73,7 +74,7 @@ impl Layer<'_> {
         gradient: &[f32],
         rows: usize,
         learnt: &mut Vec<Learnt>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Buffer> {
         if let Some((bias, true)) = self.bias {
             let width = bias.elem_count();
             learnt.push((bias.clone(), Tensor::from_vec(sum_of_rows(gradient, width), width, &Device::Cpu)?));
@@ -83,23 +84,23 @@ impl Layer<'_> {
 }
 
 impl Weight<'_> {
-    fn forward(&self, x: &[f32], rows: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    fn forward(&self, x: &[f32], rows: usize) -> Result<(Buffer, Buffer)> {
         match self {
             Self::Whole(weight) => {
                 let (output, input) = weight.dims2()?;
-                let mut out = vec![0.0; rows * output];
+                let mut out = Buffer::new(rows * output);
                 with_slices([weight], |[weight]| {
                     Ok(multiply(view(x, (rows, input))?, turned(weight, (input, output))?, &mut out)?)
                 })?;
-                Ok((out, Vec::new()))
+                Ok((out, Buffer::default()))
             }
             Self::Frozen(weight, change) => {
                 let packed = known(weight)?;
-                let mut out = vec![0.0; rows * packed.outputs()];
+                let mut out = Buffer::new(rows * packed.outputs());
                 trained_product(packed, x, rows, &mut out)?;
-                let Some((a, b)) = change else { return Ok((out, Vec::new())) };
+                let Some((a, b)) = change else { return Ok((out, Buffer::default())) };
                 let (input, rank) = a.dims2()?;
-                let mut inner = vec![0.0; rows * rank];
+                let mut inner = Buffer::new(rows * rank);
                 with_slices([&a.t()?, b], |[a, b]| {
                     dots_of(x, (a, input), &mut inner)?;
                     add_low_rank(&inner, rank, b, &mut out)
@@ -115,27 +116,28 @@ impl Weight<'_> {
         gradient: &[f32],
         rows: usize,
         learnt: &mut Vec<Learnt>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Buffer> {
         match self {
             Self::Whole(weight) => {
                 let (output, input) = weight.dims2()?;
-                let (mut for_x, mut for_weight) = (vec![0.0; rows * input], vec![0.0; output * input]);
+                let (mut for_x, mut for_weight) = (Buffer::new(rows * input), Buffer::new(output * input));
                 with_slices([weight], |[weight]| {
                     multiply(view(gradient, (rows, output))?, view(weight, (output, input))?, &mut for_x)?;
                     // Laid out anew: columns of many rows are far apart.
                     let turned = transposed(gradient, rows, output);
                     Ok(multiply(view(&turned, (output, rows))?, view(x, (rows, input))?, &mut for_weight)?)
                 })?;
-                learnt.push(((*weight).clone(), Tensor::from_vec(for_weight, (output, input), &Device::Cpu)?));
+                learnt
+                    .push(((*weight).clone(), Tensor::from_vec(for_weight.into_vec(), (output, input), &Device::Cpu)?));
                 Ok(for_x)
             }
             Self::Frozen(weight, change) => {
                 let packed = known(weight)?;
-                let mut for_x = vec![0.0; rows * packed.inputs()];
+                let mut for_x = Buffer::new(rows * packed.inputs());
                 product_transposed(packed, gradient, rows, &mut for_x)?;
                 let Some((a, b)) = change else { return Ok(for_x) };
                 let ((input, rank), output) = (a.dims2()?, b.dim(1)?);
-                let mut for_inner = vec![0.0; rows * rank];
+                let mut for_inner = Buffer::new(rows * rank);
                 with_slices([&a.t()?, b], |[a, b]| {
                     dots_of(gradient, (b, output), &mut for_inner)?;
                     add_low_rank(&for_inner, rank, a, &mut for_x)
@@ -166,9 +168,9 @@ fn turned(data: &[f32], shape: (usize, usize)) -> Result<View<'_>> {
 }
 
 /// Returns the transpose of `[rows, columns]`.
-fn transposed(data: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+fn transposed(data: &[f32], rows: usize, columns: usize) -> Buffer {
     const TOGETHER: usize = 16;
-    let mut out = vec![0.0; data.len()];
+    let mut out = Buffer::new(data.len());
     out.par_chunks_mut((TOGETHER * rows).max(1)).enumerate().for_each(|(part, out)| {
         let first = part * TOGETHER;
         for (row, data) in data.chunks_exact(columns).enumerate() {
@@ -232,8 +234,8 @@ impl Norm<'_> {
     ///
     /// # Errors
     /// When the weight is not f32 on the CPU.
-    pub fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; x.len()];
+    pub fn forward(&self, x: &[f32]) -> Result<Buffer> {
+        let mut out = Buffer::new(x.len());
         with_slices([self.weight], |[weight]| {
             threads::rms_norm(x, weight, self.eps, &mut out);
             Ok(())
@@ -245,8 +247,8 @@ impl Norm<'_> {
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Vec<f32>> {
-        let mut for_x = vec![0.0; x.len()];
+    pub fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Buffer> {
+        let mut for_x = Buffer::new(x.len());
         with_slices([self.weight], |[weight]| {
             let width = weight.len().max(1);
             let parts = x.par_chunks(ROWS * width).zip(gradient.par_chunks(ROWS * width));
@@ -293,8 +295,8 @@ impl LayerNorm<'_> {
     ///
     /// # Errors
     /// When weight and bias are not f32 on the CPU.
-    pub fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; x.len()];
+    pub fn forward(&self, x: &[f32]) -> Result<Buffer> {
+        let mut out = Buffer::new(x.len());
         with_slices([self.weight, self.bias], |parts| {
             threads::layer_norm(x, parts.into(), self.eps, &mut out);
             Ok(())
@@ -306,18 +308,130 @@ impl LayerNorm<'_> {
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Vec<f32>> {
+    pub fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Buffer> {
         let width = self.weight.elem_count();
         if self.learns {
             let of = |numbers: Vec<f32>| Tensor::from_vec(numbers, width, &Device::Cpu);
             learnt.push((self.weight.clone(), of(of_weight(x, gradient, width, self.eps))?));
             learnt.push((self.bias.clone(), of(sum_of_rows(gradient, width))?));
         }
-        let mut for_x = vec![0.0; x.len()];
+        let mut for_x = Buffer::new(x.len());
         with_slices([self.weight], |[weight]| {
             threads::layer_norm_backward(x, weight, self.eps, gradient, &mut for_x);
             Ok(())
         })?;
         Ok(for_x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::explicit::explicit;
+    use super::super::fused::tests::{both_forms_agree, values};
+    use super::*;
+
+    /// A layer of 5 inputs and 6 outputs: low-rank beside a frozen weight, or whole.
+    #[derive(Clone)]
+    struct Parts {
+        linear: Linear,
+        a: Tensor,
+        b: Tensor,
+        whole: Option<Tensor>,
+        bias: Tensor,
+    }
+
+    impl Parts {
+        fn new(whole: bool) -> Self {
+            let whole = whole.then(|| values(&[6, 5], 1));
+            let linear = Linear::dense(values(&[6, 5], 1));
+            Self { linear, a: values(&[5, 2], 2), b: values(&[2, 6], 3), whole, bias: values(&[6], 4) }
+        }
+
+        fn layer(&self) -> Layer<'_> {
+            let weight = match &self.whole {
+                Some(whole) => Weight::Whole(whole),
+                None => Weight::Frozen(&self.linear, Some((&self.a, &self.b))),
+            };
+            Layer { weight, bias: Some((&self.bias, true)) }
+        }
+    }
+
+    /// The gradient of `of`: that of the input, or one that was learnt.
+    fn gradient(of: &Tensor, x: &Tensor, for_x: Buffer, learnt: Vec<Learnt>) -> Result<Vec<Option<Tensor>>> {
+        if of.id() == x.id() {
+            return Ok(vec![Some(Tensor::from_vec(for_x.into_vec(), x.shape(), &Device::Cpu)?)]);
+        }
+        let own = learnt.into_iter().find(|(tensor, _)| tensor.id() == of.id());
+        own.map(|(_, gradient)| vec![Some(gradient)]).ok_or_else(|| candle_core::Error::msg("nothing was learnt"))
+    }
+
+    /// The layer's product, whose backward is asked for the gradient of `of` alone.
+    fn product(parts: &Parts, x: &Tensor, of: &Tensor) -> Tensor {
+        let rows = x.dim(0).unwrap();
+        let (out, inner) = with_slices([x], |[x]| parts.layer().forward(x, rows)).unwrap();
+        let value = Tensor::from_vec(out.into_vec(), (rows, 6), &Device::Cpu).unwrap();
+        let (parts, x, own) = (parts.clone(), x.clone(), of.clone());
+        let backward = move |g: &Tensor| {
+            let mut learnt = Vec::new();
+            let for_x = with_slices([&x, g], |[x, g]| parts.layer().backward((x, &inner), g, rows, &mut learnt))?;
+            gradient(&own, &x, for_x, learnt)
+        };
+        explicit(&[of], value, backward).unwrap()
+    }
+
+    #[test]
+    fn layers_have_the_gradients_of_finite_differences() {
+        let x = values(&[7, 5], 9);
+        for whole in [false, true] {
+            let parts = Parts::new(whole);
+            both_forms_agree(&[7, 5], |x| product(&parts, x, x));
+            both_forms_agree(&[6], |bias| product(&Parts { bias: bias.clone(), ..parts.clone() }, &x, bias));
+        }
+        let (low, whole) = (Parts::new(false), Parts::new(true));
+        both_forms_agree(&[5, 2], |a| product(&Parts { a: a.clone(), ..low.clone() }, &x, a));
+        both_forms_agree(&[2, 6], |b| product(&Parts { b: b.clone(), ..low.clone() }, &x, b));
+        both_forms_agree(&[6, 5], |w| product(&Parts { whole: Some(w.clone()), ..whole.clone() }, &x, w));
+    }
+
+    #[test]
+    fn nothing_is_learnt_of_what_is_frozen() {
+        let (x, g, parts) = (values(&[7, 5], 1), values(&[7, 6], 2), Parts::new(false));
+        let layer = Layer { weight: Weight::Frozen(&parts.linear, None), bias: Some((&parts.bias, false)) };
+        let mut learnt = Vec::new();
+        let (_, inner) = with_slices([&x], |[x]| layer.forward(x, 7)).unwrap();
+        with_slices([&x, &g], |[x, g]| layer.backward((x, &inner), g, 7, &mut learnt)).unwrap();
+        assert!(learnt.is_empty());
+    }
+
+    /// A norm's result, RMS or of the layer, whose backward is asked for the gradient of `of` alone.
+    fn normed(x: &Tensor, (weight, bias): (&Tensor, Option<&Tensor>), of: &Tensor) -> Tensor {
+        fn norm<'a>(weight: &'a Tensor, bias: &'a Tensor) -> LayerNorm<'a> {
+            LayerNorm { weight, bias, learns: true, eps: 1e-5 }
+        }
+        let out = with_slices([x], |[x]| match bias {
+            Some(bias) => norm(weight, bias).forward(x),
+            None => Norm { weight, learns: true, eps: 1e-5 }.forward(x),
+        });
+        let value = Tensor::from_vec(out.unwrap().into_vec(), x.shape(), &Device::Cpu).unwrap();
+        let (x, weight, bias, own) = (x.clone(), weight.clone(), bias.cloned(), of.clone());
+        let backward = move |g: &Tensor| {
+            let mut learnt = Vec::new();
+            let for_x = with_slices([&x, g], |[x, g]| match &bias {
+                Some(bias) => norm(&weight, bias).backward(x, g, &mut learnt),
+                None => Norm { weight: &weight, learns: true, eps: 1e-5 }.backward(x, g, &mut learnt),
+            })?;
+            gradient(&own, &x, for_x, learnt)
+        };
+        explicit(&[of], value, backward).unwrap()
+    }
+
+    #[test]
+    fn norms_have_the_gradients_of_finite_differences() {
+        let [x, weight, bias] = [(&[3, 8][..], 1), (&[8], 2), (&[8], 3)].map(|(shape, seed)| values(shape, seed));
+        both_forms_agree(&[3, 8], |x| normed(x, (&weight, None), x));
+        both_forms_agree(&[8], |weight| normed(&x, (weight, None), weight));
+        both_forms_agree(&[3, 8], |x| normed(x, (&weight, Some(&bias)), x));
+        both_forms_agree(&[8], |weight| normed(&x, (weight, Some(&bias)), weight));
+        both_forms_agree(&[8], |bias| normed(&x, (&weight, Some(bias)), bias));
     }
 }

@@ -439,6 +439,28 @@ mod tests {
         both_forms_agree(&[7, 5], |x| linear.adapted(x, (&a, &b), None).unwrap());
         both_forms_agree(&[5, 2], |a| linear.adapted(&x, (a, &b), None).unwrap());
         both_forms_agree(&[2, 6], |b| linear.adapted(&x, (&a, b), None).unwrap());
+        let weight = values(&[6, 5], 1);
+        both_forms_agree(&[7, 5], |x| dense_product(x, &weight).unwrap());
+        both_forms_agree(&[6, 5], |weight| dense_product(&x, weight).unwrap());
+    }
+
+    #[test]
+    fn a_weight_without_kernels_of_our_own_carries_gradients() {
+        let weight = Arc::new(QTensor::quantize(&values(&[6, 256], 1), GgmlDType::Q2K).unwrap());
+        let plain = weight.dequantize(&Device::Cpu).unwrap();
+        let linear = Linear::quantized(weight);
+        assert!(linear.packed().is_none());
+        let [x, a, b] = [(&[7, 256], 2), (&[256, 2], 3), (&[2, 6], 4)]
+            .map(|(shape, seed)| Var::from_tensor(&values(shape, seed)).unwrap());
+        let weights = values(&[7, 6], 5);
+        let got = linear.adapted(&x, (&a, &b), None).unwrap();
+        let low_rank = x.matmul(&a).unwrap().matmul(&b).unwrap();
+        let expected = (x.matmul(&plain.t().unwrap()).unwrap() + low_rank).unwrap();
+        let [got, expected] = [got, expected].map(|y| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap());
+        for var in [&x, &a, &b] {
+            let expected = expected.get(var.as_tensor()).unwrap();
+            assert!(largest_difference(got.get(var.as_tensor()).unwrap(), expected) < 1e-3);
+        }
     }
 
     #[test]

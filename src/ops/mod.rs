@@ -7,6 +7,7 @@
 
 mod arrangement;
 mod attention;
+pub mod buffer;
 pub mod cpu;
 mod elements;
 mod explicit;

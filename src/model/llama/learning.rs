@@ -11,6 +11,7 @@ use super::Llama;
 use crate::lora::{Change, LoraBatch, SiteId};
 use crate::model::layers::{learning, run_backward};
 use crate::model::{Computed, ModelError, Sequences};
+use crate::ops::buffer::Buffer;
 use crate::ops::cpu::Heads;
 use crate::ops::cpu::threads::{add, gated, gated_backward, rope};
 use crate::ops::learning::{Layer, Learnt, Norm};
@@ -27,16 +28,16 @@ struct Learning<'a> {
     rows: usize,
     input: Tensor,
     /// After rotation.
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    mixed: Vec<f32>,
+    query: Buffer,
+    key: Buffer,
+    value: Buffer,
+    mixed: Buffer,
     /// Between attention and MLP.
-    middle: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    middle: Buffer,
+    gate: Buffer,
+    up: Buffer,
     /// x·Aᵀ of each layer.
-    inner: [Vec<f32>; 7],
+    inner: [Buffer; 7],
 }
 
 impl Llama {
@@ -71,17 +72,17 @@ impl Llama {
             layers,
             rows,
             input: x.detach(),
-            query: Vec::new(),
-            key: Vec::new(),
-            value: Vec::new(),
-            mixed: Vec::new(),
-            middle: Vec::new(),
-            gate: Vec::new(),
-            up: Vec::new(),
+            query: Buffer::default(),
+            key: Buffer::default(),
+            value: Buffer::default(),
+            mixed: Buffer::default(),
+            middle: Buffer::default(),
+            gate: Buffer::default(),
+            up: Buffer::default(),
             inner: Default::default(),
         };
         let output = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
-        let output = Tensor::from_vec(output, x.shape(), &Device::Cpu)?;
+        let output = Tensor::from_vec(output.into_vec(), x.shape(), &Device::Cpu)?;
         Ok(Some((
             output,
             Box::new(move |gradient| {
@@ -116,13 +117,13 @@ impl Learning<'_> {
         })
     }
 
-    fn gated(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.gate.len()];
+    fn gated(&self) -> Buffer {
+        let mut out = Buffer::new(self.gate.len());
         gated(&self.gate, &self.up, &mut out);
         out
     }
 
-    fn forward(&mut self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
+    fn forward(&mut self, x: &[f32]) -> candle_core::Result<Buffer> {
         let (layers, rows) = (self.layers, self.rows);
         let forward = |layer: usize, x: &[f32]| layers[layer].forward(x, rows);
         let normed = self.norms[0].forward(x)?;
@@ -143,12 +144,12 @@ impl Learning<'_> {
         Ok(output)
     }
 
-    fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> candle_core::Result<Vec<f32>> {
+    fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> candle_core::Result<Buffer> {
         let mut backward = |layer: usize, x: &[f32], gradient: &[f32]| {
             self.layers[layer].backward((x, &self.inner[layer]), gradient, self.rows, learnt)
         };
         let for_gated = backward(6, &self.gated(), gradient)?;
-        let [mut for_gate, mut for_up] = [(); 2].map(|()| vec![0.0; self.gate.len()]);
+        let [mut for_gate, mut for_up] = [(); 2].map(|()| Buffer::new(self.gate.len()));
         gated_backward(&self.gate, &self.up, &for_gated, &mut for_gate, &mut for_up);
         let normed = self.norms[1].forward(&self.middle)?;
         let mut for_normed = backward(4, &normed, &for_gate)?;

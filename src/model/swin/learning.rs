@@ -12,6 +12,7 @@ use super::Swin;
 use crate::lora::LoraBatch;
 use crate::model::layers::{learning, run_backward};
 use crate::model::{Computed, ModelError};
+use crate::ops::buffer::Buffer;
 use crate::ops::cpu::threads::{add, gelu, gelu_backward, unit, unit_backward};
 use crate::ops::cpu::{Groups, Scores, attend_groups, attend_groups_backward};
 use crate::ops::learning::{Layer, LayerNorm, Learnt};
@@ -23,9 +24,9 @@ struct Merge<'a> {
     reduction: Layer<'a>,
     norm: LayerNorm<'a>,
     /// What goes into it, and what its norm gets.
-    input: Vec<f32>,
-    reduced: Vec<f32>,
-    inner: Vec<f32>,
+    input: Buffer,
+    reduced: Buffer,
+    inner: Buffer,
 }
 
 /// A block, and what its backward needs of its forward.
@@ -41,19 +42,19 @@ struct Learning<'a> {
     merge: Option<Merge<'a>>,
     input: Tensor,
     /// Before they are made 1 long.
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    mixed: Vec<f32>,
+    query: Buffer,
+    key: Buffer,
+    value: Buffer,
+    mixed: Buffer,
     /// What attention adds, before its norm.
-    attended: Vec<f32>,
+    attended: Buffer,
     /// Between attention and MLP.
-    middle: Vec<f32>,
-    up: Vec<f32>,
+    middle: Buffer,
+    up: Buffer,
     /// What the MLP adds, before its norm.
-    down: Vec<f32>,
+    down: Buffer,
     /// x·Aᵀ of each layer.
-    inner: [Vec<f32>; 6],
+    inner: [Buffer; 6],
 }
 
 impl Swin {
@@ -103,19 +104,19 @@ impl Swin {
             layers,
             merge,
             input: x.detach(),
-            query: Vec::new(),
-            key: Vec::new(),
-            value: Vec::new(),
-            mixed: Vec::new(),
-            attended: Vec::new(),
-            middle: Vec::new(),
-            up: Vec::new(),
-            down: Vec::new(),
+            query: Buffer::default(),
+            key: Buffer::default(),
+            value: Buffer::default(),
+            mixed: Buffer::default(),
+            attended: Buffer::default(),
+            middle: Buffer::default(),
+            up: Buffer::default(),
+            down: Buffer::default(),
             inner: Default::default(),
         };
         let (output, width) = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
         let shape = (output.len() / width, width);
-        let output = Tensor::from_vec(output, shape, &Device::Cpu)?;
+        let output = Tensor::from_vec(output.into_vec(), shape, &Device::Cpu)?;
         Ok(Some((
             output,
             Box::new(move |gradient| {
@@ -131,13 +132,8 @@ impl Learning<'_> {
     }
 
     /// Lays rows out in windows, or `back`.
-    fn laid(&self, x: Vec<f32>, back: bool) -> Result<Vec<f32>> {
-        if self.arrangement.stays() {
-            return Ok(x);
-        }
-        let mut buffer = Vec::new();
-        self.arrangement.laid(&x, self.width(), back, &mut buffer)?;
-        Ok(buffer)
+    fn laid(&self, x: Buffer, back: bool) -> Result<Buffer> {
+        if self.arrangement.stays() { Ok(x) } else { self.arrangement.laid_out(&x, self.width(), back) }
     }
 
     /// Calls `work` with what becomes of the products of queries and keys.
@@ -147,27 +143,27 @@ impl Learning<'_> {
     }
 
     /// Queries or keys, 1 long.
-    fn units(&self, vectors: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; vectors.len()];
+    fn units(&self, vectors: &[f32]) -> Buffer {
+        let mut out = Buffer::new(vectors.len());
         unit(vectors, self.groups.dim, &mut out);
         out
     }
 
-    fn activated(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.up.len()];
+    fn activated(&self) -> Buffer {
+        let mut out = Buffer::new(self.up.len());
         gelu(&self.up, &mut out);
         out
     }
 
     /// Returns the output and its width.
-    fn forward(&mut self, x: &[f32]) -> Result<(Vec<f32>, usize)> {
+    fn forward(&mut self, x: &[f32]) -> Result<(Buffer, usize)> {
         let (layers, width, rows) = (self.layers, self.width(), x.len() / self.width());
-        let windows = self.laid(x.to_vec(), false)?;
+        let windows = self.arrangement.laid_out(x, width, false)?;
         let inside = windows.len() / width;
         let [query, key, value] = [0, 1, 2].map(|layer| layers[layer].forward(&windows, inside));
         let (query, key, value) = (query?, key?, value?);
         drop(windows);
-        let mut mixed = vec![0.0; query.0.len()];
+        let mut mixed = Buffer::new(query.0.len());
         let [unit_query, unit_key] = [&query.0, &key.0].map(|vectors| self.units(vectors));
         self.with_scores(|scores| {
             Ok(attend_groups(self.groups, [&unit_query, &unit_key, &value.0], scores, &mut mixed)?)
@@ -191,7 +187,7 @@ impl Learning<'_> {
         }
     }
 
-    fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Vec<f32>> {
+    fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Buffer> {
         let (width, rows) = (self.width(), x.len() / self.width());
         let merged = match &self.merge {
             None => None,
@@ -203,7 +199,7 @@ impl Learning<'_> {
             self.layers[layer].backward((x, &self.inner[layer]), gradient, rows, learnt)
         };
         let for_active = backward(5, &self.activated(), &for_down, rows)?;
-        let mut for_up = vec![0.0; self.up.len()];
+        let mut for_up = Buffer::new(self.up.len());
         gelu_backward(&self.up, &for_active, &mut for_up);
         drop(for_active);
         let mut for_middle = backward(4, &self.middle, &for_up, rows)?;
@@ -217,7 +213,7 @@ impl Learning<'_> {
         };
         let for_mixed = backward(3, &self.mixed, &for_attended)?;
         let [query, key] = [&self.query, &self.key].map(|vectors| self.units(vectors));
-        let [mut for_query, mut for_key, mut for_value] = [(); 3].map(|()| vec![0.0; query.len()]);
+        let [mut for_query, mut for_key, mut for_value] = [(); 3].map(|()| Buffer::new(query.len()));
         self.with_scores(|scores| {
             let outs = [&mut for_query[..], &mut for_key, &mut for_value];
             Ok(attend_groups_backward(self.groups, [&query, &key, &self.value], scores, &for_mixed, outs, None)?)
@@ -226,7 +222,7 @@ impl Learning<'_> {
         let (mut for_raw_query, mut for_raw_key) = (query, key);
         unit_backward(&self.query, self.groups.dim, &for_query, &mut for_raw_query);
         unit_backward(&self.key, self.groups.dim, &for_key, &mut for_raw_key);
-        let windows = self.laid(x.to_vec(), false)?;
+        let windows = self.arrangement.laid_out(x, width, false)?;
         let mut for_windows = backward(0, &windows, &for_raw_query)?;
         add(&mut for_windows, &backward(1, &windows, &for_raw_key)?);
         add(&mut for_windows, &backward(2, &windows, &for_value)?);
@@ -238,21 +234,19 @@ impl Learning<'_> {
 
 impl Merge<'_> {
     /// Returns the output and its width.
-    fn forward(&mut self, x: Vec<f32>, width: usize, images: usize) -> Result<(Vec<f32>, usize)> {
+    fn forward(&mut self, x: Buffer, width: usize, images: usize) -> Result<(Buffer, usize)> {
         let rows = images * self.arrangement.rows() / 4;
-        let mut buffer = Vec::new();
-        let fours = self.arrangement.laid(&x, width, false, &mut buffer)?;
-        (self.reduced, self.inner) = self.reduction.forward(fours, rows)?;
+        let fours = self.arrangement.laid_out(&x, width, false)?;
+        (self.reduced, self.inner) = self.reduction.forward(&fours, rows)?;
         self.input = x;
         Ok((self.norm.forward(&self.reduced)?, self.reduced.len() / rows.max(1)))
     }
 
-    fn backward(&self, gradient: &[f32], width: usize, learnt: &mut Vec<Learnt>) -> Result<Vec<f32>> {
+    fn backward(&self, gradient: &[f32], width: usize, learnt: &mut Vec<Learnt>) -> Result<Buffer> {
         let for_reduced = self.norm.backward(&self.reduced, gradient, learnt)?;
-        let (mut buffer, mut back) = (Vec::new(), Vec::new());
-        let fours = self.arrangement.laid(&self.input, width, false, &mut buffer)?;
+        let fours = self.arrangement.laid_out(&self.input, width, false)?;
         let rows = fours.len() / (4 * width);
-        let for_fours = self.reduction.backward((fours, &self.inner), &for_reduced, rows, learnt)?;
-        Ok(self.arrangement.laid(&for_fours, width, true, &mut back)?.to_vec())
+        let for_fours = self.reduction.backward((&fours, &self.inner), &for_reduced, rows, learnt)?;
+        self.arrangement.laid_out(&for_fours, width, true)
     }
 }

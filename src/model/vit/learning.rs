@@ -10,6 +10,7 @@ use super::{Part, Vit};
 use crate::lora::LoraBatch;
 use crate::model::layers::{learning, run_backward};
 use crate::model::{Computed, ModelError};
+use crate::ops::buffer::Buffer;
 use crate::ops::cpu::threads::{add, gelu, gelu_backward};
 use crate::ops::cpu::{Groups, attend_groups, attend_groups_backward};
 use crate::ops::learning::{Layer, LayerNorm, Learnt};
@@ -24,15 +25,15 @@ struct Learning<'a> {
     /// Query, key, value, output, up, down.
     layers: [Layer<'a>; 6],
     input: Tensor,
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    mixed: Vec<f32>,
+    query: Buffer,
+    key: Buffer,
+    value: Buffer,
+    mixed: Buffer,
     /// Between attention and MLP.
-    middle: Vec<f32>,
-    up: Vec<f32>,
+    middle: Buffer,
+    up: Buffer,
     /// x·Aᵀ of each layer.
-    inner: [Vec<f32>; 6],
+    inner: [Buffer; 6],
 }
 
 impl Vit {
@@ -61,17 +62,17 @@ impl Vit {
             norms: [first, second],
             layers,
             input: x.detach(),
-            query: Vec::new(),
-            key: Vec::new(),
-            value: Vec::new(),
-            mixed: Vec::new(),
-            middle: Vec::new(),
-            up: Vec::new(),
+            query: Buffer::default(),
+            key: Buffer::default(),
+            value: Buffer::default(),
+            mixed: Buffer::default(),
+            middle: Buffer::default(),
+            up: Buffer::default(),
             inner: Default::default(),
         };
         let output = rayon::scope(|_| with_slices([&x.detach()], |[x]| learning.forward(x)))?;
         let shape = (output.len() / x.dim(1)?, x.dim(1)?);
-        let output = Tensor::from_vec(output, shape, &Device::Cpu)?;
+        let output = Tensor::from_vec(output.into_vec(), shape, &Device::Cpu)?;
         Ok(Some((
             output,
             Box::new(move |gradient| {
@@ -91,44 +92,45 @@ impl Learning<'_> {
     }
 
     /// Keeps what is wanted behind the attention.
-    fn kept(&self, mut rows: Vec<f32>) -> Vec<f32> {
+    fn kept(&self, mut rows: Buffer) -> Buffer {
         if self.wanted == Part::Class {
-            keep_class_tokens(&mut rows, self.groups);
+            let kept = keep_class_tokens(&mut rows, self.groups);
+            rows.truncate(kept);
         }
         rows
     }
 
     /// Puts the gradients of what was kept where they belong.
-    fn put_back(&self, gradient: Vec<f32>) -> Vec<f32> {
+    fn put_back(&self, gradient: Buffer) -> Buffer {
         if self.wanted == Part::All {
             return gradient;
         }
         let width = self.groups.heads * self.groups.dim;
-        let mut all = vec![0.0; self.images * self.groups.rows * width];
+        let mut all = Buffer::zeros(self.images * self.groups.rows * width);
         let images = all.chunks_exact_mut(self.groups.rows * width).zip(gradient.chunks_exact(width));
         images.for_each(|(all, class)| all[..width].copy_from_slice(class));
         all
     }
 
-    fn activated(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.up.len()];
+    fn activated(&self) -> Buffer {
+        let mut out = Buffer::new(self.up.len());
         gelu(&self.up, &mut out);
         out
     }
 
-    fn forward(&mut self, x: &[f32]) -> Result<Vec<f32>> {
+    fn forward(&mut self, x: &[f32]) -> Result<Buffer> {
         let (layers, all) = (self.layers, self.images * self.groups.rows);
         let normed = self.norms[0].forward(x)?;
         let [query, key, value] = [0, 1, 2].map(|layer| layers[layer].forward(&normed, all));
         let (query, key, value) = (query?, key?, value?);
         drop(normed);
-        let mut mixed = vec![0.0; query.0.len()];
+        let mut mixed = Buffer::new(query.0.len());
         attend_groups(self.groups, [&query.0, &key.0, &value.0], scores(&scales(self.groups)), &mut mixed)?;
         let (mixed, rows) = (self.kept(mixed), self.rows());
         let mut middle = layers[3].forward(&mixed, rows)?;
         match self.wanted {
             Part::All => add(&mut middle.0, x),
-            Part::Class => add(&mut middle.0, &self.kept(x.to_vec())),
+            Part::Class => add(&mut middle.0, &self.kept(Buffer::copy(x))),
         }
         let up = layers[4].forward(&self.norms[1].forward(&middle.0)?, rows)?;
         self.up = up.0;
@@ -139,13 +141,13 @@ impl Learning<'_> {
         Ok(output)
     }
 
-    fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Vec<f32>> {
+    fn backward(&self, x: &[f32], gradient: &[f32], learnt: &mut Vec<Learnt>) -> Result<Buffer> {
         let mut backward = |layer: usize, x: &[f32], gradient: &[f32], rows: usize| {
             self.layers[layer].backward((x, &self.inner[layer]), gradient, rows, learnt)
         };
         let rows = self.rows();
         let for_active = backward(5, &self.activated(), gradient, rows)?;
-        let mut for_up = vec![0.0; self.up.len()];
+        let mut for_up = Buffer::new(self.up.len());
         gelu_backward(&self.up, &for_active, &mut for_up);
         drop(for_active);
         let for_normed = backward(4, &self.norms[1].forward(&self.middle)?, &for_up, rows)?;
@@ -157,7 +159,7 @@ impl Learning<'_> {
             self.layers[layer].backward((x, &self.inner[layer]), gradient, rows, learnt)
         };
         let for_mixed = self.put_back(backward(3, &self.mixed, &for_middle, rows)?);
-        let [mut for_query, mut for_key, mut for_value] = [(); 3].map(|()| vec![0.0; self.query.len()]);
+        let [mut for_query, mut for_key, mut for_value] = [(); 3].map(|()| Buffer::new(self.query.len()));
         attend_groups_backward(
             self.groups,
             [&self.query, &self.key, &self.value],

@@ -38,7 +38,10 @@ impl Vit {
         let (rows, lora) = match self.wanted(layer) {
             Part::All => (rows, &all),
             Part::Class => {
-                [&mut *x, &mut *mixed].into_iter().for_each(|rows| keep_class_tokens(rows, groups));
+                for rows in [&mut *x, &mut *mixed] {
+                    let kept = keep_class_tokens(rows, groups);
+                    rows.truncate(kept);
+                }
                 (images, lora)
             }
         };
@@ -62,13 +65,13 @@ pub(super) fn scores(scales: &[f32]) -> Scores<'_> {
     Scores { scales, bias: &[], mask: &[] }
 }
 
-/// Keeps the first row of every image.
-pub(super) fn keep_class_tokens(rows: &mut Vec<f32>, groups: Groups) {
+/// Moves the first row of every image to the front; returns how many numbers they are.
+pub(super) fn keep_class_tokens(rows: &mut [f32], groups: Groups) -> usize {
     let width = groups.heads * groups.dim;
     let images = rows.len() / (groups.rows * width).max(1);
     for image in 1..images {
         let first = image * groups.rows * width;
         rows.copy_within(first..first + width, image * width);
     }
-    rows.truncate(images * width);
+    images * width
 }
