@@ -202,7 +202,8 @@ impl Default for DatasetSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobsSettings {
-    /// Bytes that a job may take on top of the base model; 0: not bounded.
+    /// Bytes that a job may take on top of the base model; 0: what the machine, or the process's control group, has free
+    /// when the job begins (not bounded on a GPU).
     pub memory_bytes: u64,
     /// Jobs that may wait; those that were made for an audit do not count.
     pub max_queued: usize,

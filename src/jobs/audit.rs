@@ -81,7 +81,7 @@ impl Inner {
         loop {
             if self.lock().draining {
                 if at > due.kept() {
-                    self.keep_at_last(job.id, at, || Ok(work.checkpoint()?));
+                    self.keep_at_last(job.id, at, |out| Ok(out.write_all(&work.checkpoint()?)?));
                 }
                 return Ok(None);
             }
@@ -101,7 +101,7 @@ impl Inner {
                 shown = Some((step.model, Instant::now()));
             }
             if step.last || due.is_due(at) {
-                self.keep(job.id, (at, step.last), || Ok(work.checkpoint()?))?;
+                self.keep(job.id, (at, step.last), |out| Ok(out.write_all(&work.checkpoint()?)?))?;
                 due.note(at);
             }
             if step.last {

@@ -82,6 +82,13 @@ impl From<Stopped> for Halt {
     }
 }
 
+/// Of a file that is being written; what the store says of it comes as its own.
+impl From<std::io::Error> for Halt {
+    fn from(error: std::io::Error) -> Self {
+        Self::Failed(Failure::internal(&error))
+    }
+}
+
 impl From<StoreError> for Halt {
     fn from(error: StoreError) -> Self {
         Self::Failed(store(&error))

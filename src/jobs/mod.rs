@@ -20,7 +20,6 @@ mod job;
 mod pace;
 mod rows;
 mod runner;
-mod size;
 mod tune;
 mod work;
 

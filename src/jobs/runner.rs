@@ -3,6 +3,7 @@
 //! Begins with the job that a former process left running. Whatever happens in a job ends that job only: an error, a
 //! full disk, a panic. Changes rows by reading them again in the same transaction, since callers change them too.
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -190,12 +191,11 @@ impl Inner {
         &self,
         id: JobId,
         (step, last): (u64, bool),
-        written: impl FnOnce() -> Result<Vec<u8>, Halt>,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), Halt>,
     ) -> Result<(), Halt> {
         let begin = Instant::now();
-        let checkpoint = written()?;
         let naming = self.parts.store.naming();
-        let blob = self.parts.store.blobs().put(checkpoint)?;
+        let blob = self.parts.store.blobs().put_written(write)?;
         let mut orphan = None;
         self.update(id, |job| {
             orphan = job.checkpoint.replace(Checkpoint { blob: blob.clone(), step, last });
@@ -209,8 +209,8 @@ impl Inner {
     }
 
     /// Writes a checkpoint before the server ends; without it more will be computed again.
-    pub(super) fn keep_at_last(&self, id: JobId, step: u64, written: impl FnOnce() -> Result<Vec<u8>, Halt>) {
-        if let Err(Halt::Failed(failure)) = self.keep(id, (step, false), written) {
+    pub(super) fn keep_at_last(&self, id: JobId, step: u64, write: impl FnOnce(&mut dyn Write) -> Result<(), Halt>) {
+        if let Err(Halt::Failed(failure)) = self.keep(id, (step, false), write) {
             tracing::warn!(job = %id, message = failure.message, "the last steps will be computed again");
         }
     }

@@ -46,7 +46,7 @@ impl Inner {
         loop {
             if self.lock().draining {
                 if at > due.kept() {
-                    self.keep_at_last(job.id, at, || Ok(work.checkpoint()?));
+                    self.keep_at_last(job.id, at, |out| Ok(work.checkpoint(out)?));
                 }
                 return Ok(false);
             }
@@ -64,7 +64,7 @@ impl Inner {
             let (tokens_per_second, eta_seconds) = speed.note(progress.tokens, elapsed, left);
             self.show(job.id, Advance { progress, tokens_per_second, eta_seconds })?;
             if last || due.is_due(at) {
-                self.keep(job.id, (at, last), || Ok(work.checkpoint()?))?;
+                self.keep(job.id, (at, last), |out| Ok(work.checkpoint(out)?))?;
                 due.note(at);
             }
             if last {

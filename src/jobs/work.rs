@@ -2,9 +2,10 @@
 //!
 //! Says what is needed and does nothing itself.
 
+use std::io::Write;
 use std::sync::Arc;
 
-use super::{JobsError, size};
+use super::JobsError;
 use crate::audit::AuditError;
 use crate::audit::assess::{Provenance, assess};
 use crate::audit::report::{BaseModel, Report};
@@ -13,7 +14,7 @@ use crate::audit::settings::Settings as AuditSettings;
 use crate::dataset::{Dataset, DatasetError, Datasets};
 use crate::model::ModelError;
 use crate::store::Catalog;
-use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer};
+use crate::train::{Context, Output, Progress, Settings, TrainError, Trainer, trained_bytes};
 use crate::turns::Slices;
 
 /// Data sets as jobs need them.
@@ -101,7 +102,7 @@ pub trait Work {
     ///
     /// # Errors
     /// Those of it.
-    fn checkpoint(&self) -> Result<Vec<u8>, TrainError>;
+    fn checkpoint(&self, out: &mut dyn Write) -> Result<(), TrainError>;
 
     /// As [`Trainer::output`].
     ///
@@ -129,7 +130,7 @@ impl Training for Vec<Context> {
 
     fn size(&self, base: &str, settings: &Settings, labels: usize) -> Option<u64> {
         let context = self.iter().find(|context| context.model.info().fingerprint == base)?;
-        Some(size::trained(context.model.differentiable()?.base(), settings, labels))
+        Some(trained_bytes(context.model.differentiable()?.base(), settings, labels))
     }
 }
 
@@ -138,8 +139,8 @@ impl Work for Trainer {
         Self::advance(self, slices)
     }
 
-    fn checkpoint(&self) -> Result<Vec<u8>, TrainError> {
-        Self::checkpoint(self)
+    fn checkpoint(&self, out: &mut dyn Write) -> Result<(), TrainError> {
+        Self::checkpoint(self, out)
     }
 
     fn output(&self) -> Result<Output, TrainError> {

@@ -41,6 +41,10 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
     for (field, on) in [("settings.packing", wire.packing), ("settings.train_on_prompt", wire.train_on_prompt)] {
         v.require(field, language || !on, "is for causal language modelling");
     }
+    let images = task == Task::ImageClassification;
+    v.require("settings.random_flip", images || !wire.random_flip, "is for images");
+    v.require("settings.max_tokens", !images || wire.max_tokens.is_none(), "is for texts");
+    v.require("settings.patience", wire.patience == 0 || wire.eval_every > 0, "needs `eval_every`");
     let method = match wire.method {
         None => lora(v, pb::LoraMethod::default()),
         Some(wire::Method::Lora(lora_method)) => lora(v, lora_method),
@@ -256,7 +260,7 @@ pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
         }),
         batch_size: Some(count(settings.batch_size)),
         accumulation: Some(count(settings.accumulation)),
-        max_tokens: Some(count(settings.max_tokens)),
+        max_tokens: (settings.task != Task::ImageClassification).then(|| count(settings.max_tokens)),
         packing: settings.packing,
         train_on_prompt: settings.train_on_prompt,
         learning_rate: Some(settings.learning_rate),
@@ -301,6 +305,7 @@ pub(super) fn progress_out(advance: Advance) -> pb::TrainingProgress {
             figures: figures.into_iter().map(figure_out).collect(),
             best,
         }),
+        truncated_rows: progress.truncated_rows,
     }
 }
 

@@ -91,7 +91,7 @@ fn resolved_settings_come_in_again_as_the_same() {
         keep_best: true,
         seed: Some(u64::MAX),
         groups: vec!["age".into(), "sex".into()],
-        random_flip: true,
+        random_flip: false,
         subset: Some(pb::TrainingSubset {
             splits: vec![pb::DatasetSplit::Train.into(), pb::DatasetSplit::Test.into()],
             fraction: 0.25,
@@ -105,6 +105,11 @@ fn resolved_settings_come_in_again_as_the_same() {
         s.length = Some(wire::Length::Epochs(0.5));
         s.schedule = pb::TrainingSchedule::Constant.into();
     }));
+    let images = sound(with(|s| {
+        s.task = pb::TrainingTask::ImageClassification.into();
+        s.random_flip = true;
+    }));
+    assert_eq!(sound(settings_out(images.clone())), images);
     other.recompute = Some(false);
     assert_eq!(sound(settings_out(other.clone())), other);
     // As a job keeps them: written, read, the same to the last bit.
@@ -115,12 +120,16 @@ fn resolved_settings_come_in_again_as_the_same() {
 #[test]
 fn each_faulty_field_is_named() {
     let classify = pb::TrainingTask::SequenceClassification.into();
+    let images = pb::TrainingTask::ImageClassification.into();
     let modules = |count: usize| (0..count).map(|i| format!("m{i}")).collect::<Vec<_>>();
     let cases: Vec<(&str, pb::TrainingSettings)> = vec![
         ("settings.task", with(|s| s.task = 9)),
         ("settings.schedule", with(|s| s.schedule = -1)),
         ("settings.average", with(|s| s.average = 7)),
         ("settings.packing", with(|s| (s.task, s.packing) = (classify, true))),
+        ("settings.random_flip", with(|s| (s.task, s.random_flip) = (classify, true))),
+        ("settings.max_tokens", with(|s| (s.task, s.max_tokens) = (images, Some(64)))),
+        ("settings.patience", with(|s| s.patience = 1)),
         ("settings.train_on_prompt", with(|s| (s.task, s.train_on_prompt) = (classify, true))),
         ("settings.epochs", with(|s| s.length = Some(wire::Length::Epochs(0.0)))),
         ("settings.epochs", with(|s| s.length = Some(wire::Length::Epochs(f64::NAN)))),
@@ -138,7 +147,7 @@ fn each_faulty_field_is_named() {
         ("settings.learning_rate", with(|s| s.learning_rate = Some(f64::INFINITY))),
         ("settings.warmup_steps", with(|s| s.warmup_steps = u64::MAX)),
         ("settings.eval_every", with(|s| s.eval_every = u64::MAX)),
-        ("settings.patience", with(|s| s.patience = u64::MAX)),
+        ("settings.patience", with(|s| (s.patience, s.eval_every) = (u64::MAX, 1))),
         ("settings.weight_decay", with(|s| s.weight_decay = f64::NAN)),
         ("settings.weight_decay", with(|s| s.weight_decay = -0.1)),
         ("settings.beta1", with(|s| s.beta1 = Some(1.0))),

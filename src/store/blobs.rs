@@ -5,17 +5,21 @@
 //! After: `object_store` 0.14 `local.rs` (`with_fsync`); the narrow interface is what an S3 form has to offer.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use object_store::local::LocalFileSystem;
-use object_store::{ObjectStoreExt, PutPayload};
+use object_store::path::Path as Location;
+use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use sha2::{Digest, Sha256};
 
 use super::StoreError;
 use super::reserve::Reserve;
+
+/// Bytes that are written at once.
+const PART: usize = 8 << 20;
 
 /// Content-addressed files of the data directory.
 #[derive(Debug)]
@@ -43,8 +47,33 @@ impl Blobs {
     pub fn put(&self, content: Vec<u8>) -> Result<String, StoreError> {
         self.reserve.hold()?;
         let digest = hex::encode(Sha256::digest(&content));
-        let location = object_store::path::Path::from(digest.as_str());
+        let location = Location::from(digest.as_str());
         at_once(|| self.files.put(&location, PutPayload::from(content)).now_or_never())?;
+        Ok(digest)
+    }
+
+    /// The same with what `write` writes, which is not held in memory.
+    ///
+    /// # Errors
+    /// As [`Self::put`]; those of `write`.
+    pub fn put_written<E: From<StoreError>>(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<String, E> {
+        self.reserve.hold()?;
+        // A name as a digest has: what a killed process leaves is swept away.
+        let incoming = Location::from(hex::encode(rand::random::<[u8; 32]>()));
+        let upload = at_once(|| self.files.put_multipart(&incoming).now_or_never())?;
+        let mut file = Incoming { upload, part: Vec::with_capacity(PART), hash: Sha256::new(), fault: None };
+        let written = write(&mut file);
+        if let Some(fault) = file.fault.take() {
+            return Err(fault.into());
+        }
+        written?;
+        file.send()?;
+        at_once(|| file.upload.complete().now_or_never())?;
+        let digest = hex::encode(file.hash.finalize());
+        at_once(|| self.files.rename(&incoming, &Location::from(digest.as_str())).now_or_never())?;
         Ok(digest)
     }
 
@@ -120,6 +149,41 @@ impl Blobs {
             let missing = source.kind() == std::io::ErrorKind::NotFound;
             if missing { corrupt(digest) } else { StoreError::from_io(digest.to_owned(), source) }
         })
+    }
+}
+
+/// A file that is being written.
+struct Incoming {
+    upload: Box<dyn MultipartUpload>,
+    part: Vec<u8>,
+    hash: Sha256,
+    /// Why writing failed: an [`std::io::Error`] cannot hold it.
+    fault: Option<StoreError>,
+}
+
+impl Incoming {
+    fn send(&mut self) -> Result<(), StoreError> {
+        let part = std::mem::replace(&mut self.part, Vec::with_capacity(PART));
+        self.hash.update(&part);
+        at_once(|| self.upload.put_part(PutPayload::from(part)).now_or_never())
+    }
+}
+
+impl Write for Incoming {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = bytes.len().min(PART - self.part.len());
+        self.part.extend_from_slice(&bytes[..taken]);
+        if self.part.len() == PART
+            && let Err(fault) = self.send()
+        {
+            self.fault = Some(fault);
+            return Err(std::io::Error::other("a part of a stored file could not be written"));
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! The model is run block by block. Each block's graph begins at a variable of its own, so the backward goes through
 //! one block at a time, and a block can be computed again instead of being kept. Chooses no rows and no learning rate.
-//! Every block, forward or backward, is one slice. Shapes: tokens packed without padding, as in `model`.
+//! Every block, forward or backward, is one slice, and so is a part of the update. Shapes: tokens packed without padding, as in `model`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
@@ -12,18 +13,20 @@ use candle_core::{DType, Tensor, Var};
 
 use super::losses::{by_row, right, set};
 use super::optimizer::{AdamW, Constants};
-use super::parameters::Parameters;
+use super::parameters::{Parameter, Parameters};
 use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
 use crate::model::{Backward, BaseModel, Differentiable, Input, Layout, ModelError};
 use crate::ops::learning::Learnt;
-use crate::ops::{binary_cross_entropy, cross_entropy, seed};
+use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
 
 /// Rows whose logits are held at a time: about the work of one block, so that a slice of the head is no longer than
 /// another.
 const LOGIT_ROWS: usize = 64;
+/// Values of parameters that are looked at or changed in one slice.
+const VALUES: usize = 8 << 20;
 
 /// How one step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +65,13 @@ pub struct Learner {
 impl std::fmt::Debug for Learner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Learner").field("parameters", &self.parameters.count()).finish_non_exhaustive()
+    }
+}
+
+/// Memory of its steps goes back to the system.
+impl Drop for Learner {
+    fn drop(&mut self) {
+        buffer::clear();
     }
 }
 
@@ -235,8 +245,8 @@ impl Learner {
     /// Does one optimiser step with learning rate `rate`; `step` counts from 1 and decides what dropout drops.
     ///
     /// # Errors
-    /// [`TrainError::Diverged`], [`TrainError::Gradient`], [`TrainError::Stopped`], or when the device fails; the
-    /// parameters are as they were then.
+    /// [`TrainError::Diverged`] and [`TrainError::Gradient`], the parameters as they were then; [`TrainError::Stopped`],
+    /// or when the device fails.
     pub fn step(
         &mut self,
         batches: &[MicroBatch],
@@ -245,9 +255,12 @@ impl Learner {
         slices: &dyn Slices,
     ) -> Result<Outcome, TrainError> {
         let Gradients { tensors, outcome } = self.gradients(batches, step, slices)?;
-        slices.run(|| {
-            Ok::<_, TrainError>(self.optimizer.update(self.parameters.list(), &tensors, outcome.clip_factor, rate)?)
-        })?;
+        let list = self.parameters.list();
+        self.optimizer.steps += 1;
+        for part in parts(list) {
+            let update = || self.optimizer.update(part, list, &tensors, (outcome.clip_factor, rate));
+            slices.run(|| Ok::<_, TrainError>(update()?))?;
+        }
         Ok(outcome)
     }
 
@@ -257,8 +270,7 @@ impl Learner {
     /// As [`Self::step`].
     pub fn gradients(&self, batches: &[MicroBatch], step: u64, slices: &dyn Slices) -> Result<Gradients, TrainError> {
         let mut sums = Sums { parameters: &self.parameters, sums: vec![None; self.parameters.list().len()] };
-        let changes = self.changes()?;
-        let adapter = Arc::new(Adapter::unnamed(changes));
+        let adapter = Arc::new(Adapter::unnamed(slices.run(|| self.changes())?));
         let total: usize = batches.iter().map(|batch| self.counted(batch)).sum();
         let (mut micro_losses, mut rows, mut loss) = (Vec::new(), Vec::new(), 0.0);
         for (i, batch) in batches.iter().enumerate() {
@@ -282,15 +294,20 @@ impl Learner {
         }
         let mut tensors = Vec::with_capacity(sums.sums.len());
         let mut squares = 0.0;
-        for (sum, parameter) in sums.sums.into_iter().zip(self.parameters.list()) {
-            let fault = |fault| TrainError::Gradient { tensor: parameter.name.clone(), fault };
-            let gradient = sum.ok_or_else(|| fault("missing"))?;
-            let square = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
-            if !square.is_finite() {
-                return Err(fault("not finite"));
-            }
-            squares += square;
-            tensors.push(gradient);
+        for part in parts(self.parameters.list()) {
+            slices.run(|| {
+                for (sum, parameter) in sums.sums[part.clone()].iter_mut().zip(&self.parameters.list()[part]) {
+                    let fault = |fault| TrainError::Gradient { tensor: parameter.name.clone(), fault };
+                    let gradient = sum.take().ok_or_else(|| fault("missing"))?;
+                    let square = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+                    if !square.is_finite() {
+                        return Err(fault("not finite"));
+                    }
+                    squares += square;
+                    tensors.push(gradient);
+                }
+                Ok(())
+            })?;
         }
         let grad_norm = squares.sqrt();
         let clip = self.settings.max_grad_norm;
@@ -304,7 +321,7 @@ impl Learner {
     /// # Errors
     /// When the device fails, or [`TrainError::Stopped`].
     pub fn evaluate(&self, batch: &MicroBatch, slices: &dyn Slices) -> Result<Vec<RowLoss>, TrainError> {
-        let adapter = Arc::new(Adapter::unnamed(self.changes()?));
+        let adapter = Arc::new(Adapter::unnamed(slices.run(|| self.changes())?));
         let pass = Pass { model: differentiable(&*self.model)?, adapter: &adapter, dropout: None, slices };
         self.micro_batch(&pass, batch, None)
     }
@@ -342,7 +359,7 @@ impl Learner {
             (Some(_), true) => Keep::Inputs,
             (Some(_), false) => Keep::All,
         };
-        let embedded = pass.model.embed(&layout, &lora)?;
+        let embedded = pass.slice(|| Ok(pass.model.embed(&layout, &lora)?))?;
         let (last, kept) = pass.forward(&layout, &lora, &embedded, keep)?;
         let (losses, gradient) = self.head(pass, (batch, &input), &last, &mut learn)?;
         let Some((_, sums)) = learn else { return Ok(losses) };
@@ -395,7 +412,7 @@ impl Learner {
         let mut correct = Vec::new();
         let mut gradient = last.zeros_like()?;
         for (chunk, rows) in rows.chunks(LOGIT_ROWS).enumerate() {
-            let found = pass.slice(|| {
+            pass.slice(|| {
                 let index = Tensor::new(rows.iter().map(|row| *row as u32).collect::<Vec<_>>(), last.device())?;
                 let x = Var::from_tensor(&last.index_select(&index, 0)?)?;
                 let logits = pass.model.head(x.as_tensor(), &pass.lora(rows.len()), classify)?;
@@ -409,13 +426,13 @@ impl Learner {
                     cross_entropy(&logits.detach(), &targets, share)?
                 };
                 losses.extend(loss);
-                let Some((_, sums)) = learn else { return Ok(None) };
+                let Some((_, sums)) = learn else { return Ok(()) };
                 let mut found = sums.take(seed(&logits, for_logits)?.backward()?)?;
-                Ok(found.remove(x.as_tensor()).map(|gradient| (index, gradient.detach())))
+                if let Some(part) = found.remove(x.as_tensor()) {
+                    gradient = gradient.index_add(&index, &part.detach().contiguous()?, 0)?;
+                }
+                Ok(())
             })?;
-            if let Some((index, part)) = found {
-                gradient = gradient.index_add(&index, &part.contiguous()?, 0)?;
-            }
         }
         Ok((by_row(batch, classify, &rows, &losses, &correct), gradient))
     }
@@ -437,6 +454,23 @@ impl Learner {
             classes.iter().map(|label| set(label).first().map_or(u32::MAX, |c| *c as u32)).collect();
         Ok(cross_entropy(logits, &targets, share)?)
     }
+}
+
+/// Divides parameters into runs of about [`VALUES`] values.
+fn parts(parameters: &[Parameter]) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut values = VALUES;
+    for (index, parameter) in parameters.iter().enumerate() {
+        match parts.last_mut() {
+            Some(part) if values < VALUES => part.end = index + 1,
+            _ => {
+                parts.push(index..index + 1);
+                values = 0;
+            }
+        }
+        values += parameter.var.elem_count();
+    }
+    parts
 }
 
 /// Returns the model as training sees it.

@@ -1,9 +1,14 @@
 //! How much memory a run takes on top of the base model, before it starts.
 //!
 //! Counts what grows with the job: trained values with gradients and moments, and activations of one micro-batch. An
-//! estimate, from above: for SmolLM2-135M and 8 rows of 128 tokens it says 2.1 GB where 1.8 GB were seen. Units: bytes.
+//! estimate, from above: for SmolLM2-135M and 8 rows of 128 tokens it says 2.1 GB where 1.8 GB were seen. Checkpoints are
+//! written tensor by tensor and count nothing; a job that is taken up again reads its own whole, before any activation.
+//! Units: bytes.
 
-use super::Parameters;
+use candle_core::Device;
+use sysinfo::{MemoryRefreshKind, System};
+
+use super::{Method, Settings, trained_bytes};
 use crate::lora::{Base, SiteKind};
 
 /// Bytes of an f32.
@@ -16,7 +21,7 @@ const EXTRAS: u64 = 10;
 /// What a run needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Estimate {
-    /// Parameters, gradients and moments.
+    /// Parameters, gradients, moments, and the best parameters where they are kept.
     pub(super) state: u64,
     /// Activations when every block is kept.
     pub(super) kept: u64,
@@ -25,8 +30,8 @@ pub(super) struct Estimate {
 }
 
 impl Estimate {
-    /// Estimates for micro-batches of up to `tokens` tokens; with `head_only` no block is kept for a backward.
-    pub(super) fn new(base: &dyn Base, depth: usize, parameters: &Parameters, tokens: usize, head_only: bool) -> Self {
+    /// Estimates for `labels` classes and micro-batches of up to `tokens` tokens.
+    pub(super) fn new(base: &dyn Base, depth: usize, settings: &Settings, labels: usize, tokens: usize) -> Self {
         let sites = base.sites();
         let inner = sites.iter().filter(|site| site.kind == SiteKind::Linear);
         // Inputs and outputs of the layers of one block, forward.
@@ -38,8 +43,9 @@ impl Estimate {
         let block = tokens * (widths + EXTRAS * hidden) * F32;
         let depth = depth as u64;
         let logits = LOGIT_ROWS.min(2 * tokens) * vocab * F32;
-        let state = 4 * parameters.count() as u64 * F32;
-        if head_only {
+        let state = (4 + u64::from(settings.keep_best)) * trained_bytes(base, settings, labels);
+        if settings.method == Method::HeadOnly {
+            // No block is kept for a backward.
             let forward = block + logits;
             return Self { state, kept: forward, recomputed: forward };
         }
@@ -50,4 +56,19 @@ impl Estimate {
             recomputed: depth * tokens * hidden * F32 + 3 * block + logits,
         }
     }
+}
+
+/// Returns the bytes that the machine, or the control group of this process, has free; 0 where that is not known.
+pub(super) fn free(device: &Device) -> u64 {
+    if !device.is_cpu() {
+        return 0;
+    }
+    let mut system = System::new();
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    let machine = system.available_memory();
+    if machine == 0 {
+        return 0;
+    }
+    // What the group has of files can be taken back; its own is what counts.
+    system.cgroup_limits().map_or(machine, |group| group.total_memory.saturating_sub(group.rss).min(machine))
 }

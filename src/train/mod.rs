@@ -15,6 +15,7 @@ mod order;
 mod parameters;
 mod schedule;
 mod settings;
+mod size;
 mod trainer;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use order::{MicroBatch, Order, Pixels};
 pub use parameters::{Parameter, Parameters};
 pub use schedule::learning_rate;
 pub use settings::{Average, Length, LoraSettings, Method, Schedule, Settings, Subset, Targets, Task, Use};
+pub use size::trained_bytes;
 pub use trainer::Trainer;
 
 /// What all training on one base model shares.
@@ -42,7 +44,7 @@ pub struct Context {
     pub model: Arc<dyn BaseModel>,
     /// How rows become what it takes.
     pub reader: Reader,
-    /// Bytes that a job may take on top of the base model; 0: not bounded.
+    /// Bytes that a job may take on top of the base model; 0: what the machine has free when it begins.
     pub memory_bytes: u64,
 }
 
@@ -105,6 +107,9 @@ pub struct Progress {
     pub groups: Vec<Figure>,
     /// When it was due.
     pub evaluation: Option<Evaluation>,
+    /// Rows of the run that lost tokens at their start.
+    #[serde(default)]
+    pub truncated_rows: u64,
     /// Whether no step follows: all done, or stopped early.
     pub last: bool,
 }

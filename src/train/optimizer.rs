@@ -4,6 +4,8 @@
 //! each; elsewhere by tensor operations.
 //! After: Loshchilov and Hutter 2019 (arXiv 1711.05101), torch 2.15 `optim/adamw.py`.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
@@ -38,7 +40,7 @@ pub struct Moments {
 #[derive(Debug)]
 pub struct AdamW {
     constants: Constants,
-    /// Updates done.
+    /// Updates done or begun.
     pub steps: u64,
     /// In the order of the parameters.
     pub moments: Vec<Moments>,
@@ -57,16 +59,23 @@ impl AdamW {
         Ok(Self { constants, steps: 0, moments: parameters.iter().map(zero).collect::<Result<_>>()? })
     }
 
-    /// Changes all parameters by their gradients times `factor`; `rate` is the learning rate.
+    /// Changes a part of the parameters by their gradients times `factor`; `rate` is the learning rate. The update counts in
+    /// `steps` already.
     ///
     /// # Errors
     /// When a gradient has another shape, or the device fails.
-    pub fn update(&mut self, parameters: &[Parameter], gradients: &[Tensor], factor: f64, rate: f64) -> Result<()> {
-        self.steps += 1;
+    pub fn update(
+        &mut self,
+        part: Range<usize>,
+        parameters: &[Parameter],
+        gradients: &[Tensor],
+        (factor, rate): (f64, f64),
+    ) -> Result<()> {
         let Constants { beta1, beta2, epsilon, weight_decay } = self.constants;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let (correction1, correction2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
-        for ((parameter, gradient), moments) in parameters.iter().zip(gradients).zip(&mut self.moments) {
+        let all = parameters.iter().zip(gradients).zip(&mut self.moments);
+        for ((parameter, gradient), moments) in all.skip(part.start).take(part.len()) {
             let change = Change {
                 keep: if parameter.decays { 1.0 - rate * weight_decay } else { 1.0 },
                 step: rate / correction1,
@@ -192,7 +201,8 @@ mod tests {
         for step in 1..=3 {
             let g = [0.3 * f64::from(step), -1.7];
             let gradient = Tensor::new(&[g[0] as f32, g[1] as f32], &Device::Cpu).unwrap();
-            adamw.update(&parameters, &[gradient], 0.5, 0.01).unwrap();
+            adamw.steps += 1;
+            adamw.update(0..1, &parameters, &[gradient], (0.5, 0.01)).unwrap();
             for i in 0..2 {
                 let g = g[i] * 0.5;
                 m[i] = 0.9 * m[i] + 0.1 * g;

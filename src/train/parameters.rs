@@ -5,15 +5,22 @@
 //! After: peft 0.21 `tuners/lora/layer.py` (initial values), transformers `Trainer.get_decay_parameter_names`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
 use crate::lora::{Base, Change, LinearDelta, LoraError, Plan, Planned, Site, SiteId, SiteKind, plan};
 
+/// Bytes of an f32.
+const F32: usize = 4;
+/// Values that are turned into bytes together.
+const AT_ONCE: usize = 1 << 20;
 /// Standard deviation of a new classification head (transformers `initializer_range`).
 const HEAD_DEVIATION: f64 = 0.02;
 
@@ -166,7 +173,7 @@ impl Parameters {
     /// When the device fails.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, TrainError> {
         let tensors = self.list.iter().map(|parameter| (parameter.name.clone(), parameter.var.as_tensor().clone()));
-        to_safetensors(tensors, &[("format", "pt")])
+        to_safetensors(tensors.collect(), &[("format", "pt")])
     }
 
     fn of(&self, site: SiteId) -> usize {
@@ -283,27 +290,48 @@ fn setting(error: LoraError) -> TrainError {
     }
 }
 
-/// Writes f32 tensors and texts beside them as a safetensors file; the same content gives the same bytes.
+/// Writes tensors as f32, and texts beside them, as a safetensors file; one tensor at a time is in memory twice. The same
+/// content gives the same bytes.
 ///
 /// # Errors
-/// When the device fails.
-pub(super) fn to_safetensors(
-    tensors: impl Iterator<Item = (String, Tensor)>,
+/// When the device or the writer fails.
+pub(super) fn write_safetensors(
+    mut tensors: Vec<(String, Tensor)>,
     texts: &[(&str, &str)],
-) -> Result<Vec<u8>, TrainError> {
-    let data = tensors.map(|(name, tensor)| {
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Ok((name, tensor.dims().to_vec(), bytes))
+    out: &mut dyn Write,
+) -> Result<(), TrainError> {
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut end = 0;
+    let info = tensors.iter().map(|(name, tensor)| {
+        let start = end;
+        end += tensor.elem_count() * F32;
+        let (shape, data_offsets) = (tensor.dims().to_vec(), (start, end));
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape, data_offsets })
     });
-    let data = data.collect::<candle_core::Result<Vec<_>>>()?;
-    let views = data.iter().map(|(name, shape, bytes)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
-        view.map(|view| (name.as_str(), view))
-    });
-    let unwritable = |error: safetensors::SafeTensorError| TrainError::Tensor(candle_core::Error::wrap(error));
-    let views = views.collect::<Result<Vec<_>, _>>().map_err(unwritable)?;
     // The crate takes a hash map, whose order is not fixed: with one text the bytes are.
     let texts = texts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    safetensors::serialize(views, Some(texts)).map_err(unwritable)
+    let header = Metadata::new(Some(texts), info.collect()).map_err(candle_core::Error::wrap)?;
+    let mut header = serde_json::to_vec(&header).map_err(candle_core::Error::wrap)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(candle_core::Error::from)?;
+    out.write_all(&header).map_err(candle_core::Error::from)?;
+    for (_, tensor) in tensors {
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        for values in values.chunks(AT_ONCE) {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            out.write_all(&bytes).map_err(candle_core::Error::from)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same in memory.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub(super) fn to_safetensors(tensors: Vec<(String, Tensor)>, texts: &[(&str, &str)]) -> Result<Vec<u8>, TrainError> {
+    let bytes: usize = tensors.iter().map(|(_, tensor)| tensor.elem_count() * F32).sum();
+    let mut out = Vec::with_capacity(bytes + bytes / 64);
+    write_safetensors(tensors, texts, &mut out)?;
+    Ok(out)
 }

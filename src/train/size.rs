@@ -1,16 +1,16 @@
-//! How many bytes a model takes that is not trained yet: from its settings and the places of the base model.
+//! How many bytes a model takes that is not trained yet, from its settings and the places of the base model.
 //!
 //! Trains nothing and reads no file. Adapters are f32 on the disk and in memory; the few hundred bytes of a file's header
 //! are not counted. Units: bytes.
 
+use super::{LoraSettings, Method, Settings, Targets};
 use crate::lora::{Base, Site, SiteKind};
-use crate::train::{LoraSettings, Method, Settings, Targets};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
 
 /// Returns the bytes of what these settings make of a base model; `labels` is the number of the data set's labels.
-pub(super) fn trained(base: &dyn Base, settings: &Settings, labels: usize) -> u64 {
+pub fn trained_bytes(base: &dyn Base, settings: &Settings, labels: usize) -> u64 {
     let labels = if settings.task.has_classes() { labels } else { 0 };
     let sites = base.sites();
     let head = if labels > 0 { head_weights(sites, labels) } else { 0 };
@@ -71,9 +71,9 @@ fn changed(site: &Site, lora: &LoraSettings) -> u64 {
 mod tests {
     use std::path::Path;
 
-    use super::super::tests::settings;
     use super::*;
     use crate::model::BaseModel;
+    use crate::train::order::tests::settings;
 
     #[test]
     fn what_is_told_is_what_golden_adapters_take() {
@@ -102,12 +102,12 @@ mod tests {
                 modules_to_save: Vec::new(),
             };
             let wanted = Settings { method: Method::Lora(lora), ..settings() };
-            assert_eq!(trained(&model, &wanted, 0), adapter.info().bytes, "{name}");
+            assert_eq!(trained_bytes(&model, &wanted, 0), adapter.info().bytes, "{name}");
             compared += 1;
         }
         assert!(compared > 1, "{compared} adapters");
         let full = Settings { method: Method::Full, ..settings() };
         let parameters = model.info().parameters;
-        assert_eq!(trained(&model, &full, 0), parameters * F32);
+        assert_eq!(trained_bytes(&model, &full, 0), parameters * F32);
     }
 }

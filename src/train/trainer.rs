@@ -3,20 +3,21 @@
 //! Everything that a step depends on is in the checkpoint or follows from settings and step number: rows and dropout
 //! are functions of the seed and the step, so there is no generator to save. Computes through [`Learner`].
 
-use std::collections::HashMap;
+use std::io::Write;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use candle_core::safetensors::Load as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::files::{adapter_config, head_config};
 use super::images;
 use super::learner::differentiable;
-use super::memory::Estimate;
-use super::parameters::to_safetensors;
+use super::memory::{Estimate, free};
+use super::parameters::{to_safetensors, write_safetensors};
 use super::{
-    Context, Evaluation, Examples, Figure, GroupKey, Learner, Method, MicroBatch, Order, Output, Parameters, Progress,
-    Reader, RowLoss, Settings, Targets, TrainError, learning_rate,
+    Context, Evaluation, Examples, Figure, GroupKey, Learner, Method, MicroBatch, Order, Output, Parameter, Parameters,
+    Progress, Reader, RowLoss, Settings, Targets, TrainError, learning_rate,
 };
 use crate::dataset::Dataset;
 use crate::lora::{Base, SiteKind};
@@ -68,6 +69,17 @@ impl Trainer {
     pub fn begin(context: &Context, dataset: &Dataset, settings: &Settings) -> Result<Self, TrainError> {
         let examples = Examples::new(context, dataset, settings)?;
         let order = Order::new(&examples.train, settings)?;
+        let looks = [
+            ("eval_every", settings.eval_every > 0),
+            ("patience", settings.patience > 0),
+            ("keep_best", settings.keep_best),
+        ];
+        if let Some((field, _)) = looks.into_iter().find(|(_, on)| *on && examples.validation.is_empty()) {
+            return Err(TrainError::Setting {
+                field,
+                fault: "needs validation rows, and the data set has none".into(),
+            });
+        }
         let model = differentiable(&*context.model)?;
         let base = model.base();
         let classes = settings.task.has_classes().then_some(examples.labels.len());
@@ -79,9 +91,21 @@ impl Trainer {
             return Err(TrainError::Data(format!("{classes} labels, but the base model's head has {own}")));
         }
         let labels = classes.map(|_| (examples.labels.as_slice(), examples.multi_label));
+        if let Method::Lora(lora) = &settings.method {
+            check_targets(&lora.targets, base)?;
+        }
+        let tokens = match &context.reader {
+            Reader::Text { .. } => largest(&examples, settings),
+            Reader::Images(_) => settings.batch_size.min(examples.train.len()) * model.rows_of_image(),
+        };
+        let estimate = Estimate::new(base, model.depth(), settings, examples.labels.len(), tokens);
+        let available = match context.memory_bytes {
+            0 => free(base.device()),
+            bytes => bytes,
+        };
+        let recompute = fit(&estimate, settings.recompute, available)?;
         let (config, parameters) = match &settings.method {
             Method::Lora(lora) => {
-                check_targets(&lora.targets, base)?;
                 let config = adapter_config(lora, settings.task, labels, base);
                 let parameters = Parameters::low_rank(&config, base, classes, settings.seed)?;
                 (config, parameters)
@@ -104,13 +128,6 @@ impl Trainer {
         if parameters.list().is_empty() {
             return Err(TrainError::Setting { field: "method", fault: "trains nothing".into() });
         }
-        let tokens = match &context.reader {
-            Reader::Text { .. } => largest(&examples, &order, settings),
-            Reader::Images(_) => settings.batch_size.min(examples.train.len()) * model.rows_of_image(),
-        };
-        let head_only = settings.method == Method::HeadOnly;
-        let estimate = Estimate::new(base, model.depth(), &parameters, tokens, head_only);
-        let recompute = fit(&estimate, settings.recompute, context.memory_bytes)?;
         let multi_label = examples.multi_label;
         let learner = Learner::new(context.model.clone(), parameters, settings, recompute, multi_label)?;
         let state = State {
@@ -156,29 +173,26 @@ impl Trainer {
         if state.run != trainer.state.run {
             return Err(TrainError::Checkpoint("is of another run".into()));
         }
-        let mut tensors = candle_core::safetensors::load_buffer(checkpoint, &Device::Cpu)?;
-        let mut part = |prefix: &str| -> HashMap<String, Tensor> {
-            let names: Vec<String> = tensors.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
-            let found = names.iter().filter_map(|name| Some((name[prefix.len()..].to_owned(), tensors.remove(name)?)));
-            found.collect()
+        // One tensor at a time: the file is as large as all that is trained, and its moments.
+        let tensors = safetensors::SafeTensors::deserialize(checkpoint).map_err(unreadable)?;
+        let tensor = |part: &str, name: &str, like: &Tensor| -> Result<Tensor, TrainError> {
+            let fault = |what: &str| TrainError::Checkpoint(format!("{what} {part}.{name}"));
+            let view = tensors.tensor(&format!("{part}.{name}")).map_err(|_| fault("lacks"))?;
+            match view.load(like.device())? {
+                value if value.dims() == like.dims() && value.dtype() == like.dtype() => Ok(value),
+                _ => Err(fault("has another shape or format of")),
+            }
         };
-        let (weights, m, v, best) = (part("weights."), part("m."), part("v."), part("best."));
-        trainer.learner.parameters().set(&weights)?;
-        let device = differentiable(&*context.model)?.base().device().clone();
-        let names: Vec<String> = trainer.learner.parameters().list().iter().map(|p| p.name.clone()).collect();
+        let parameters = trainer.learner.parameters().list().to_vec();
         let optimizer = trainer.learner.optimizer_mut();
         optimizer.steps = state.steps;
-        for (name, moments) in names.iter().zip(&mut optimizer.moments) {
-            let taken = |from: &HashMap<String, Tensor>, like: &Tensor| match from.get(name) {
-                Some(value) if value.dims() == like.dims() => Ok(value.to_device(&device)?),
-                _ => Err(TrainError::Checkpoint(format!("lacks the moments of {name}"))),
-            };
-            (moments.m, moments.v) = (taken(&m, &moments.m)?, taken(&v, &moments.v)?);
+        for (Parameter { name, var, .. }, moments) in parameters.iter().zip(&mut optimizer.moments) {
+            var.set(&tensor("weights", name, var)?)?;
+            (moments.m, moments.v) = (tensor("m", name, var)?, tensor("v", name, var)?);
         }
-        if !best.is_empty() {
-            let all = names.iter().map(|name| best.get(name).cloned());
-            let all = all.collect::<Option<Vec<_>>>();
-            trainer.best = Some(all.ok_or_else(|| TrainError::Checkpoint("lacks the best weights".into()))?);
+        if tensors.names().iter().any(|name| name.starts_with("best.")) {
+            let best = parameters.iter().map(|Parameter { name, var, .. }| tensor("best", name, var));
+            trainer.best = Some(best.collect::<Result<_, _>>()?);
         }
         trainer.state = state;
         Ok(trainer)
@@ -221,6 +235,7 @@ impl Trainer {
             tokens: batches.iter().map(|batch| batch.tokens.len() as u64).sum(),
             groups: figures.into_iter().skip(1).collect(),
             evaluation,
+            truncated_rows: self.examples.truncated as u64,
             last: self.is_done(),
         })
     }
@@ -264,7 +279,7 @@ impl Trainer {
             self.state.best_loss = Some(loss);
             self.state.stale = 0;
             if self.settings.keep_best {
-                let copy = |parameter: &super::Parameter| parameter.var.as_tensor().copy();
+                let copy = |parameter: &Parameter| parameter.var.as_tensor().copy();
                 self.best = Some(self.learner.parameters().list().iter().map(copy).collect::<Result<_, _>>()?);
             }
         } else {
@@ -277,8 +292,8 @@ impl Trainer {
     /// Writes everything down that the next step depends on.
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn checkpoint(&self) -> Result<Vec<u8>, TrainError> {
+    /// When the device or the writer fails.
+    pub fn checkpoint(&self, out: &mut dyn Write) -> Result<(), TrainError> {
         let state = serde_json::to_string(&self.state).map_err(|error| TrainError::Checkpoint(error.to_string()))?;
         let parameters = self.learner.parameters().list();
         let moments = &self.learner.optimizer().moments;
@@ -291,7 +306,7 @@ impl Trainer {
         for (parameter, best) in parameters.iter().zip(self.best.iter().flatten()) {
             tensors.push((format!("best.{}", parameter.name), best.clone()));
         }
-        to_safetensors(tensors.into_iter(), &[(STATE, &state)])
+        write_safetensors(tensors, &[(STATE, &state)], out)
     }
 
     /// Returns what was trained: the weights of the best evaluation where [`Settings::keep_best`] says so, else the last.
@@ -304,7 +319,7 @@ impl Trainer {
             None => parameters.to_safetensors()?,
             Some(best) => {
                 let named = parameters.list().iter().map(|parameter| parameter.name.clone()).zip(best.iter().cloned());
-                to_safetensors(named, &[("format", "pt")])?
+                to_safetensors(named.collect(), &[("format", "pt")])?
             }
         };
         Ok(Output { config: self.config.clone(), tensors })
@@ -346,19 +361,14 @@ fn run(settings: &Settings, dataset: &Dataset, base: &str) -> String {
     hex::encode(digest.finalize())
 }
 
-/// Returns the most tokens that a micro-batch of the run can have.
-fn largest(examples: &Examples, order: &Order, settings: &Settings) -> usize {
-    let steps = order.steps_per_epoch().min(order.total_steps());
-    let of = |rows: &Vec<usize>| -> usize { rows.iter().map(|row| examples.train[*row].tokens.len()).sum() };
-    let seen = (0..steps.min(1000)).flat_map(|step| order.rows(step)).map(|rows| of(&rows)).max().unwrap_or(0);
-    // Later epochs mix the rows anew: what could come together at worst, within what was seen twice over.
+/// Returns the most tokens that a micro-batch of the run can have, whatever the order.
+fn largest(examples: &Examples, settings: &Settings) -> usize {
     let mut lengths: Vec<usize> = examples.train.iter().map(|example| example.tokens.len()).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
-    let worst: usize = match settings.packing {
-        true => settings.batch_size.saturating_mul(settings.max_tokens),
+    match settings.packing {
+        true => settings.batch_size.saturating_mul(settings.max_tokens).min(lengths.iter().sum()),
         false => lengths.iter().take(settings.batch_size).sum(),
-    };
-    worst.min(2 * seen).max(seen)
+    }
 }
 
 /// Decides whether blocks are computed again, by the memory there is.

@@ -317,3 +317,21 @@ proptest::proptest! {
         let _ = parse(framed, &flat_declaration());
     }
 }
+
+#[test]
+fn files_of_other_writers_are_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tables");
+    let label = LabelColumn { column: "tags".into(), multi_label: true, names: Vec::new(), separator: String::new() };
+    let groups = ["age", "share", "north", "port"].map(str::to_owned).to_vec();
+    let declaration = Declaration { label: Some(label), groups, ..labelled(Format::Parquet) };
+    for name in ["pyarrow", "pyarrow_v2", "polars"] {
+        let file = std::fs::read(folder.join(name).with_extension("parquet")).unwrap();
+        let dataset = parse(file, &declaration).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(texts(&dataset), ["a keel", "a mast, «bent»", "a keel"], "{name}");
+        assert_eq!(classes(&dataset), [vec!["long", "wood"], vec![], vec!["wood"]], "{name}");
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(dataset.rows[0].groups, [text("31"), text("0.25"), text("true"), text("Oslo")], "{name}");
+        assert_eq!(dataset.rows[1].groups, [None, text("1e300"), None, None], "{name}");
+        assert_eq!(dataset.rows[2].groups, [text("-4"), None, text("false"), text("Oslo")], "{name}");
+    }
+}

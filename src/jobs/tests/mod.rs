@@ -10,6 +10,7 @@ mod kills;
 mod queue;
 mod script;
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -127,15 +128,17 @@ impl Work for Play {
             grad_norm: 0.1,
             tokens: 10,
             groups: vec![figure(3), empty],
+            truncated_rows: 0,
             evaluation: (self.step == 4).then(|| Evaluation { figures: vec![figure(5)], best: true }),
             last: self.step == STEPS,
         })
     }
 
-    fn checkpoint(&self) -> Result<Vec<u8>, TrainError> {
+    fn checkpoint(&self, out: &mut dyn Write) -> Result<(), TrainError> {
         self.hooks.at(Moment::Checkpoint(self.step))?;
         let padding = vec![0; self.padding];
-        Ok([&self.step.to_be_bytes()[..], &self.state, &padding].concat())
+        let content = [&self.step.to_be_bytes()[..], &self.state, &padding].concat();
+        Ok(out.write_all(&content).map_err(candle_core::Error::from)?)
     }
 
     fn output(&self) -> Result<Output, TrainError> {

@@ -102,7 +102,8 @@ fn a_head_alone_is_read_back_and_changes_nothing_else() {
     while !trainer.is_done() {
         losses.push(trainer.advance(&Alone).unwrap().loss);
         // Taken up again after every step, as after a kill.
-        let checkpoint = trainer.checkpoint().unwrap();
+        let mut checkpoint = Vec::new();
+        trainer.checkpoint(&mut checkpoint).unwrap();
         trainer = Trainer::resume(&context, &dataset, &head_only(), &checkpoint).unwrap();
     }
     assert!(losses[5] < losses[0], "{losses:?}");
@@ -141,4 +142,43 @@ fn a_subset_is_learnt_from_whatever_the_order_of_rows() {
     let none = Subset { fraction: 1e-12, ..subset };
     let refused = Trainer::begin(&context, &dataset, &Settings { subset: Some(none), ..settings });
     assert!(matches!(&refused, Err(TrainError::Data(fault)) if fault.contains("subset")), "{refused:?}");
+}
+
+#[test]
+fn dropout_acts_while_learning_and_not_while_looking() {
+    let (context, dataset) = (context(), dataset(16));
+    let trainer = |dropout: f64| {
+        let Settings { method: Method::Lora(lora), .. } = lora() else { unreachable!() };
+        let settings = Settings { method: Method::Lora(LoraSettings { dropout, ..lora }), ..head_only() };
+        let trainer = Trainer::begin(&context, &dataset, &settings).unwrap();
+        // B is 0 at first, and dropout without effect.
+        for (i, parameter) in trainer.learner.parameters().list().iter().enumerate() {
+            let count = parameter.var.elem_count();
+            let values: Vec<f32> = (0..count).map(|j| ((7 * i + 3 * j) % 11) as f32 / 20.0 - 0.25).collect();
+            parameter
+                .var
+                .set(&Tensor::from_vec(values, parameter.var.shape(), parameter.var.device()).unwrap())
+                .unwrap();
+        }
+        trainer
+    };
+    let (mut whole, mut dropped) = (trainer(0.0), trainer(0.5));
+    let batch = |trainer: &Trainer| MicroBatch::new(&trainer.examples.train, &[0, 1, 2, 3]);
+    let looks = |trainer: &Trainer| {
+        let rows = trainer.learner.evaluate(&batch(trainer), &Alone).unwrap();
+        rows.iter().map(|row| row.loss).collect::<Vec<_>>()
+    };
+    assert_eq!(looks(&whole), looks(&dropped));
+    // Two micro-batches of the same rows, nothing learnt.
+    let losses = |trainer: &mut Trainer, step| {
+        let batches = [batch(trainer), batch(trainer)];
+        trainer.learner.step(&batches, 0.0, step, &Alone).unwrap().micro_losses
+    };
+    let all = losses(&mut whole, 1);
+    assert_eq!(all[0], all[1]);
+    let first = losses(&mut dropped, 1);
+    assert_eq!(losses(&mut dropped, 1), first);
+    let mut seen = [all[0], first[0], first[1], losses(&mut dropped, 2)[0]];
+    seen.sort_by(f64::total_cmp);
+    assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "{seen:?}");
 }
