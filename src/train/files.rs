@@ -109,3 +109,60 @@ fn written(config: &Value) -> Vec<u8> {
     text.push(b'\n');
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::BaseModel;
+
+    /// What peft was given when `tests/golden/record_trained.py` recorded its answers is what is written today.
+    #[test]
+    fn configurations_are_those_that_peft_has_read() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let read = |path: &str| std::fs::read(golden.join(path)).unwrap();
+        let json = |path: &str| serde_json::from_slice::<Value>(&read(path)).unwrap();
+        for name in ["causal_lm", "dora", "classifier", "multi_label", "vit"] {
+            let folder = format!("adapters/trained_{name}");
+            let recorded = json(&format!("{folder}/expected.json"));
+            let base = recorded["base"].as_str().unwrap();
+            let (settings, wanted) = (&recorded["settings"], &recorded["settings"]["lora"]);
+            let task = match settings["task"].as_str() {
+                Some("TRAINING_TASK_SEQUENCE_CLASSIFICATION") => Task::SequenceClassification,
+                Some("TRAINING_TASK_IMAGE_CLASSIFICATION") => Task::ImageClassification,
+                _ => Task::CausalLm,
+            };
+            let labels = json(&format!("{base}/config.json"))["id2label"].clone();
+            let labels: Vec<String> =
+                (0..).map_while(|i: usize| Some(labels[i.to_string()].as_str()?.to_owned())).collect();
+            let rank = wanted["rank"].as_u64().unwrap();
+            let lora = LoraSettings {
+                rank: rank as usize,
+                alpha: wanted["alpha"].as_f64().unwrap_or(2.0 * rank as f64),
+                rslora: wanted["rslora"] == true,
+                dora: wanted["dora"] == true,
+                dropout: 0.0,
+                targets: Targets::AllLinear,
+                layers: wanted["layers"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|l| l.as_u64().unwrap() as usize)
+                    .collect(),
+                modules_to_save: Vec::new(),
+            };
+            let labels = task.has_classes().then_some((labels.as_slice(), name == "multi_label"));
+            let path = golden.join(base);
+            let written = if task == Task::ImageClassification {
+                let model = crate::model::load_images(&path, "golden", "cpu", "f32").unwrap();
+                adapter_config(&lora, task, labels, model.differentiable().unwrap().base())
+            } else {
+                let model = crate::model::load(&path, "golden", "cpu", "f32").unwrap();
+                adapter_config(&lora, task, labels, model.differentiable().unwrap().base())
+            };
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+            assert_eq!(text(written), text(read(&format!("{folder}/adapter_config.json"))), "{name}");
+        }
+    }
+}

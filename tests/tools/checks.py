@@ -557,7 +557,7 @@ def outside_checks():
                 pb, stub = messages()[0], client.inference
                 asked = [pb.TokenizeRequest(text=row["text"]) for row in SHIPS[:3]]
                 sequences = [list(stub.Tokenize(request, timeout=DEADLINE).ids) for request in asked]
-                asked = {"base": str(server.model), "folder": folder, "classifier": classifier, "sequences": sequences}
+                asked = {"base": str(server.model), "folder": folder, "classifier": "texts" if classifier else None, "sequences": sequences}
                 command = [PEFT, ROOT / "tests/tools/with_peft.py"]
                 done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=300)
                 assert done.returncode == 0, done.stderr[-2000:]
