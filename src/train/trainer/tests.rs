@@ -25,9 +25,13 @@ impl Slices for Alone {
 }
 
 fn context() -> Context {
+    context_in("f32")
+}
+
+fn context_in(dtype: &str) -> Context {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/language/llama_mha");
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
-    let model = crate::model::load(&folder, "golden", "cpu", "f32").unwrap();
+    let model = crate::model::load(&folder, "golden", "cpu", dtype).unwrap();
     let reader = Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) };
     Context { model, reader, memory_bytes: 0 }
 }
@@ -181,4 +185,23 @@ fn dropout_acts_while_learning_and_not_while_looking() {
     let mut seen = [all[0], first[0], first[1], losses(&mut dropped, 2)[0]];
     seen.sort_by(f64::total_cmp);
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "{seen:?}");
+}
+
+#[test]
+fn a_base_in_bf16_is_learnt_on_as_one_in_f32() {
+    let dataset = dataset(16);
+    for method in [lora().method, Method::Full] {
+        let settings = Settings { method, length: Length::Steps(12), learning_rate: 5e-3, ..head_only() };
+        let losses = |dtype| {
+            let mut trainer = Trainer::begin(&context_in(dtype), &dataset, &settings).unwrap();
+            (0..12).map(|_| trainer.advance(&Alone).unwrap().loss).collect::<Vec<_>>()
+        };
+        let (wide, half) = (losses("f32"), losses("bf16"));
+        assert!(wide[11] < wide[0] / 2.0, "{wide:?}");
+        // Weights and rows have 8 bits: 1/256 each, in some products behind each other.
+        for (step, (wide, half)) in wide.iter().zip(&half).enumerate() {
+            assert!((wide - half).abs() < 0.03 * wide.max(0.1), "step {step}: {wide} and {half}");
+        }
+        assert_ne!(wide, half);
+    }
 }
