@@ -53,6 +53,33 @@ impl Temperature {
         self.0
     }
 
+    /// Returns the standard error of ln T of a fit on these rows, which come in `clusters` or stand alone: the sandwich of
+    /// Huber (1967) and White (1982), which does not take probabilities for right.
+    ///
+    /// # Errors
+    ///
+    /// [`Undefined::DivisionByZero`] where the loss is flat.
+    pub fn log_error(
+        self,
+        logits: &[f64],
+        classes: usize,
+        label: &[usize],
+        (weights, clusters): (Option<&[f64]>, Option<&[u32]>),
+    ) -> Result<f64, Undefined> {
+        let inverse = 1.0 / self.0;
+        let mut slopes = std::collections::BTreeMap::new();
+        let mut curvature = 0.0;
+        let rows = logits.chunks_exact(classes.max(1)).zip(label).zip(weights_or_ones(weights));
+        for (at, ((row, label), weight)) in rows.enumerate() {
+            let (first, second) = slope(row, classes, &[*label], Some(&[weight]), inverse);
+            *slopes.entry(clusters.map_or(at as u32, |clusters| clusters[at])).or_insert(0.0) += first;
+            curvature += second;
+        }
+        let squares: f64 = slopes.values().map(|slope: &f64| slope * slope).sum();
+        let error = squares.sqrt() / (curvature * inverse);
+        if error.is_finite() { Ok(error) } else { Err(Undefined::DivisionByZero) }
+    }
+
     /// Returns softmax(logits / T) [rows, classes].
     pub fn apply(self, logits: &[f64], classes: usize) -> Vec<f64> {
         logits.chunks_exact(classes.max(1)).flat_map(|row| softmax(row, 1.0 / self.0)).collect()

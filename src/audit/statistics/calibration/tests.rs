@@ -181,6 +181,33 @@ fn a_planted_temperature_is_found() {
 }
 
 #[test]
+fn the_error_of_a_temperature_is_the_spread_of_its_fits() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let (planted, rows) = (1.7, 300);
+    let (mut fits, mut errors) = (Vec::new(), Vec::new());
+    for _ in 0..300 {
+        let score: Vec<f64> = (0..rows).map(|_| rng.random_range(0.02..0.98)).collect();
+        let logits = Temperature::binary(&score);
+        let truth = |row: &[f64]| 1.0 / (1.0 + ((row[0] - row[1]) / planted).exp());
+        // Rows come in pairs of one label: half as much is known as there are rows.
+        let logits: Vec<f64> = logits.chunks(4).flat_map(|pair| [&pair[..2], &pair[..2]].concat()).collect();
+        let label: Vec<usize> =
+            logits.chunks(4).flat_map(|pair| [usize::from(rng.random_bool(truth(&pair[..2]))); 2]).collect();
+        let clusters: Vec<u32> = (0..rows as u32).map(|row| row / 2).collect();
+        let fitted = Temperature::fit(&logits, 2, &label, None).unwrap();
+        fits.push(fitted.value().ln());
+        errors.push(fitted.log_error(&logits, 2, &label, (None, Some(&clusters))).unwrap());
+        let alone = fitted.log_error(&logits, 2, &label, (None, None)).unwrap();
+        assert!((errors.last().unwrap() / alone - 2.0_f64.sqrt()).abs() < 1e-9, "pairs of equal rows");
+    }
+    let mean = fits.iter().sum::<f64>() / 300.0;
+    let spread = (fits.iter().map(|fit| (fit - mean).powi(2)).sum::<f64>() / 299.0).sqrt();
+    let error = errors.iter().sum::<f64>() / 300.0;
+    // A spread of 300 fits is known to within 4 % (one standard error).
+    assert!((error / spread - 1.0).abs() < 0.15, "{error} is not near {spread}");
+}
+
+#[test]
 fn a_temperature_at_infinity_is_undefined() {
     let right = Temperature::binary(&[0.9, 0.2, 0.8]);
     assert_eq!(Temperature::fit(&right, 2, &[1, 0, 1], None), Err(Undefined::Unbounded));
