@@ -141,7 +141,8 @@ const BINARY: [MeasureInfo; 44] = [
         "ece_null_positive_class",
         "ECE by chance, positive class",
         "share",
-        "Mean ECE of a perfectly calibrated model with the same probabilities on as many rows.",
+        "Mean ECE of a perfectly calibrated model with the same probabilities on as many rows: an expectation, so that it \
+         has no interval.",
         "simulation",
         None,
     )),
@@ -238,7 +239,8 @@ const BINARY: [MeasureInfo; 44] = [
         "Odds of being right, group against rest",
         "ratio",
         "Odds ratio pooled over strata of the controls (Mantel and Haenszel 1959), with the test of Cochran, Mantel and \
-         Haenszel. 1 is no difference. Rows count one each.",
+         Haenszel and the interval of Robins, Breslow and Greenland (in clusters the infinitesimal jackknife). 1 is no \
+         difference. Rows count one each.",
         "statsmodels 0.15",
         None,
     )),
@@ -299,7 +301,8 @@ const TOP_NULL: MeasureInfo = info((
     "ece_null_top_label",
     "ECE by chance, top label",
     "share",
-    "Mean ECE of a perfectly calibrated model with the same confidences on as many rows.",
+    "Mean ECE of a perfectly calibrated model with the same confidences on as many rows: an expectation, so that it has \
+     no interval.",
     "simulation",
     None,
 ));
@@ -308,7 +311,7 @@ const TEMPERATURE: MeasureInfo = info((
     "Temperature",
     "temperature",
     "What logits are divided by for the least log loss, each half of the rows fitted on the other; above 1 the model was \
-     over-confident. Figures after it end in _after_temperature.",
+     over-confident. Figures after it end in _after_temperature. Its interval takes rows, or clusters, as drawn anew.",
     "Guo et al. 2017",
     None,
 ));
@@ -324,7 +327,7 @@ const MEMBERSHIP_INFO: MeasureInfo = info((
 const RATIOS: [MeasureInfo; 1] = [MEMBERSHIP_INFO];
 
 /// Measures of attacks, after `mia_ATTACK`.
-const ATTACKS: [MeasureInfo; 5] = [
+const ATTACKS: [MeasureInfo; 6] = [
     info((
         "auc",
         "AUC of the attack",
@@ -364,7 +367,17 @@ const ATTACKS: [MeasureInfo; 5] = [
         "control_shuffled_auc",
         "AUC against shuffled membership",
         "share",
-        "A control: it must lie in the interval that chance gives.",
+        "A control: memberships are shuffled, those of shadows alike, and what the attack fits is fitted anew. It must lie \
+        in the interval that chance gives; an attack that fits nothing leaves it by chance only.",
+        "paper checklist",
+        None,
+    )),
+    info((
+        "control_planted_auc",
+        "AUC against planted members",
+        "share",
+        "A control: the attack on a model that has learnt a few rows by heart, with the shadows of the model that it is a \
+        control of. Near 1 where the attack works.",
         "paper checklist",
         None,
     )),
@@ -415,6 +428,8 @@ mod tests {
         assert_eq!(find("log_loss_after_temperature").map(|i| i.unit), Some("nats"));
         assert_eq!(find("mia_min_k_0.2_tpr_at_fpr_0.01_global").map(|i| i.name), Some("tpr_at_fpr"));
         assert_eq!(find("mia_loss_control_shuffled_auc").map(|i| i.name), Some("control_shuffled_auc"));
+        assert_eq!(find("mia_loss_control_planted_auc").map(|i| i.name), Some("control_planted_auc"));
+        assert_eq!(find("mia_control_planted_auc").map(|i| i.name), Some("control_planted_auc"));
         assert_eq!(find("accuracy_equivalence").map(|i| i.name), Some("accuracy"));
         assert_eq!(find("no such"), None);
     }

@@ -238,7 +238,7 @@ pub enum Status {
 /// Where a value lies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// `wilson`, `clopper_pearson`, `percentile`, `bca`, …
+    /// `wilson`, `clopper_pearson`, `percentile`, `bca`, `robins_breslow_greenland`, `sandwich`, …
     pub method: String,
     /// Level.
     pub level: f64,
@@ -306,6 +306,9 @@ pub struct Roc {
     pub scope: Scope,
     /// The attack.
     pub attack: Attack,
+    /// Its parameter, such as the share of Min-K%; none where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameter: Option<f64>,
     /// Members.
     pub members: u64,
     /// Non-members; rates below one over this cannot be told.

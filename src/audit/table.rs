@@ -127,10 +127,25 @@ pub struct MembershipTable {
     pub scores: Vec<Vec<AttackScores>>,
     /// One a model: φ of the row's true answer, ln p − ln(1 − p), or the mean log-probability a token for language.
     pub signals: Vec<Vec<f64>>,
+    /// One a model: signals of its reference, as a rule the base model; empty where there is none.
+    pub references: Vec<Vec<f64>>,
     /// One a model: signals of its shadows `[shadows][rows]` with whether the row was in (`members`).
     pub shadows: Vec<Shadows>,
-    /// Control with planted members: whether its members are members, and its signals.
-    pub planted: Option<(Vec<bool>, Vec<f64>)>,
+    /// Control with planted members.
+    pub planted: Option<Planted>,
+}
+
+/// A model whose members must be found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planted {
+    /// The model that it is a control of: it is attacked with the same shadows and reference.
+    pub model: usize,
+    /// Whether the row is a member of the control.
+    pub members: Vec<bool>,
+    /// Scores of attacks that need no shadows.
+    pub scores: Vec<AttackScores>,
+    /// φ, as in [`MembershipTable::signals`].
+    pub signals: Vec<f64>,
 }
 
 /// Scores of one attack.

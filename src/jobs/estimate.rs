@@ -111,7 +111,10 @@ impl Inner {
 
 /// Returns whether the base model is scored besides, as a reference.
 fn runs_base(audit: &AuditTask) -> bool {
-    let asked = audit.settings.membership.as_ref().is_some_and(|asked| asked.attacks.contains(&Attack::Reference));
+    let asked = audit.settings.membership.as_ref().is_some_and(|asked| {
+        // RMIA compares with the base where there are no shadows.
+        asked.attacks.contains(&Attack::Reference) || asked.shadows == 0 && asked.attacks.contains(&Attack::Rmia)
+    });
     asked && !audit.models.iter().any(|model| model.source == ModelSource::Base)
 }
 

@@ -126,6 +126,7 @@ impl From<JobsError> for Halt {
             | JobsError::Conflict(_)
             | JobsError::QueueFull(_)
             | JobsError::TooManyModels { .. }
+            | JobsError::Measure { .. }
             | JobsError::RequestIdReused(_)
             | JobsError::Event => Failure::internal(&error),
         })

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::audit::settings_of;
 use super::changes::{Inner, Jobs, check_names, new_job};
 use super::{AuditModel, AuditTask, Job, JobId, JobsError, ModelSource, Task, Tuning, expected_text};
+use crate::audit::assess::{Shape, unknown_measures};
 use crate::audit::settings::{Membership, Settings as AuditSettings};
 use crate::lora::LoraError;
 use crate::registry::{Expected, Name, Reference, RegistryError, RequestKey};
@@ -78,7 +79,7 @@ impl Jobs {
     /// Makes an audit with the fine-tunings that go before it.
     ///
     /// # Errors
-    /// [`JobsError::DatasetNotFound`], [`JobsError::TooManyModels`], [`JobsError::Conflict`], [`JobsError::QueueFull`];
+    /// [`JobsError::DatasetNotFound`], [`JobsError::Measure`], [`JobsError::TooManyModels`], [`JobsError::Conflict`], [`JobsError::QueueFull`];
     /// [`RegistryError::AdapterNotFound`], [`RegistryError::NameTaken`] and [`RegistryError::GenerationMismatch`] (a model to
     /// train has the name of an alias or adapter), [`RegistryError::RequestIdReused`]; when the disk fails.
     pub fn create_audit(&self, wanted: AuditWanted, request: Option<&RequestKey>) -> Result<Job, JobsError> {
@@ -114,7 +115,16 @@ impl Inner {
     /// Resolves an audit into jobs; nothing is written.
     pub(super) fn plan(&self, wanted: &AuditWanted) -> Result<Plan, JobsError> {
         let dataset = self.parts.rows.find(&wanted.dataset)?;
-        let settings = wanted.settings.clone().resolved(&*self.parts.rows.read(&dataset)?);
+        let rows = self.parts.rows.read(&dataset)?;
+        let settings = wanted.settings.clone().resolved(&rows);
+        let shape = Shape::of(&settings.task, rows.labels.len(), rows.multi_label);
+        // That there are no classes is told when the job begins.
+        if !matches!(shape, Shape::Classes(..2))
+            && let Some((place, why)) = unknown_measures(&settings, &[shape]).into_iter().next()
+        {
+            return Err(JobsError::Measure { place, why });
+        }
+        drop(rows);
         let wanted = &AuditWanted { settings, ..wanted.clone() };
         let base = self.parts.registry.fingerprint(wanted.base.as_deref())?;
         let mut fan = Fan {

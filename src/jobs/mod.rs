@@ -93,6 +93,14 @@ pub enum JobsError {
         /// How many it may.
         limit: usize,
     },
+    /// A measure that the audit cannot have with this data set.
+    #[error("measure {place} {why}")]
+    Measure {
+        /// Its place among those asked.
+        place: usize,
+        /// What is wrong with it.
+        why: String,
+    },
     /// No event of this job has that number.
     #[error("the job has no such event")]
     Event,

@@ -204,6 +204,7 @@ fn roc_out(roc: Roc) -> pb::RocCurve {
         scope: scope.into(),
         group,
         attack: attack_out(roc.attack).into(),
+        parameter: roc.parameter,
         members: roc.members,
         others: roc.others,
         points: (roc.points.into_iter())

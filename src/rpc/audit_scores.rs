@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use tonic::{Status, Streaming};
 
 use super::audit_settings;
+use super::audit_signals;
 use super::audits::Audits;
 use super::context::Context;
 use super::fields::{checked, name, request_id};
@@ -87,20 +88,30 @@ pub(super) async fn receive(mut stream: Streaming<pb::AuditScoresRequest>, max_r
             (None, _) => return Err(status::field(Reason::InvalidField, "part", "must be given")),
         }
     }
-    let Some((header, settings, name, receiver)) = begun else {
+    let Some((header, mut settings, name, receiver)) = begun else {
         return Err(status::field(Reason::InvalidField, "header", "must be the first message"));
     };
     let id = header.request_id;
     let request =
         (!id.is_empty()).then(|| RequestKey { method: "AuditScores", id, fingerprint: hash.finalize().into() });
-    Ok(Received { name, request, settings, uploaded: receiver.finish()? })
+    let uploaded = receiver.finish()?;
+    audit_signals::settle(&mut settings, &uploaded)?;
+    Ok(Received { name, request, settings, uploaded })
 }
 
 fn begin(header: pb::ScoresHeader) -> Result<(pb::ScoresHeader, Settings, Option<Name>, Receiver), Status> {
     let mut v = Violations::default();
     request_id(&mut v, "header.request_id", &header.request_id);
     let own = (!header.name.is_empty()).then(|| name(&mut v, "header.name", &header.name)).flatten();
-    let least = if header.multi_label { 1 } else { 2 };
+    // Without classes there is membership alone.
+    let alone = header.labels.is_empty() && !header.multi_label;
+    let least = if alone {
+        0
+    } else if header.multi_label {
+        1
+    } else {
+        2
+    };
     let lists = [
         ("header.labels", &header.labels, least, MAX_CLASSES),
         ("header.models", &header.models, 1, MAX_MODELS),
@@ -112,7 +123,7 @@ fn begin(header: pb::ScoresHeader) -> Result<(pb::ScoresHeader, Settings, Option
         let sound = sound && list.iter().all(|name| (1..=1024).contains(&name.len()));
         v.require(field, sound, &format!("must be {least} to {most} different names of 1 to 1024 bytes"));
     }
-    let settings = audit_settings::uploaded(&mut v, header.settings.clone());
+    let settings = audit_settings::uploaded(&mut v, header.settings.clone(), (header.labels.len(), header.multi_label));
     let settings = checked(v, settings)?;
     let column = |name: &String| UploadedAttribute { name: name.clone(), groups: UploadedGroups::Values(Vec::new()) };
     let model = |name: &String| UploadedModel { name: name.clone(), scores: Scores::None };
@@ -120,7 +131,11 @@ fn begin(header: pb::ScoresHeader) -> Result<(pb::ScoresHeader, Settings, Option
         uploaded: Uploaded {
             classes: header.labels.clone(),
             multi_label: header.multi_label,
-            labels: if header.multi_label { Labels::Several(Vec::new()) } else { Labels::One(Vec::new()) },
+            labels: match (header.multi_label, alone) {
+                (true, _) => Labels::Several(Vec::new()),
+                (false, false) => Labels::One(Vec::new()),
+                (false, true) => Labels::None,
+            },
             models: header.models.iter().map(model).collect(),
             attributes: header.attributes.iter().map(column).collect(),
             controls: header.controls.iter().map(column).collect(),
@@ -139,14 +154,19 @@ impl Receiver {
     fn rows(&mut self, wire: pb::ScoresRows, max_rows: u64) -> Result<(), Status> {
         let mut v = Violations::default();
         let classes = self.classes;
-        let rows = if self.uploaded.multi_label { wire.label_flags.len() / classes } else { wire.labels.len() };
+        let rows = match self.uploaded.labels {
+            Labels::Several(_) => wire.label_flags.len() / classes,
+            Labels::One(_) => wire.labels.len(),
+            Labels::None => wire.models.first().map_or(0, |model| model.members.len()),
+        };
         let first = self.rows as usize;
         self.rows += rows as u64;
         if self.rows > max_rows {
             let text = format!("more than {max_rows} rows (audits.max_uploaded_rows)");
             return Err(status::field(Reason::TooManyRows, "rows", &text));
         }
-        v.require("rows", rows > 0, "must hold rows");
+        let text = "must hold rows: labels, or, where the header names no class, members";
+        v.require("rows", rows > 0, text);
         self.labels(&mut v, &wire, first);
         v.require("models", wire.models.len() == self.uploaded.models.len(), "must be one a model of the header");
         for (i, scores) in wire.models.into_iter().enumerate().take(self.uploaded.models.len()) {
@@ -187,7 +207,10 @@ impl Receiver {
                 }
                 self.label_numbers.extend(&wire.labels);
             }
-            Labels::None => {}
+            Labels::None => {
+                let none = wire.labels.is_empty() && wire.label_flags.is_empty();
+                v.require("labels", none, "must be empty where the header names no class");
+            }
         }
     }
 
@@ -198,7 +221,7 @@ impl Receiver {
         let sound = one || wire.probabilities.len() == rows * classes;
         v.require(&field, sound, "must be one a class of every row");
         let own = &mut self.uploaded.models[i].scores;
-        if first == 0 {
+        if first == 0 && classes > 0 {
             self.positive_only[i] = one;
             *own = if one { Scores::Positive(Vec::new()) } else { Scores::Classes(Vec::new()) };
         }
@@ -210,12 +233,14 @@ impl Receiver {
         for (field, got, before) in [
             ("members", wire.members.len(), signals.members.len()),
             ("signals", wire.signals.len(), signals.signals.len()),
+            ("reference_signals", wire.reference_signals.len(), signals.reference_signals.len()),
         ] {
             let sound = got == if before == first && (first == 0 || before > 0) && got > 0 { rows } else { 0 };
             v.require(&format!("models[{i}].{field}"), sound, "must be one a row, in all messages or in none");
         }
         signals.members.extend(wire.members);
         signals.signals.extend(wire.signals);
+        signals.reference_signals.extend(wire.reference_signals);
     }
 
     fn shadow(&mut self, wire: pb::ShadowSignals) -> Result<(), Status> {
@@ -241,8 +266,7 @@ impl Receiver {
         if let Labels::One(labels) = &mut self.uploaded.labels {
             *labels = self.label_numbers.iter().map(|label| self.uploaded.classes[*label as usize].clone()).collect();
         }
-        let asked =
-            self.signals.iter().any(|signals| !signals.members.is_empty() || !signals.shadow_signals.is_empty());
+        let asked = self.signals.iter().any(|signals| *signals != UploadedSignals::default());
         if asked {
             for (i, signals) in self.signals.iter_mut().enumerate() {
                 if signals.signals.is_empty() {

@@ -7,6 +7,7 @@ use super::audit_tasks::task;
 use super::names::{all_differ, column, columns, enumerated, splits};
 use super::pb::{self, audit_attribute};
 use super::violations::Violations;
+use crate::audit::assess::{Shape, unknown_measures};
 use crate::audit::measures;
 use crate::audit::settings::{
     Attack, Attribute, BootstrapInterval, Calibration, Convention, Correction, Membership, Overlap, Settings, Source,
@@ -45,12 +46,34 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::AuditSettings>, cont
         return None;
     };
     let task = task(v, wire.task.clone());
-    common(v, wire, context, task)
+    // How many labels there are, and of which kind, the data set says: see `jobs`.
+    let shapes = match &task {
+        None => Vec::new(),
+        Some(Task::Head) => vec![Shape::Classes(2), Shape::Classes(3), Shape::Labels(2)],
+        Some(task) => vec![Shape::of(task, 0, false)],
+    };
+    let settings = common(v, wire, context, task)?;
+    of_shapes(v, &settings, &shapes);
+    Some(settings)
 }
 
 /// Checks the settings of uploaded scores, whose rows and groups come with them.
-pub(super) fn uploaded(v: &mut Violations, wire: Option<pb::AuditSettings>) -> Option<Settings> {
-    common(v, wire.unwrap_or_default(), 1, Some(Task::Uploaded))
+pub(super) fn uploaded(
+    v: &mut Violations,
+    wire: Option<pb::AuditSettings>,
+    (classes, multi_label): (usize, bool),
+) -> Option<Settings> {
+    let settings = common(v, wire.unwrap_or_default(), 1, Some(Task::Uploaded))?;
+    of_shapes(v, &settings, &[Shape::of(&Task::Uploaded, classes, multi_label)]);
+    Some(settings)
+}
+
+/// Refuses measures that there are, but of none of the shapes.
+fn of_shapes(v: &mut Violations, settings: &Settings, shapes: &[Shape]) {
+    let unknown = unknown_measures(settings, shapes).into_iter();
+    for (place, why) in unknown.filter(|(place, _)| measures::is_known(&settings.measures[*place])) {
+        v.add(format!("settings.measures[{place}]"), why);
+    }
 }
 
 fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Option<Task>) -> Option<Settings> {
@@ -187,21 +210,18 @@ fn statistics(v: &mut Violations, wire: pb::AuditStatistics) -> Option<Statistic
 }
 
 /// Whether an attack is one by default: Min-K% looks at the tokens of texts, the base model has no head to compare with
-/// as a rule, and the rest needs shadows.
+/// as a rule, and LiRA needs shadows.
 fn is_default(attack: Attack, task: Option<&Task>, shadows: u32) -> bool {
     match attack {
         Attack::Loss => true,
         Attack::MinK | Attack::MinKPlusPlus => task == Some(&Task::Perplexity),
         Attack::Reference => task != Some(&Task::Head),
-        Attack::Rmia
-        | Attack::LiraOnline
-        | Attack::LiraOnlineFixed
-        | Attack::LiraOffline
-        | Attack::LiraOfflineFixed => shadows > 0,
+        Attack::Rmia => shadows > 0 || task != Some(&Task::Head),
+        Attack::LiraOnline | Attack::LiraOnlineFixed | Attack::LiraOffline | Attack::LiraOfflineFixed => shadows > 0,
     }
 }
 
-fn membership(v: &mut Violations, wire: pb::AuditMembership, task: Option<&Task>) -> Option<Membership> {
+pub(super) fn membership(v: &mut Violations, wire: pb::AuditMembership, task: Option<&Task>) -> Option<Membership> {
     let shadows = wire.shadows.unwrap_or(0);
     v.require("settings.membership.shadows", shadows <= MAX_SHADOWS, "must be 0 to 256");
     let mut attacks = Vec::new();
@@ -212,15 +232,17 @@ fn membership(v: &mut Violations, wire: pb::AuditMembership, task: Option<&Task>
         attacks.extend(known);
     }
     v.require("settings.membership.attacks", all_differ(&wire.attacks), "must be different attacks");
-    if wire.attacks.is_empty() {
+    // What can be done with an upload is seen when it has come.
+    let uploaded = task == Some(&Task::Uploaded);
+    if wire.attacks.is_empty() && !uploaded {
         attacks = ALL.into_iter().filter(|attack| is_default(*attack, task, shadows)).collect();
     }
     attacks.sort_unstable();
     // RMIA takes the base model as its reference where there are no shadows.
     let lira = attacks.iter().any(|attack| *attack > Attack::Rmia);
-    v.require("settings.membership.attacks", !lira || shadows > 0, "LiRA needs `shadows`");
+    v.require("settings.membership.attacks", !lira || shadows > 0 || uploaded, "LiRA needs `shadows`");
     let tokens = attacks.iter().any(|attack| matches!(attack, Attack::MinK | Attack::MinKPlusPlus));
-    let texts = !tokens || matches!(task, Some(Task::Perplexity | Task::Uploaded) | None);
+    let texts = !tokens || matches!(task, Some(Task::Perplexity) | None);
     v.require("settings.membership.attacks", texts, "Min-K% looks at the tokens of texts: the task must be perplexity");
     let rule = "must be at most 8 different shares, above 0 and at most 1";
     let min_k = list(v, ("settings.membership.min_k", rule), wire.min_k, 1.0, &[0.2]);
@@ -236,7 +258,7 @@ fn membership(v: &mut Violations, wire: pb::AuditMembership, task: Option<&Task>
         false_positive_rates,
         shadows: shadows as usize,
         shadow_fraction,
-        planted_control: wire.planted_control.unwrap_or(shadows > 0),
+        planted_control: wire.planted_control.unwrap_or(shadows > 0) && !uploaded,
         mirrored: wire.mirrored,
     })
 }

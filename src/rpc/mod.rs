@@ -11,6 +11,7 @@ mod audit_report;
 mod audit_scores;
 mod audit_settings;
 mod audit_settings_out;
+mod audit_signals;
 mod audit_tasks;
 mod audits;
 mod classify;

@@ -386,6 +386,7 @@ pub(super) fn jobs(error: &JobsError, context: &Context) -> Status {
             with(Reason::QueueFull, message, details)
         }
         JobsError::TooManyModels { .. } => field(Reason::InvalidField, "models", &message),
+        JobsError::Measure { place, why } => field(Reason::InvalidField, &format!("settings.measures[{place}]"), why),
         JobsError::RequestIdReused(_) => field(Reason::RequestIdReused, "request_id", &message),
         JobsError::Event => field(Reason::WatchToken, "token", "is not a token of this job"),
         JobsError::Registry(error) => registry(error, context),

@@ -121,7 +121,7 @@ pub(super) struct Times<'a> {
 }
 
 impl Times<'_> {
-    fn of(&self, row: usize) -> f64 {
+    pub(super) fn of(&self, row: usize) -> f64 {
         self.counts.map_or(1.0, |counts| f64::from(counts[row])) * self.weights.map_or(1.0, |weights| weights[row])
     }
 }

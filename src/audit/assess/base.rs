@@ -7,6 +7,7 @@ use super::accumulate::{Sides, Times, areas, fold, sum_rows};
 use super::layout::Layout;
 use super::measure::{Kind, Named};
 use super::read::Sums;
+use super::thresholds::Thresholds;
 use super::view::View;
 use crate::audit::statistics::confusion::{Confusion, Convention, Rate};
 use crate::audit::statistics::disparity::{Aggregates, Combine, Extent, Groups, Method};
@@ -74,6 +75,8 @@ pub(super) struct Scene<'a> {
     /// Groups that take part in comparisons.
     pub(super) visible: &'a [bool],
     pub(super) convention: Convention,
+    /// By view of an attack: negative rows of each scope; empty elsewhere.
+    pub(super) negatives: &'a [Vec<f64>],
 }
 
 /// Figures of one resample, and the room to compute the next.
@@ -90,6 +93,7 @@ pub(super) struct Base {
     mean: Vec<Measured>,
     pooled: Vec<Measured>,
     sides: Sides,
+    thresholds: Thresholds,
 }
 
 impl Base {
@@ -116,7 +120,9 @@ impl Base {
             self.compute_areas(scene, view, rows);
             let stride = view.stride();
             self.fold_view(scene, view, rows);
+            self.compute_thresholds(scene, view, rows);
             let binary = view.binning.is_some() && view.classes.is_none();
+            let reach = |scope: usize| scene.negatives.get(number).and_then(|n| n.get(scope)).copied().unwrap_or(0.0);
             let (values, confusions) = (&mut self.values[number], &mut self.confusions[number]);
             values.clear();
             values.resize(view.measures.len() * scopes, Err(Undefined::NoRows));
@@ -133,6 +139,7 @@ impl Base {
                     values[i * scopes + scope] = match measure.kind {
                         Kind::Rate(rate) => confusion.rate(rate, scene.convention),
                         Kind::PooledAuc => pooled,
+                        Kind::Curve(point) => self.thresholds.figure(point, scope, &view.rates, reach),
                         Kind::MeanScore
                         | Kind::LogLoss
                         | Kind::Brier
@@ -148,6 +155,21 @@ impl Base {
                     };
                 }
             }
+        }
+    }
+
+    /// After [`Self::fold_view`] of the same rows.
+    fn compute_thresholds(&mut self, scene: &Scene<'_>, view: &View, rows: Rows<'_>) {
+        let Some(rank) = view.ranks.first().filter(|_| !view.rates.is_empty()) else { return };
+        let stride = view.stride();
+        let total = |sums: &[f64]| {
+            let confusion = Sums { view, sums }.confusion();
+            (confusion.positives(), confusion.negatives())
+        };
+        self.thresholds.begin(self.folded.chunks_exact(stride.max(1)).map(total), view.rates.len());
+        let times = Times { counts: rows.counts, weights: scene.weights };
+        for (number, set) in scene.layout.sets.iter().enumerate() {
+            self.thresholds.pass(rank, (set, rows.patterns(scene.layout, number)), times, &view.rates);
         }
     }
 

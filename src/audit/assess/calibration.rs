@@ -180,7 +180,7 @@ pub(super) fn reliability(part: &Part<'_>) -> Vec<Reliability> {
             continue;
         }
         let stride = view.stride();
-        let folded = base.fold_view(&part.scene(&visible), view, Rows::default()).to_vec();
+        let folded = base.fold_view(&part.scene(&visible, &[]), view, Rows::default()).to_vec();
         let scopes = (usize::from(!part.overall)..=part.layout.groups).filter(|s| *s == 0 || visible[*s - 1]);
         for scope in scopes {
             let sums = Sums { view, sums: &folded[scope * stride..(scope + 1) * stride] };
@@ -217,8 +217,18 @@ pub(super) fn reliability(part: &Part<'_>) -> Vec<Reliability> {
     diagrams
 }
 
-/// Probabilities after temperature scaling, each half of the clusters with the temperature of the other half, and the
-/// geometric mean of both temperatures. `[rows, classes]` with `classes` ≥ 2.
+/// What temperature scaling makes of a model.
+#[derive(Debug, Clone)]
+pub(super) struct CrossFitted {
+    /// `[rows, classes]`.
+    pub(super) probabilities: Vec<f64>,
+    /// Geometric mean of the temperatures of both halves.
+    pub(super) temperature: f64,
+    /// Standard error of its logarithm; none where the loss is flat.
+    pub(super) log_error: Option<f64>,
+}
+
+/// Scales each half of the clusters with the temperature of the other half. `[rows, classes]` with `classes` ≥ 2.
 ///
 /// # Errors
 /// Where a half has no best temperature.
@@ -228,7 +238,7 @@ pub(super) fn cross_fitted(
     labels: &[u32],
     (weights, clusters): (Option<&[f64]>, Option<&[u32]>),
     seed: u64,
-) -> Result<(Vec<f64>, f64), Undefined> {
+) -> Result<CrossFitted, Undefined> {
     let units = clusters.map_or(labels.len(), |c| c.iter().max().map_or(0, |last| *last as usize + 1));
     let mut order: Vec<usize> = (0..units).collect();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed ^ 0x7465_6d70));
@@ -237,7 +247,7 @@ pub(super) fn cross_fitted(
     let half = |row: usize| second[clusters.map_or(row, |clusters| clusters[row] as usize)];
     let logits = Temperature::logits(probabilities);
     let mut after = vec![0.0; probabilities.len()];
-    let mut product = 1.0;
+    let (mut product, mut variance) = (1.0, Some(0.0));
     for fitted_on in [false, true] {
         let rows: Vec<usize> = (0..labels.len()).filter(|row| half(*row) == fitted_on).collect();
         let of = |rows: &[usize]| -> Vec<f64> {
@@ -247,11 +257,17 @@ pub(super) fn cross_fitted(
         let weights: Option<Vec<f64>> = weights.map(|weights| rows.iter().map(|row| weights[*row]).collect());
         let temperature = Temperature::fit(&of(&rows), classes, &label, weights.as_deref())?;
         product *= temperature.value();
+        let of_clusters: Option<Vec<u32>> = clusters.map(|clusters| rows.iter().map(|row| clusters[*row]).collect());
+        let paired = (weights.as_deref(), of_clusters.as_deref());
+        let error = temperature.log_error(&of(&rows), classes, &label, paired).ok();
+        variance = variance.zip(error).map(|(sum, error)| sum + error * error);
         let others: Vec<usize> = (0..labels.len()).filter(|row| half(*row) != fitted_on).collect();
         let scaled = temperature.apply(&of(&others), classes);
         for (row, scaled) in others.iter().zip(scaled.chunks_exact(classes)) {
             after[row * classes..(row + 1) * classes].copy_from_slice(scaled);
         }
     }
-    Ok((after, product.sqrt()))
+    // The halves have no cluster in common.
+    let log_error = variance.map(|variance: f64| variance.sqrt() / 2.0);
+    Ok(CrossFitted { probabilities: after, temperature: product.sqrt(), log_error })
 }

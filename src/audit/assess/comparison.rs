@@ -14,10 +14,13 @@ use super::measure::Kind;
 use super::part::{Part, permutation_test};
 use super::read::Support;
 use super::view::View;
-use crate::audit::report::Test;
+use crate::audit::report::{Interval, Test};
+use crate::audit::statistics::Measured;
 use crate::audit::statistics::confusion::Rate;
-use crate::audit::statistics::distributions::normal_cdf;
-use crate::audit::statistics::hypothesis::{PairedTable, Stratum, cochran_mantel_haenszel, pooled_odds_ratio};
+use crate::audit::statistics::distributions::{normal_cdf, normal_quantile};
+use crate::audit::statistics::hypothesis::{
+    PairedTable, Stratum, cochran_mantel_haenszel, pooled_odds_error, pooled_odds_influence, pooled_odds_ratio,
+};
 use crate::audit::table::Formula;
 
 /// Ends the name of a difference whose test is that of equivalence.
@@ -45,6 +48,7 @@ fn right(view: &View, kind: Kind) -> Option<Box<dyn Fn(usize) -> Option<bool> + 
         | Kind::ClassBalanced
         | Kind::PooledAuc
         | Kind::Micro(_)
+        | Kind::Curve(_)
         | Kind::Macro(..) => None,
     }
 }
@@ -140,6 +144,33 @@ pub(super) fn equivalence(part: &Part<'_>, spec: &Spec, found: &Found, error: Op
     Some(Found { test: Some(test("tost", p)), ..found.clone() })
 }
 
+/// Normal interval of the logarithm of a pooled odds ratio: Robins, Breslow and Greenland's error where rows are
+/// independent, that of clusters by the infinitesimal jackknife.
+fn odds_interval(
+    part: &Part<'_>,
+    tables: &[Stratum],
+    cell: impl Fn(usize) -> (usize, usize, usize),
+    ratio: Measured,
+) -> Option<Interval> {
+    let (method, error) = match part.clusters {
+        None => ("robins_breslow_greenland", pooled_odds_error(tables).ok()?),
+        Some(clusters) => {
+            let influence = pooled_odds_influence(tables).ok()?;
+            let count = clusters.iter().max().map_or(0, |last| *last as usize + 1);
+            let mut sums = vec![0.0; count];
+            for (row, cluster) in clusters.iter().enumerate() {
+                let (stratum, side, miss) = cell(row);
+                sums[*cluster as usize] += influence[stratum][side][miss];
+            }
+            let squares: f64 = sums.iter().map(|sum| sum * sum).sum();
+            ("infinitesimal_jackknife", (count > 1).then(|| (squares * count as f64 / (count as f64 - 1.0)).sqrt())?)
+        }
+    };
+    let (level, ratio) = (part.statistics.level, ratio.ok()?);
+    let reach = normal_quantile(f64::midpoint(1.0, level)) * error;
+    Some(Interval { method: method.to_owned(), level, low: ratio * (-reach).exp(), high: ratio * reach.exp() })
+}
+
 /// Common odds ratios over strata of controls of being right, and of being selected, in a group against the rest.
 pub(super) fn common_odds(part: &Part<'_>, figures: &mut Figures) {
     let Some(strata) = part.strata else { return };
@@ -158,14 +189,17 @@ pub(super) fn common_odds(part: &Part<'_>, figures: &mut Figures) {
                 }
                 let several = view.classes.is_some();
                 let mut tables: Vec<Stratum> = vec![[[0; 2]; 2]; count];
-                for row in 0..view.rows() {
+                let cell = |row: usize| {
                     let key = &view.keys[view.cells[row] as usize];
                     let hit = match (kind, several) {
                         (true, true) => key.hit,
                         (true, false) => key.label == key.predicted,
                         (false, _) => key.predicted,
                     };
-                    tables[strata[row] as usize][usize::from(!inside[row])][usize::from(!hit)] += 1;
+                    (strata[row] as usize, usize::from(!inside[row]), usize::from(!hit))
+                };
+                for (stratum, side, miss) in (0..view.rows()).map(cell) {
+                    tables[stratum][side][miss] += 1;
                 }
                 let shared = tables.iter().filter(|t| t.iter().all(|row| row.iter().sum::<u64>() > 0));
                 let n: u64 = shared.flatten().flatten().sum();
@@ -182,6 +216,7 @@ pub(super) fn common_odds(part: &Part<'_>, figures: &mut Figures) {
                 };
                 let support = Support { n, weight: n as f64, squares: n as f64 };
                 let mut found = Found::new(pooled_odds_ratio(&tables), support);
+                found.interval = odds_interval(part, &tables, cell, found.value);
                 found.test = cochran_mantel_haenszel(&tables, false).ok().map(|cmh| test("cmh", cmh.p));
                 figures.add(&place, found);
             }

@@ -48,6 +48,36 @@ pub(super) enum Kind {
     PooledAuc,
     /// A formula of columns.
     Ratio(Formula, bool),
+    /// What a threshold on the score finds.
+    Curve(Point),
+}
+
+/// A point of the ROC curve; rates by their number in [`super::view::View::rates`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Point {
+    /// The best balanced accuracy of any threshold.
+    Balanced,
+    /// True-positive rate where the false-positive rate is at most this.
+    Tpr(usize),
+    /// True- and false-positive rate at the threshold that all rows have for this false-positive rate.
+    GlobalTpr(usize),
+    GlobalFpr(usize),
+}
+
+impl Point {
+    /// The rate among rows of one label that it is; none of balanced accuracy.
+    pub(super) fn share(self) -> Option<Rate> {
+        match self {
+            Self::Balanced => None,
+            Self::Tpr(_) | Self::GlobalTpr(_) => Some(Rate::TruePositive),
+            Self::GlobalFpr(_) => Some(Rate::FalsePositive),
+        }
+    }
+
+    /// Whether its threshold is that of all rows.
+    pub(super) fn is_global(self) -> bool {
+        matches!(self, Self::GlobalTpr(_) | Self::GlobalFpr(_))
+    }
 }
 
 /// Bins of confidence.
@@ -101,6 +131,11 @@ impl Kind {
         matches!(self, Self::Ece(..) | Self::Mce(_))
     }
 
+    /// The rate among rows of one label that it is, where its interval is exact.
+    pub(super) fn exact(&self) -> Option<Rate> {
+        if let Self::Curve(point) = self { point.share() } else { None }
+    }
+
     /// Whether it is a share of rows, for which there are intervals without resampling.
     pub(super) fn is_share(&self) -> bool {
         match self {
@@ -118,6 +153,7 @@ impl Kind {
             | Self::ClassBalanced
             | Self::Micro(_)
             | Self::PooledAuc
+            | Self::Curve(_)
             | Self::Macro(..) => false,
         }
     }
@@ -138,6 +174,7 @@ fn measure(name: &str, kind: Kind) -> Measure {
         Kind::MeanScore | Kind::Mce(_) | Kind::Ece(Bins::Mass, _) => false,
         Kind::Macro(part, labels) => part == Part::F1 && labels == Labels::All,
         Kind::Micro(part) => part == Part::F1,
+        Kind::Curve(point) => !point.is_global(),
         Kind::LogLoss
         | Kind::Brier
         | Kind::Auc
@@ -149,7 +186,7 @@ fn measure(name: &str, kind: Kind) -> Measure {
         | Kind::Ratio(..) => true,
     };
     let ratio = match kind {
-        Kind::Overconfidence(_) => false,
+        Kind::Overconfidence(_) | Kind::Curve(_) => false,
         Kind::Ratio(formula, _) => {
             matches!(formula, Formula::Ratio(_) | Formula::Exponential(_) | Formula::Idealised(..))
         }
@@ -232,6 +269,20 @@ pub(super) fn labels(columns: &[RatioMeasure], count: usize) -> Vec<Measure> {
     // A pass over all rows for each label.
     if count <= MOST_RANKED {
         all.extend([measure("auc_macro", Kind::Auc), measure("auc_micro", Kind::PooledAuc)]);
+    }
+    all
+}
+
+/// Those of a membership attack: `name` is how they begin.
+pub(super) fn attack(name: &str, rates: &[f64]) -> Vec<Measure> {
+    let mut all = vec![
+        measure(&format!("{name}_auc"), Kind::Auc),
+        measure(&format!("{name}_balanced_accuracy"), Kind::Curve(Point::Balanced)),
+    ];
+    for (at, rate) in rates.iter().enumerate() {
+        all.push(measure(&format!("{name}_tpr_at_fpr_{rate}"), Kind::Curve(Point::Tpr(at))));
+        all.push(measure(&format!("{name}_tpr_at_fpr_{rate}_global"), Kind::Curve(Point::GlobalTpr(at))));
+        all.push(measure(&format!("{name}_fpr_at_fpr_{rate}_global"), Kind::Curve(Point::GlobalFpr(at))));
     }
     all
 }

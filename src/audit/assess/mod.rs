@@ -7,14 +7,17 @@
 //! resamples. Nothing depends on threads. Sources: see `measures` and the functions of `statistics`.
 
 mod accumulate;
+mod attacks;
 mod base;
 mod calibration;
 mod comparison;
+mod controls;
 mod figures;
 mod held;
 mod layout;
 mod measure;
 mod membership;
+mod names;
 mod part;
 mod questions;
 mod read;
@@ -22,8 +25,11 @@ mod resample;
 mod smooth;
 #[cfg(test)]
 mod tests;
+mod thresholds;
 mod view;
 mod warnings;
+
+pub use names::{Shape, unknown_measures};
 
 use figures::{Figures, Found, Place};
 use held::Held;
@@ -36,10 +42,11 @@ use resample::Stop;
 use view::View;
 
 use super::measures;
-use super::report::{BaseModel, Data, Group, Model, Reliability, Report, VERSION, Warning};
+use super::report::{BaseModel, Data, Group, Interval, Model, Reliability, Report, VERSION, Warning};
 use super::settings::{Convention as Stands, Settings};
 use super::statistics::Undefined;
 use super::statistics::confusion::Convention;
+use super::statistics::distributions::normal_quantile;
 use super::table::{AttributeRows, Outcomes, Table};
 
 /// Rows, at most: two bits of a row number are used for other things.
@@ -171,27 +178,6 @@ fn compute(settings: &Settings, table: &Table, provenance: Provenance, stop: Sto
     })
 }
 
-/// Names that settings may ask for.
-fn known(questions: &Questions<'_>) -> Vec<String> {
-    let mut known = Vec::new();
-    for (question, _) in questions.all() {
-        known.extend(questions.measures(question).into_iter().map(|m| m.name));
-        if questions.is_binary(question) {
-            known.extend(Named::ALL.map(|(name, _)| name.to_owned()));
-        }
-        if question == Question::Task {
-            for form in measure::Form::ALL {
-                if known.contains(&format!("ece_width_{}", form.name())) {
-                    known.extend(["smooth_ece", "ece_null"].map(|what| format!("{what}_{}", form.name())));
-                }
-            }
-        }
-    }
-    let mut seen = std::collections::BTreeSet::new();
-    known.retain(|name| seen.insert(name.clone()));
-    known
-}
-
 /// Whether a measure is asked for: by name, with everything, or as what another stands beside.
 fn wanted(asked: &[String], name: &str) -> bool {
     // Smooth ECE and the null of ECE are read beside ECE itself.
@@ -204,7 +190,7 @@ fn wanted(asked: &[String], name: &str) -> bool {
 }
 
 fn check_measures(settings: &Settings, questions: &Questions<'_>) -> Result<(), AssessError> {
-    let known = known(questions);
+    let known = names::known(&questions.shape());
     // These have settings of their own and come with them.
     let besides =
         [measures::MEMBERSHIP, "temperature", "accuracy_common_odds_ratio", "selection_rate_common_odds_ratio"];
@@ -376,11 +362,17 @@ impl Assessment<'_> {
 
     fn temperatures(&mut self, questions: &Questions<'_>, class: Option<(usize, &str)>) {
         for model in 0..questions.models() {
-            if let Some(temperature) = questions.temperature(model) {
+            if let Some((temperature, log_error)) = questions.temperature(model) {
                 let n = self.table.rows as u64;
                 let place = Place { class, ..overall(model, "temperature") };
                 let weight = self.table.weights.as_ref().map_or(n as f64, |weights| weights.iter().sum());
-                self.figures.add(&place, Found::new(temperature, Support { n, weight, squares: weight }));
+                let interval = temperature.ok().zip(log_error).map(|(value, error)| {
+                    let level = self.settings.statistics.level;
+                    let reach = (normal_quantile(f64::midpoint(1.0, level)) * error).exp();
+                    Interval { method: "sandwich".to_owned(), level, low: value / reach, high: value * reach }
+                });
+                let found = Found::new(temperature, Support { n, weight, squares: weight });
+                self.figures.add(&place, Found { interval, ..found });
             }
         }
     }
@@ -395,7 +387,7 @@ impl Assessment<'_> {
     /// Measures of the task that were not asked for, or cannot be had, once for each model.
     fn not_measured(&mut self, questions: &Questions<'_>) {
         let wants = self.wants();
-        let missing: Vec<String> = known(questions).into_iter().filter(|name| !wants(name)).collect();
+        let missing: Vec<String> = names::known(&questions.shape()).into_iter().filter(|name| !wants(name)).collect();
         drop(wants);
         for model in 0..questions.models() {
             for name in &missing {
@@ -408,7 +400,7 @@ impl Assessment<'_> {
                 if !self.settings.calibration.temperature {
                     self.figures.not_measured(model, "temperature", "not_asked");
                 }
-                if questions.temperature(model).is_some_and(|fit| fit.is_err()) {
+                if questions.temperature(model).is_some_and(|(fit, _)| fit.is_err()) {
                     self.figures.not_measured(model, &format!("log_loss{AFTER}"), "not_available");
                 }
             }

@@ -6,7 +6,7 @@ use super::base::{At, Base, Rows, Scene, Spec, What};
 use super::comparison;
 use super::figures::{Figures, Found, Place};
 use super::layout::Layout;
-use super::measure::Named;
+use super::measure::{Kind, Named};
 use super::read::{Support, Supports};
 use super::resample::{Permuter, Replicates, Stop, bootstrap, left_out, permutations};
 use super::view::View;
@@ -15,7 +15,7 @@ use crate::audit::report::{Interval, Test};
 use crate::audit::settings::{BootstrapInterval, Statistics};
 use crate::audit::statistics::Measured;
 use crate::audit::statistics::bootstrap::Distribution;
-use crate::audit::statistics::confusion::Convention;
+use crate::audit::statistics::confusion::{Convention, Rate};
 use crate::audit::statistics::distributions::normal_quantile;
 use crate::audit::statistics::intervals::{Proportion, proportion};
 
@@ -76,6 +76,11 @@ impl<'a> Part<'a> {
                 if self.overall {
                     add(At::Overall);
                 }
+                // A threshold of all rows is told of each group, and how far they are apart.
+                if matches!(m.kind, Kind::Curve(point) if point.is_global()) {
+                    groups.clone().map(At::Group).chain(compared.then_some(At::Difference)).for_each(add);
+                    continue;
+                }
                 for group in groups.clone() {
                     [At::Group(group), At::Complement(group), At::MemberMinusRest(group)]
                         .into_iter()
@@ -118,8 +123,18 @@ impl<'a> Part<'a> {
         specs
     }
 
-    pub(super) fn scene<'s>(&'s self, visible: &'s [bool]) -> Scene<'s> {
-        Scene { views: self.views, layout: self.layout, weights: self.weights, visible, convention: self.convention }
+    pub(super) fn scene<'s>(&'s self, visible: &'s [bool], negatives: &'s [Vec<f64>]) -> Scene<'s> {
+        let (views, layout, weights, convention) = (self.views, self.layout, self.weights, self.convention);
+        Scene { views, layout, weights, visible, convention, negatives }
+    }
+
+    /// Negative rows of each scope, of views of attacks.
+    fn negatives(&self, supports: &[Vec<Supports<'_>>]) -> Vec<Vec<f64>> {
+        let of = |(view, scopes): (&View, &Vec<Supports<'_>>)| match view.rates.is_empty() {
+            true => Vec::new(),
+            false => scopes.iter().map(|supports| supports.rate(Rate::FalsePositive).n as f64).collect(),
+        };
+        self.views.iter().zip(supports).map(of).collect()
     }
 
     fn is_suppressed(&self, at: At) -> bool {
@@ -132,12 +147,13 @@ impl<'a> Part<'a> {
             return Ok(());
         }
         let visible: Vec<bool> = self.suppressed.iter().map(|suppressed| !suppressed).collect();
-        let scene = self.scene(&visible);
+        let supports = self.supports();
+        let negatives = self.negatives(&supports);
+        let scene = self.scene(&visible, &negatives);
         let specs = self.specs();
         let mut base = Base::default();
         base.compute(&scene, Rows::default());
         let values: Vec<Measured> = specs.iter().map(|spec| base.figure(&scene, spec)).collect();
-        let supports = self.supports();
         let mut resampled = vec![Resampled::default(); specs.len()];
         self.intervals(&scene, &specs, (&values, &supports), &mut resampled, stop)?;
         self.tests(&scene, &specs, &values, &mut resampled, stop)?;
@@ -171,7 +187,15 @@ impl<'a> Part<'a> {
             if self.is_suppressed(spec.at) {
                 continue;
             }
-            if share && self.clusters.is_none() {
+            let exact = match spec.what {
+                What::Measure(m) if of_rows && self.clusters.is_none() => {
+                    self.views[spec.view].measures[m].kind.exact()
+                }
+                What::Measure(_) | What::Named(_) => None,
+            };
+            if let Some(rate) = exact {
+                resampled[i].interval = self.exact(value, spec, rate, supports);
+            } else if share && self.clusters.is_none() {
                 let rows = self.support(spec, supports).0.effective();
                 let hits = (value * rows).clamp(0.0, rows);
                 let interval = proportion(hits, rows, level, Proportion::Wilson).ok();
@@ -204,6 +228,27 @@ impl<'a> Part<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Clopper and Pearson's interval of a share of the rows of one label.
+    fn exact(&self, value: f64, spec: &Spec, rate: Rate, supports: &[Vec<Supports<'_>>]) -> Option<Interval> {
+        let scope = match spec.at {
+            At::Group(group) => 1 + group,
+            At::Complement(group) => 1 + self.layout.groups + group,
+            At::Overall
+            | At::MemberMinusRest(_)
+            | At::Minimum
+            | At::Maximum
+            | At::Difference
+            | At::Ratio
+            | At::DifferenceToOverall
+            | At::RatioToOverall
+            | At::Attribute => 0,
+        };
+        let n = supports[spec.view][scope].rate(rate).n as f64;
+        let interval = proportion((value * n).round(), n, self.statistics.level, Proportion::ClopperPearson).ok()?;
+        let (level, method) = (self.statistics.level, "clopper_pearson".to_owned());
+        Some(Interval { method, level, low: interval.low, high: interval.high })
     }
 
     /// Whether groups are rearranged for it.

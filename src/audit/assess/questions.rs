@@ -2,8 +2,9 @@
 //!
 //! A question gives a view of every model over any rows. Knows no group.
 
-use super::calibration::cross_fitted;
+use super::calibration::{CrossFitted, cross_fitted};
 use super::measure::{self, Measure};
+use super::names::Shape;
 use super::view::{BinaryRows, ClassRows, View, largest};
 use crate::audit::settings::Settings;
 use crate::audit::statistics::{Measured, Undefined};
@@ -27,8 +28,8 @@ pub(super) enum Question {
 pub(super) struct Questions<'a> {
     settings: &'a Settings,
     table: &'a Table,
-    /// By model: probabilities after temperature scaling and the temperature; empty where not asked.
-    temperatures: Vec<Result<(Vec<f64>, f64), Undefined>>,
+    /// By model; empty where not asked.
+    temperatures: Vec<Result<CrossFitted, Undefined>>,
     /// Of [`Question::Labels`].
     labels: Vec<Vec<RatioColumn>>,
 }
@@ -66,6 +67,15 @@ impl<'a> Questions<'a> {
         }
     }
 
+    /// What the outcomes look like.
+    pub(super) fn shape(&self) -> Shape {
+        match &self.table.outcomes {
+            Outcomes::Classes { names, .. } => Shape::Classes(names.len()),
+            Outcomes::MultiLabel { names, .. } => Shape::Labels(names.len()),
+            Outcomes::Ratios { measures, .. } => Shape::Ratios(measures.iter().map(|m| m.name.clone()).collect()),
+        }
+    }
+
     /// Number of models.
     pub(super) fn models(&self) -> usize {
         match &self.table.outcomes {
@@ -91,21 +101,15 @@ impl<'a> Questions<'a> {
             (Question::Class(_), Outcomes::Classes { .. }) => measure::one_against_rest(),
             (Question::Class(_), _) => measure::binary(),
             (Question::Ratios, Outcomes::Ratios { measures, .. }) => measure::ratios(measures),
-            (Question::Labels, Outcomes::MultiLabel { names, .. }) => {
-                let column = |(name, column, is_rate): (&str, usize, bool)| RatioMeasure {
-                    name: name.to_owned(),
-                    formula: Formula::Ratio(column),
-                    is_rate,
-                };
-                measure::labels(&LABELS.map(column), names.len())
-            }
+            (Question::Labels, Outcomes::MultiLabel { names, .. }) => label_measures(names.len()),
             (Question::Task | Question::Labels | Question::Ratios, _) => Vec::new(),
         }
     }
 
-    /// Temperature of a model; none where it was not asked.
-    pub(super) fn temperature(&self, model: usize) -> Option<Measured> {
-        self.temperatures.get(model).map(|fit| fit.as_ref().map(|(_, t)| *t).map_err(|why| *why))
+    /// Temperature of a model with the standard error of its logarithm; none where it was not asked.
+    pub(super) fn temperature(&self, model: usize) -> Option<(Measured, Option<f64>)> {
+        let fit = self.temperatures.get(model)?.as_ref();
+        Some((fit.map(|fit| fit.temperature).map_err(|why| *why), fit.ok().and_then(|fit| fit.log_error)))
     }
 
     /// Views of all models over the rows: as predicted, and then after temperature where that was asked and every
@@ -126,7 +130,7 @@ impl<'a> Questions<'a> {
             .collect();
         let after = measure::after_temperature(&asked);
         let scaled: Vec<&[f64]> =
-            self.temperatures.iter().filter_map(|fit| fit.as_ref().ok()).map(|f| &f.0[..]).collect();
+            self.temperatures.iter().filter_map(|fit| fit.as_ref().ok()).map(|f| &f.probabilities[..]).collect();
         if question == Question::Task && !after.is_empty() && scaled.len() == self.models() {
             views.extend(models.map(|model| self.view((question, model), scaled[model], after.clone(), rows, weights)));
         }
@@ -199,6 +203,16 @@ impl<'a> Questions<'a> {
             (Outcomes::Ratios { models, .. }, _) => View::ratios(model, measures, &models[model], rows, weights),
         }
     }
+}
+
+/// Measures over all labels of a row, of `count` labels.
+pub(super) fn label_measures(count: usize) -> Vec<Measure> {
+    let column = |(name, column, is_rate): (&str, usize, bool)| RatioMeasure {
+        name: name.to_owned(),
+        formula: Formula::Ratio(column),
+        is_rate,
+    };
+    measure::labels(&LABELS.map(column), count)
 }
 
 /// Measures over all labels of a row: name, column, whether a share of rows.

@@ -152,7 +152,8 @@ impl<'a> Sums<'a> {
             Kind::MeanScore => divide(self.total(1), self.total(0), Undefined::NoRows),
             Kind::LogLoss => divide(self.total(3), self.total(0), Undefined::NoRows),
             Kind::Brier => self.brier(),
-            Kind::Auc | Kind::PooledAuc => area,
+            // Of thresholds see `thresholds`.
+            Kind::Auc | Kind::PooledAuc | Kind::Curve(_) => area,
             Kind::Ece(of, form) => self.bins(of, form).map_or(Err(Undefined::NoRows), |bins| bins.ece()),
             Kind::Mce(form) => self.bins(BinsOf::Width, form).map_or(Err(Undefined::NoRows), |bins| bins.mce()),
             Kind::Overconfidence(form) => self.overconfidence(form),
@@ -231,6 +232,8 @@ impl Supports<'_> {
         let counted = |column: usize| self.where_(|key| key.counted >> column & 1 == 1);
         match kind {
             Kind::Rate(rate) => self.rate(rate),
+            Kind::Curve(point) if point.is_global() => self.rate(point.share().unwrap_or(Rate::BalancedAccuracy)),
+            Kind::Curve(_) => self.rate(Rate::BalancedAccuracy),
             Kind::Auc if self.view.classes.is_none() => self.rate(Rate::BalancedAccuracy),
             Kind::Ratio(formula, _) => match formula {
                 Formula::Ratio(r) | Formula::Exponential(r) | Formula::Signed(r) => counted(r),

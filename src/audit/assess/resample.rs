@@ -92,14 +92,24 @@ pub(super) fn left_out(
     stop: Stop<'_>,
 ) -> Result<Replicates, AssessError> {
     let rows = scene.views.first().map_or(0, super::view::View::rows);
-    let units = clusters.map_or(rows, |clusters| clusters.iter().max().map_or(0, |last| *last as usize + 1));
-    let blocks = units.min(BLOCKS);
-    let unit = |row: usize| clusters.map_or(row, |clusters| clusters[row] as usize);
+    let blocks = blocks_of(rows, clusters);
     Replicates::of((blocks, specs), scene, stop, Vec::new, |block, counts: &mut Vec<u16>, with| {
-        counts.clear();
-        counts.extend((0..rows).map(|row| u16::from(unit(row) % blocks != block as usize)));
+        without((block as usize, blocks), rows, clusters, counts);
         with(Rows { counts: Some(counts), patterns: None });
     })
+}
+
+/// How many blocks of units are left out, one at a time.
+pub(super) fn blocks_of(rows: usize, clusters: Option<&[u32]>) -> usize {
+    let units = clusters.map_or(rows, |clusters| clusters.iter().max().map_or(0, |last| *last as usize + 1));
+    units.min(BLOCKS)
+}
+
+/// Multiplicities of the rows without one block.
+pub(super) fn without((block, blocks): (usize, usize), rows: usize, clusters: Option<&[u32]>, counts: &mut Vec<u16>) {
+    let unit = |row: usize| clusters.map_or(row, |clusters| clusters[row] as usize);
+    counts.clear();
+    counts.extend((0..rows).map(|row| u16::from(unit(row) % blocks != block)));
 }
 
 /// Rearranges memberships: among clusters where each has one (rows, where there are no clusters), else among the rows

@@ -115,6 +115,8 @@ pub(super) struct View {
     pub(super) ranks: Vec<Rank>,
     /// Rows with several labels: their scores of all labels in one order, where that is asked.
     pub(super) pooled: Option<Rank>,
+    /// False-positive rates that thresholds are asked for; empty where no [`Kind::Curve`] is.
+    pub(super) rates: Vec<f64>,
 }
 
 /// Rows of a binary question.
@@ -184,10 +186,11 @@ impl View {
             let loss = log_loss_of(if rows.labels[row] { p } else { 1.0 - p });
             values.extend([w, w * p, w * p * p, w * loss]);
         }
-        let ranked = measures.iter().any(|m| m.kind == Kind::Auc);
+        let ranked = measures.iter().any(|m| matches!(m.kind, Kind::Auc | Kind::Curve(_)));
         let ranks = if ranked { vec![Rank::new(&rows.scores, &rows.labels)] } else { Vec::new() };
         let binning = Some(Binning { width, mass });
-        Self { model, measures, binning, keys, cells, width: 4, values, classes: None, ranks, pooled: None }
+        let rates = Vec::new();
+        Self { model, measures, binning, keys, cells, width: 4, values, classes: None, ranks, pooled: None, rates }
     }
 
     /// Rows of a question with several classes.
@@ -227,7 +230,8 @@ impl View {
         let marks = Marks::One { labels: rows.labels.clone(), predicted };
         let classes = Some(Classes { count: rows.classes, marks });
         let binning = Some(Binning { width, mass: [mass.clone(), mass] });
-        Self { model, measures, binning, keys, cells, width: 4, values, classes, ranks, pooled: None }
+        let rates = Vec::new();
+        Self { model, measures, binning, keys, cells, width: 4, values, classes, ranks, pooled: None, rates }
     }
 
     /// Columns of numerators and denominators, of the given rows of the table.
@@ -255,8 +259,8 @@ impl View {
                 values.extend([w * column.sums[*row as usize], w * column.counts[*row as usize]]);
             }
         }
-        let (binning, classes, ranks, pooled) = (None, None, Vec::new(), None);
-        Self { model, measures, binning, keys, cells, width, values, classes, ranks, pooled }
+        let (binning, classes, ranks, pooled, rates) = (None, None, Vec::new(), None, Vec::new());
+        Self { model, measures, binning, keys, cells, width, values, classes, ranks, pooled, rates }
     }
 
     /// Adds what averages over labels are made of; all slices `[rows, labels]` of the rows of the view.

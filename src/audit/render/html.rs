@@ -203,8 +203,10 @@ fn membership(page: &mut String, report: &Report) {
     );
     let mut places: Vec<Vec<&Roc>> = Vec::new();
     for roc in &report.rocs {
-        let same =
-            |other: &&Roc| (&other.attribute, &other.scope, other.attack) == (&roc.attribute, &roc.scope, roc.attack);
+        let same = |other: &&Roc| {
+            (&other.attribute, &other.scope, other.attack, other.parameter)
+                == (&roc.attribute, &roc.scope, roc.attack, roc.parameter)
+        };
         match places.iter_mut().find(|curves| curves.first().is_some_and(same)) {
             Some(curves) => curves.push(roc),
             None => places.push(vec![roc]),

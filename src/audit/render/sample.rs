@@ -206,6 +206,7 @@ pub(crate) fn report() -> Report {
         attribute: None,
         scope: Scope::Overall,
         attack: Attack::Loss,
+        parameter: None,
         members: 900,
         others,
         points: (0..=100)

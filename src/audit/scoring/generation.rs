@@ -9,6 +9,7 @@ use super::super::AuditError;
 use super::super::error::setting;
 use super::super::settings::{Classifier, Settings};
 use super::super::table::{Formula, Outcomes, RatioColumn, RatioMeasure};
+use super::names::ratio_names;
 use super::plan::{Planner, Rows};
 use super::rules::{NEUTRAL, Rules};
 use super::{Evidence, Predicted, Reading, Results};
@@ -88,13 +89,9 @@ impl Generation {
 }
 
 impl Reading for Generation {
-    fn outcomes(&self, models: &[&Results], _: &Settings) -> Result<Predicted, AuditError> {
-        let mut names: Vec<String> = self.rules.names.iter().map(|name| format!("{name}_rate")).collect();
-        if self.expected.is_some() {
-            names.extend(["pro_rate".to_owned(), "anti_rate".to_owned()]);
-        }
+    fn outcomes(&self, models: &[&Results], settings: &Settings) -> Result<Predicted, AuditError> {
         let measure = |(i, name)| RatioMeasure { name, formula: Formula::Ratio(i), is_rate: true };
-        let measures = names.into_iter().enumerate().map(measure).collect();
+        let measures = ratio_names(&settings.task).into_iter().enumerate().map(measure).collect();
         let models = models.iter().map(|results| self.columns(results)).collect::<Result<_, _>>()?;
         Ok(Outcomes::Ratios { measures, models }.into())
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::super::AuditError;
 use super::super::error::setting;
 use super::super::settings::{Attack, Membership, Settings, Task};
-use super::super::table::{AttackScores, MembershipTable, Shadows};
+use super::super::table::{AttackScores, MembershipTable, Planted, Shadows};
 use super::compute::Detail;
 use super::passes::Passes;
 use super::{Evidence, Reading, Results, Subject};
@@ -75,20 +75,21 @@ pub(super) fn table(
         members: Vec::new(),
         scores: Vec::new(),
         signals: Vec::new(),
+        references: Vec::new(),
         shadows: Vec::new(),
         planted: None,
     };
     for (i, subject) in subjects.iter().enumerate() {
         let own = evidence(i)?;
         let known = subject.trained_on.as_deref();
+        let reference = base.as_ref().filter(|(pass, _)| *pass != i).map(|(_, base)| base.as_slice());
         table.members.push(known.map(inside).unwrap_or_default());
         table.scores.push(match known {
             None => Vec::new(),
-            Some(_) => {
-                let reference = base.as_ref().filter(|(pass, _)| *pass != i).map(|(_, base)| base.as_slice());
-                attacks(asked, &detail(settings), (&own, reference), &results[i])
-            }
+            Some(_) => attacks(asked, &detail(settings), (&own, reference), &results[i]),
         });
+        let of_reference = reference.filter(|_| known.is_some()).unwrap_or_default();
+        table.references.push(of_reference.iter().map(|evidence| evidence.signal).collect());
         table.signals.push(own.iter().map(|evidence| evidence.signal).collect());
         let mut shadows = Shadows::default();
         for (shadow, pass) in subject.shadows.iter().zip(&passes.shadows[i]) {
@@ -100,7 +101,14 @@ pub(super) fn table(
     if let Some((pass, subject)) = passes.planted
         && let Some(planted) = &subjects[subject].planted
     {
-        table.planted = Some((inside(&planted.trained_on), signals(pass)?));
+        let own = evidence(pass)?;
+        let reference = base.as_ref().map(|(_, base)| base.as_slice());
+        table.planted = Some(Planted {
+            model: subject,
+            members: inside(&planted.trained_on),
+            scores: attacks(asked, &detail(settings), (&own, reference), &results[pass]),
+            signals: own.iter().map(|evidence| evidence.signal).collect(),
+        });
     }
     Some(table)
 }

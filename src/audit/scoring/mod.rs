@@ -39,7 +39,7 @@ use crate::lora::{Adapter, AdapterInfo};
 use plan::{Planner, Rows};
 
 pub use base::{Base, Context, ImageContext};
-pub use names::is_measure;
+pub use names::{is_measure, ratio_names};
 pub use scorer::Scorer;
 pub use size::score_bytes;
 

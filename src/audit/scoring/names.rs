@@ -2,6 +2,9 @@
 //!
 //! Computes nothing; what they mean stands with their task.
 
+use super::super::settings::Task;
+use super::rules::Rules;
+
 /// All but the rates of categories.
 const MEASURES: [&str; 13] = [
     "stereotype_share",
@@ -22,4 +25,25 @@ const MEASURES: [&str; 13] = [
 /// Returns whether a task has a measure of this name; `{category}_rate` is one of generation.
 pub fn is_measure(name: &str) -> bool {
     MEASURES.contains(&name) || name.ends_with("_rate")
+}
+
+/// Returns the names of a task's ratios, in their order; none where its outcomes are classes.
+pub fn ratio_names(task: &Task) -> Vec<String> {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+    match task {
+        Task::Head | Task::LabelWords { .. } | Task::Choice(_) | Task::Uploaded => Vec::new(),
+        Task::Pairs { unrelated, .. } => names(&MEASURES[..if unrelated.is_some() { 4 } else { 2 }]),
+        Task::Bbq { .. } => names(&MEASURES[4..10]),
+        Task::Perplexity => names(&MEASURES[10..]),
+        Task::Generation { classifier, expected, .. } => {
+            let outcomes = Rules::new(classifier).map_or_else(|_| Vec::new(), |rules| rules.names);
+            let against = if expected.is_some() { &["pro", "anti"][..] } else { &[] };
+            outcomes
+                .iter()
+                .map(String::as_str)
+                .chain(against.iter().copied())
+                .map(|name| format!("{name}_rate"))
+                .collect()
+        }
+    }
 }

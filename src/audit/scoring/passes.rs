@@ -57,7 +57,9 @@ impl Passes {
         let mut passes = Self { list, base: None, planted: None, shadows: vec![Vec::new(); subjects.len()] };
         let Some(asked) = &settings.membership else { return Ok(passes) };
         membership::check(asked, settings, subjects)?;
-        if asked.attacks.contains(&Attack::Reference) {
+        // RMIA compares with the base where there are no shadows.
+        let alone = subjects.iter().any(|subject| subject.trained_on.is_some() && subject.shadows.is_empty());
+        if asked.attacks.contains(&Attack::Reference) || alone && asked.attacks.contains(&Attack::Rmia) {
             let held = subjects.iter().position(|subject| subject.adapter.is_none());
             passes.base = Some(held.unwrap_or_else(|| passes.push("base", base.name(), Source::Base)));
         }
@@ -79,6 +81,7 @@ impl Passes {
                     return Err(setting("membership.planted_control", "one control is enough, two models bring one"));
                 }
                 let pass = passes.push("control", &planted.generation, Source::Load(Arc::clone(&planted.load)));
+                passes.list[pass].detailed = true;
                 passes.planted = Some((pass, i));
             }
         }

@@ -59,6 +59,9 @@ pub(super) fn digest(uploaded: &Uploaded) -> String {
     part("clusters", &mut uploaded.clusters.iter().flatten().map(text));
     for model in uploaded.membership.iter().flat_map(|membership| &membership.models) {
         part("members", &mut [flags(&model.members), numbers(&model.signals)].into_iter());
+        if !model.reference_signals.is_empty() {
+            part("reference signals", &mut [numbers(&model.reference_signals)].into_iter());
+        }
         part("shadow signals", &mut model.shadow_signals.iter().map(|values| numbers(values)));
         part("shadow members", &mut model.shadow_members.iter().map(|values| flags(values)));
     }

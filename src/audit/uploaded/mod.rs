@@ -110,6 +110,8 @@ pub struct UploadedSignals {
     pub members: Vec<bool>,
     /// Under the model.
     pub signals: Vec<f64>,
+    /// Under a reference that was trained on none of the rows, as a rule the base model; empty where there is none.
+    pub reference_signals: Vec<f64>,
     /// Under each shadow model, `[shadows][rows]`.
     pub shadow_signals: Vec<Vec<f64>>,
     /// Whether the shadow was trained on the row.
@@ -205,7 +207,7 @@ pub fn check(settings: &Settings, uploaded: &Uploaded, software: &str) -> Result
     let rows = match (&uploaded.labels, &uploaded.membership) {
         (Labels::One(labels), _) => labels.len(),
         (Labels::Several(labels), _) => labels.len(),
-        (Labels::None, Some(membership)) => membership.models.first().map_or(0, |model| model.signals.len()),
+        (Labels::None, Some(membership)) => membership.models.first().map_or(0, |model| model.members.len()),
         (Labels::None, None) => 0,
     };
     if rows == 0 || rows > MAX_ROWS {
@@ -396,6 +398,10 @@ fn membership(faults: &mut Faults, uploaded: &UploadedMembership, models: usize,
         faults.length(&field("members"), model.members.len(), rows);
         faults.length(&field("signals"), model.signals.len(), rows);
         faults.finite(&field("signals"), &model.signals);
+        if !model.reference_signals.is_empty() {
+            faults.length(&field("reference_signals"), model.reference_signals.len(), rows);
+            faults.finite(&field("reference_signals"), &model.reference_signals);
+        }
         faults.length(&field("shadow_members"), model.shadow_members.len(), model.shadow_signals.len());
         for (shadow, signals) in model.shadow_signals.iter().enumerate() {
             let name = field(&format!("shadow_signals[{shadow}]"));
@@ -406,15 +412,21 @@ fn membership(faults: &mut Faults, uploaded: &UploadedMembership, models: usize,
             faults.length(&field(&format!("shadow_members[{shadow}]")), members.len(), rows);
         }
     }
-    // The smaller the loss of the true answer, the larger its signal.
-    let loss = |model: &UploadedSignals| {
-        let scores = model.signals.iter().map(|signal| Some(*signal)).collect();
-        vec![AttackScores { attack: Attack::Loss, parameter: None, scores }]
+    let scores = |model: &UploadedSignals| {
+        let plain = |attack, scores| AttackScores { attack, parameter: None, scores };
+        // The smaller the loss of the true answer, the larger its signal.
+        let mut all = vec![plain(Attack::Loss, model.signals.iter().map(|signal| Some(*signal)).collect())];
+        if !model.reference_signals.is_empty() {
+            let pairs = model.signals.iter().zip(&model.reference_signals);
+            all.push(plain(Attack::Reference, pairs.map(|(own, reference)| Some(own - reference)).collect()));
+        }
+        all
     };
     MembershipTable {
         members: uploaded.models.iter().map(|model| model.members.clone()).collect(),
-        scores: uploaded.models.iter().map(loss).collect(),
+        scores: uploaded.models.iter().map(scores).collect(),
         signals: uploaded.models.iter().map(|model| model.signals.clone()).collect(),
+        references: uploaded.models.iter().map(|model| model.reference_signals.clone()).collect(),
         shadows: uploaded
             .models
             .iter()

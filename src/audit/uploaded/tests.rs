@@ -159,7 +159,13 @@ fn membership_alone_needs_no_labels() {
     let signals = vec![3.0, 2.5, 2.0, -1.0, -2.0, -3.0];
     let members = vec![true, true, true, false, false, false];
     let shadow_members = vec![members.iter().map(|m| !m).collect(), members.clone()];
-    let model = UploadedSignals { members, signals, shadow_signals: vec![vec![0.0; 6], vec![0.5; 6]], shadow_members };
+    let model = UploadedSignals {
+        members,
+        signals,
+        reference_signals: Vec::new(),
+        shadow_signals: vec![vec![0.0; 6], vec![0.5; 6]],
+        shadow_members,
+    };
     let uploaded = Uploaded {
         labels: Labels::None,
         classes: Vec::new(),

@@ -1,6 +1,6 @@
 //! Audits on the real server: rows in, a job watched to its end, a report that holds together, out in every format.
 //!
-//! Uploaded scores are in `scores`, policies and gates in `gates`, trained models, sweeps and shadows in `trained`, kills
+//! Uploaded scores are in `scores`, uploaded signals of membership in `signals`, policies and gates in `gates`, trained models, sweeps and shadows in `trained`, kills
 //! in `kills`, refusals in `refusals` and `rejected`. Models are the small golden ones: what they prefer means nothing.
 
 mod gates;
@@ -8,6 +8,7 @@ mod kills;
 mod refusals;
 mod rejected;
 mod scores;
+mod signals;
 mod trained;
 
 use evenkeel::rpc::pb::audit_service_client::AuditServiceClient;

@@ -52,6 +52,37 @@ async fn every_faulty_field_is_named() {
     }
 }
 
+/// What scoring would end in: figures that this task, or this data set, has not.
+#[tokio::test]
+async fn measures_that_an_audit_cannot_have_are_refused_before_it_is_a_job() {
+    let server = client::start().await;
+    let client = &server.client;
+    upload(client, "rows", &rows(), declaration()).await;
+    let head = Some(AuditTask { kind: Some(audit_task::Kind::Head(pb::HeadTask {})) });
+    let words = settings().task;
+    let asked = |task: &Option<AuditTask>, measures: &[&str]| {
+        let measures = measures.iter().map(|name| (*name).to_owned()).collect();
+        request("a", vec![base()], AuditSettings { task: task.clone(), measures, ..settings() })
+    };
+    let all = ["accuracy", "mia_loss_auc", "auc_equivalence", "accuracy_after_temperature", "male_rate", "f1_macro"];
+    for (task, measures, places) in [
+        (&words, &all[..], &[1, 2, 3, 4, 5][..]),
+        (&head, &all[..5], &[1, 2, 3, 4]),
+        // The labels of the data set are two.
+        (&head, &["tpr", "f1_macro"], &[1]),
+        (&words, &["membership_inference"], &[0]),
+        (&words, &["selection_rate_common_odds_ratio"], &[0]),
+    ] {
+        let expected: Vec<String> = places.iter().map(|place| format!("settings.measures[{place}]")).collect();
+        let status = refused(create(client, asked(task, measures)).await, Code::InvalidArgument, "INVALID_FIELD");
+        assert_eq!(violations(&status), expected, "{measures:?}");
+        let estimate = pb::EstimateAuditRequest { audit: Some(asked(task, measures)) };
+        let estimate = audits(client).estimate_audit(estimate).await;
+        let status = refused(estimate, Code::InvalidArgument, "INVALID_FIELD");
+        assert_eq!(violations(&status), expected, "{measures:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_does_not_exist_is_told_at_once() {
     let server = client::start().await;

@@ -183,6 +183,13 @@ async fn membership_of_what_was_learnt_by_heart_is_found_with_shadows() {
     assert!(attacks.contains(&pb::AuditAttack::LiraOnlineFixed.into()), "{attacks:?}");
     let loss = figure(&report, "mia_loss_auc", FigureScope::Overall, None, 0);
     assert!(loss.value.unwrap() > 0.6, "{loss:?}");
+    // The planted members are found, by every attack that has a score for enough rows.
+    for attack in ["", "_loss", "_rmia", "_lira_offline_fixed"] {
+        let planted = format!("mia{attack}_control_planted_auc");
+        let planted = figure(&report, &planted, FigureScope::Overall, None, 0);
+        assert!(planted.value.unwrap() > 0.9 && planted.interval.is_some(), "{planted:?}");
+    }
+    assert!(!report.warnings.iter().any(|warning| warning.kind == "controls_failed"), "{:?}", report.warnings);
     for roc in &report.rocs {
         let rising = roc.points.windows(2).all(|pair| {
             pair[0].false_positive_rate <= pair[1].false_positive_rate

@@ -175,14 +175,16 @@ class ScoresRows(_message.Message):
     def __init__(self, labels: _Optional[_Iterable[int]] = ..., label_flags: _Optional[_Iterable[bool]] = ..., models: _Optional[_Iterable[_Union[ModelScores, _Mapping]]] = ..., attributes: _Optional[_Iterable[_Union[GroupValues, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[GroupValues, _Mapping]]] = ..., weights: _Optional[_Iterable[float]] = ..., clusters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelScores(_message.Message):
-    __slots__ = ("probabilities", "members", "signals")
+    __slots__ = ("probabilities", "members", "signals", "reference_signals")
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_SIGNALS_FIELD_NUMBER: _ClassVar[int]
     probabilities: _containers.RepeatedScalarFieldContainer[float]
     members: _containers.RepeatedScalarFieldContainer[bool]
     signals: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, probabilities: _Optional[_Iterable[float]] = ..., members: _Optional[_Iterable[bool]] = ..., signals: _Optional[_Iterable[float]] = ...) -> None: ...
+    reference_signals: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, probabilities: _Optional[_Iterable[float]] = ..., members: _Optional[_Iterable[bool]] = ..., signals: _Optional[_Iterable[float]] = ..., reference_signals: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GroupValues(_message.Message):
     __slots__ = ("dictionary", "values", "flags")

@@ -288,7 +288,7 @@ class ReliabilityBin(_message.Message):
     def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ..., n: _Optional[int] = ..., confidence: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ...) -> None: ...
 
 class RocCurve(_message.Message):
-    __slots__ = ("model", "attribute", "scope", "group", "attack", "members", "others", "points")
+    __slots__ = ("model", "attribute", "scope", "group", "attack", "members", "others", "points", "parameter")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
@@ -297,6 +297,7 @@ class RocCurve(_message.Message):
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     OTHERS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_FIELD_NUMBER: _ClassVar[int]
     model: int
     attribute: str
     scope: FigureScope
@@ -305,7 +306,8 @@ class RocCurve(_message.Message):
     members: int
     others: int
     points: _containers.RepeatedCompositeFieldContainer[RocPoint]
-    def __init__(self, model: _Optional[int] = ..., attribute: _Optional[str] = ..., scope: _Optional[_Union[FigureScope, str]] = ..., group: _Optional[str] = ..., attack: _Optional[_Union[_audit_settings_pb2.AuditAttack, str]] = ..., members: _Optional[int] = ..., others: _Optional[int] = ..., points: _Optional[_Iterable[_Union[RocPoint, _Mapping]]] = ...) -> None: ...
+    parameter: float
+    def __init__(self, model: _Optional[int] = ..., attribute: _Optional[str] = ..., scope: _Optional[_Union[FigureScope, str]] = ..., group: _Optional[str] = ..., attack: _Optional[_Union[_audit_settings_pb2.AuditAttack, str]] = ..., members: _Optional[int] = ..., others: _Optional[int] = ..., points: _Optional[_Iterable[_Union[RocPoint, _Mapping]]] = ..., parameter: _Optional[float] = ...) -> None: ...
 
 class RocPoint(_message.Message):
     __slots__ = ("false_positive_rate", "true_positive_rate")

@@ -44,8 +44,9 @@ pub(in super::super) fn roc(report: &Report, curves: &[&Roc]) -> Option<Titled> 
         "false-positive rate; up: true-positive rate",
         60,
     );
+    let parameter = first.parameter.map_or(String::new(), |parameter| format!(" {parameter}"));
     let title = format!(
-        "{}, {}: members {}, others {}",
+        "{}{parameter}, {}: members {}, others {}",
         attack_words(first.attack),
         scope_words(&first.scope),
         first.members,

@@ -152,7 +152,13 @@ fn finished(mut scorer: Scorer) -> Scored {
 }
 
 fn scored(context: &Context, dataset: &Dataset, settings: &Settings, subjects: Vec<Subject>) -> Scored {
-    finished(begin(context, dataset, settings, subjects))
+    let scored = finished(begin(context, dataset, settings, subjects));
+    if let Outcomes::Ratios { measures, .. } = &scored.table.outcomes {
+        // What settings are told before is what there is.
+        let names: Vec<&String> = measures.iter().map(|measure| &measure.name).collect();
+        assert_eq!(names, ratio_names(&settings.task).iter().collect::<Vec<_>>());
+    }
+    scored
 }
 
 /// Probabilities `[models][rows · classes]`.

@@ -55,7 +55,8 @@ fn attacks_on_language_get_scores_by_token() {
     let context = context(LLAMA2);
     let data = sentences(&["no", "yes"]);
     let tuned = adapter(&context, "lora_qv");
-    let attacks = [Attack::Loss, Attack::MinK, Attack::MinKPlusPlus, Attack::Reference, Attack::LiraOffline];
+    let attacks =
+        [Attack::Loss, Attack::MinK, Attack::MinKPlusPlus, Attack::Reference, Attack::Rmia, Attack::LiraOffline];
     let settings = Settings { membership: membership(&attacks), ..settings() };
     let mut subjects = vec![subject("tuned", Some(Arc::clone(&tuned)), 1.0), subject("other", None, 1.0)];
     subjects[0].trained_on = Some(hashes(&data, &[0, 3]));
@@ -74,6 +75,7 @@ fn attacks_on_language_get_scores_by_token() {
     ];
     assert_eq!(told, expected);
     assert!(table.scores[1].is_empty() && table.planted.is_none());
+    assert_eq!(table.references, [table.signals[1].clone(), vec![]]);
     let losses = ratios(&found, "loss_per_token");
     for (row, (own, of_base)) in losses[0].iter().zip(&losses[1]).enumerate() {
         let score = |at: usize| table.scores[0][at].scores[row];
@@ -84,9 +86,13 @@ fn attacks_on_language_get_scores_by_token() {
         assert!(score(4).is_some());
         close(score(5).unwrap(), of_base - own);
     }
-    // Where the base is not asked for it is run all the same.
+    // Where the base is not asked for it is run all the same, for RMIA alone too.
     let mut alone = vec![subject("tuned", Some(tuned), 1.0)];
     alone[0].trained_on = Some(hashes(&data, &[0, 3]));
+    for asked in [settings.membership.clone(), membership(&[Attack::Rmia])] {
+        let alone = scored(&context, &data, &Settings { membership: asked, ..settings.clone() }, alone.clone());
+        assert_eq!(alone.table.membership.as_ref().unwrap().references[0], table.references[0]);
+    }
     let alone = scored(&context, &data, &settings, alone);
     assert_eq!(alone.table.membership.as_ref().unwrap().scores[0], table.scores[0]);
 }
@@ -114,7 +120,8 @@ fn shadows_and_control_come_one_after_the_other_and_each_once() {
     }
     subjects[1].planted = Some(Shadow::held(Arc::clone(&tuned), hashes(&data, &[5])));
     let words = Task::LabelWords { words: texts(&["small", "cold"]), normalization: Normalization::Sum };
-    let settings = Settings { membership: membership(&[Attack::LiraOnline]), ..asking(words) };
+    let settings =
+        Settings { membership: membership(&[Attack::Loss, Attack::Rmia, Attack::LiraOnline]), ..asking(words) };
     let scorer = begin(&context, &data, &settings, subjects.clone());
     assert_eq!(loads.load(Ordering::SeqCst), 0);
     let found = finished(scorer);
@@ -122,7 +129,11 @@ fn shadows_and_control_come_one_after_the_other_and_each_once() {
     let table = table(&found);
     assert_eq!(table.shadows[0].members, [members(&[1, 2]), members(&[3])]);
     assert_eq!(table.shadows[0].signals, [table.signals[1].clone(), table.signals[0].clone()]);
-    assert_eq!(table.planted, Some((members(&[5]), table.signals[0].clone())));
+    // The control is the first model's adapter here, with members of its own.
+    let planted = table.planted.as_ref().unwrap();
+    assert_eq!((planted.model, &planted.members), (1, &members(&[5])));
+    assert_eq!((&planted.signals, &planted.scores), (&table.signals[0], &table.scores[0]));
+    assert!(table.references.iter().all(Vec::is_empty), "there are shadows");
     // φ is the log-odds of the true class.
     for (row, p) in probabilities(&found)[0].chunks(2).enumerate() {
         close(table.signals[0][row], (p[row % 2] / p[1 - row % 2]).ln());
