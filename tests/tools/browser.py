@@ -1,7 +1,7 @@
 """Opens a page in a real browser: is there something to see, and does it ask for nothing else?
 
-Uses a Chromium that is there (named by EVENKEEL_CHROMIUM, or on the path); installs none, for it brings a hundred
-libraries. What the page is called or says is the business of others.
+Uses the Chromium that EVENKEEL_CHROMIUM names, or one on the path: run.sh sees to it that there is one. What the page
+is called or says is the business of others.
 """
 
 import json
@@ -31,8 +31,7 @@ def program():
 
 def look(address):
     """Opens `address`, wide and narrow, in light and dark; returns a remark, and fails by AssertionError."""
-    if not program():
-        return "no browser here"
+    assert program(), f"there is no browser: EVENKEEL_CHROMIUM names none, and none of {NAMES} is on the path"
     for width, height, dark in ((1200, 4000, False), (1200, 4000, True), (500, 6000, False)):
         with tempfile.TemporaryDirectory(prefix="evenkeel-browser-") as name:
             picture, asked = view(address, pathlib.Path(name), (width, height), dark)

@@ -3,6 +3,7 @@
 //! Only figures: no settings, diagrams or curves. An absent field is empty. Numbers are written so that they can be read
 //! back exactly.
 
+use super::escape::visible;
 use super::words::{scope_word, status_word};
 use crate::audit::report::{Figure, Report, Status};
 
@@ -36,8 +37,8 @@ const HEADER: [&str; 25] = [
 
 /// Writes all figures in the order of the report, below one header line.
 ///
-/// A cell that a spreadsheet would take for a formula (it begins with `=`, `+`, `-`, `@`, a tab or a carriage return)
-/// gets a `'` before it. Numbers of ours never do.
+/// A cell that a spreadsheet would take for a formula (it begins with `=`, `+`, `-`, `@`) gets a `'` before it; numbers
+/// of ours never do. Control characters, line ends too, become U+FFFD: a terminal would obey them.
 pub fn csv(report: &Report) -> String {
     let mut writer = ::csv::Writer::from_writer(Vec::new());
     // Writing to memory does not fail.
@@ -88,8 +89,8 @@ fn line(report: &Report, figure: &Figure) -> [String; 25] {
 }
 
 fn text(cell: Option<&str>) -> String {
-    let cell = cell.unwrap_or_default();
-    if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{cell}") } else { cell.to_owned() }
+    let cell: String = cell.unwrap_or_default().chars().map(visible).collect();
+    if cell.starts_with(['=', '+', '-', '@']) { format!("'{cell}") } else { cell }
 }
 
 /// Shortest form that reads back as the same number; plain below 1e17, so that no spreadsheet loses it.

@@ -19,12 +19,15 @@ pub(super) fn escape(text: &str) -> String {
             '\'' => safe.push_str("&#39;"),
             ':' if rest.peek() == Some(&'/') => safe.push_str("&#58;"),
             '\n' | '\t' => safe.push(c),
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => safe.push('\u{fffd}'),
-            c if c.is_control() => safe.push('\u{fffd}'),
-            c => safe.push(c),
+            c => safe.push(visible(c)),
         }
     }
     safe
+}
+
+/// U+FFFD for control characters, which a terminal would obey, and for those that turn the direction of text.
+pub(super) fn visible(c: char) -> char {
+    if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') { '\u{fffd}' } else { c }
 }
 
 /// At most `most` characters, the last one `…` where some are left out.
