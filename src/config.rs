@@ -239,6 +239,8 @@ impl Default for JobsSettings {
 pub struct AuditSettings {
     /// Most rows of uploaded scores.
     pub max_uploaded_rows: u64,
+    /// Bytes of memory that uploaded scores take, all calls together, with what is computed of them.
+    pub max_upload_bytes: u64,
     /// Reports that are kept.
     pub keep_reports: usize,
     /// Shows values of single groups as metrics, not only gaps.
@@ -247,7 +249,7 @@ pub struct AuditSettings {
 
 impl Default for AuditSettings {
     fn default() -> Self {
-        Self { max_uploaded_rows: 2_000_000, keep_reports: 1000, group_metrics: false }
+        Self { max_uploaded_rows: 2_000_000, max_upload_bytes: 4 << 30, keep_reports: 1000, group_metrics: false }
     }
 }
 
@@ -418,6 +420,7 @@ impl JobsSettings {
 impl AuditSettings {
     fn validate(&self, faults: &mut Faults) {
         faults.count(self.max_uploaded_rows, "audits.max_uploaded_rows");
+        faults.count(self.max_upload_bytes, "audits.max_upload_bytes");
         faults.count(self.keep_reports as u64, "audits.keep_reports");
     }
 }

@@ -8,13 +8,14 @@ mod audits;
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
 
-pub use audits::AuditGauges;
+pub use audits::{AuditGauges, Gate};
 
 /// Adapters that get a label value of their own.
 pub const ADAPTER_LABELS: usize = 100;
@@ -320,6 +321,7 @@ impl Metrics {
     /// # Errors
     /// When an instrument cannot be written.
     pub fn text(&self) -> prometheus::Result<Vec<u8>> {
+        self.audits.refresh(SystemTime::now());
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

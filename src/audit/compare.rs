@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::report::{Figure, Report, Scope};
+use super::settings::Settings;
 
 /// What changed from one report to another.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,7 +52,7 @@ struct Key<'a> {
 
 /// Compares two reports. Models are matched by their names in the report, figures by all they are of.
 pub fn compare(before: &Report, after: &Report) -> Comparison {
-    let mut differences = settings(before, after);
+    let mut differences = settings(&before.settings, &after.settings);
     let same_settings = differences.is_empty();
     let same_rows = before.data.sha256 == after.data.sha256 && before.data.rows == after.data.rows;
     data(before, after, &mut differences);
@@ -111,11 +112,11 @@ fn key<'a>(report: &'a Report, figure: &'a Figure) -> Option<Key<'a>> {
 }
 
 /// Names the settings that differ, each with both values.
-fn settings(before: &Report, after: &Report) -> Vec<String> {
-    if before.settings == after.settings {
+pub(super) fn settings(before: &Settings, after: &Settings) -> Vec<String> {
+    if before == after {
         return Vec::new();
     }
-    let (old, new) = (serde_json::to_value(&before.settings), serde_json::to_value(&after.settings));
+    let (old, new) = (serde_json::to_value(before), serde_json::to_value(after));
     let mut words = Vec::new();
     if let (Ok(old), Ok(new)) = (old, new) {
         walk("settings", &old, &new, &mut words);

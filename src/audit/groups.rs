@@ -226,13 +226,13 @@ fn by_values(
     Ok(AttributeRows { name: name.to_owned(), combination: false, groups })
 }
 
-/// Returns the full product of attributes, combinations that do not occur included.
+/// Returns the combination of the attributes of these names.
 fn combination(singles: &[AttributeRows], names: &[String]) -> Result<AttributeRows, AuditError> {
     let field = "intersections";
     if names.len() < 2 {
         return Err(setting(field, "each combines two or more attributes"));
     }
-    let mut combined: Vec<(Vec<String>, Option<Vec<u32>>)> = vec![(Vec::new(), None)];
+    let (mut parts, mut groups) = (Vec::with_capacity(names.len()), 1_usize);
     for (i, name) in names.iter().enumerate() {
         let Some(attribute) = singles.iter().find(|attribute| attribute.name == *name) else {
             return Err(setting(field, format!("`{name}` is none of the attributes")));
@@ -240,32 +240,44 @@ fn combination(singles: &[AttributeRows], names: &[String]) -> Result<AttributeR
         if names[..i].contains(name) {
             return Err(setting(field, format!("`{name}` is combined with itself")));
         }
-        if combined.len().saturating_mul(attribute.groups.len()) > MAX_COMBINED {
+        groups = groups.saturating_mul(attribute.groups.len());
+        if groups > MAX_COMBINED {
             let fault = format!("`{}` has more than {MAX_COMBINED} combinations", names.join(JOINT));
             return Err(setting(field, fault));
         }
+        parts.push(attribute);
+    }
+    Ok(product(&parts))
+}
+
+/// Returns the full product of attributes, combinations that do not occur included.
+pub(super) fn product(parts: &[&AttributeRows]) -> AttributeRows {
+    let mut combined: Vec<(Vec<&str>, Option<Vec<u32>>)> = vec![(Vec::new(), None)];
+    for part in parts {
         let product = combined.iter().flat_map(|(values, rows)| {
-            attribute.groups.iter().map(move |group| {
-                let value = group.value.as_deref().unwrap_or(MISSING).to_owned();
+            part.groups.iter().map(move |group| {
+                let value = group.value.as_deref().unwrap_or(MISSING);
                 let both = match rows {
                     None => group.rows.clone(),
                     Some(rows) => common(rows, &group.rows),
                 };
-                (values.iter().cloned().chain([value]).collect(), Some(both))
+                (values.iter().copied().chain([value]).collect(), Some(both))
             })
         });
         combined = product.collect();
     }
-    let group = |(values, rows): (Vec<String>, Option<Vec<u32>>)| GroupRows {
+    let group = |(values, rows): (Vec<&str>, Option<Vec<u32>>)| GroupRows {
         value: Some(values.join(JOINT)),
         rows: rows.unwrap_or_default(),
     };
-    Ok(AttributeRows { name: names.join(JOINT), combination: true, groups: combined.into_iter().map(group).collect() })
+    let name = parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(JOINT);
+    AttributeRows { name, combination: true, groups: combined.into_iter().map(group).collect() }
 }
 
 /// Returns what two ascending lists have in common.
 fn common(a: &[u32], b: &[u32]) -> Vec<u32> {
-    a.iter().copied().filter(|row| b.binary_search(row).is_ok()).collect()
+    let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
+    few.iter().copied().filter(|row| many.binary_search(row).is_ok()).collect()
 }
 
 fn controls(columns: &Columns<'_>, settings: &Settings) -> Result<Vec<AttributeRows>, AuditError> {

@@ -39,6 +39,28 @@ pub struct Report {
     pub tests: u64,
     /// What a reader should know.
     pub warnings: Vec<Warning>,
+    /// The model whose utility is nearest to that of another; none where that was not asked, or nothing is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched: Option<Matched>,
+}
+
+/// The model whose utility is nearest to that of another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Matched {
+    /// Index into [`Report::models`].
+    pub model: u32,
+    /// Index of the other.
+    pub versus: u32,
+    /// Name of the measure of utility.
+    pub measure: String,
+    /// Largest difference that counts as none.
+    pub tolerance: f64,
+    /// Utility of the one minus that of the other, over all rows.
+    pub difference: f64,
+    /// Where it lies.
+    pub interval: Option<Interval>,
+    /// Whether all of the interval is within the tolerance.
+    pub within: bool,
 }
 
 impl Report {
@@ -359,7 +381,7 @@ pub struct CorrectedAccuracy {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Warning {
     /// In one word: `duplicates`, `training_overlap`, `truncated`, `small_groups`, `token_preference`, `controls_failed`,
-    /// `utility_differs`, `uncorrected_tests`, `convention_fairlearn`, `clusters_few`, …
+    /// `utility_differs`, `utility_unmatched`, `uncorrected_tests`, `convention_fairlearn`, `clusters_few`, …
     pub kind: String,
     /// For people.
     pub message: String,

@@ -44,6 +44,21 @@ pub struct Settings {
     pub convention: Convention,
     /// Everything that is drawn: resamples, permutations, orders of answers.
     pub seed: u64,
+    /// Names the model whose utility is nearest to that of another; left out of the JSON where it is not asked for, so
+    /// that what was written before says the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utility_match: Option<UtilityMatch>,
+}
+
+/// When two models are as useful as each other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UtilityMatch {
+    /// Name of the model to be near to; none: the first.
+    pub reference: Option<String>,
+    /// Name of the measure of utility.
+    pub measure: String,
+    /// Largest difference that counts as none.
+    pub tolerance: f64,
 }
 
 impl Settings {

@@ -12,6 +12,7 @@ use super::rows::parse;
 use super::{AuditTask, JobsError, ModelSource, Task};
 use crate::audit::scoring::score_bytes;
 use crate::audit::settings::Attack;
+use crate::audit::table::statistics_bytes;
 use crate::dataset::Dataset;
 use crate::registry::{Name, RegistryError};
 use crate::store::Catalog;
@@ -19,9 +20,6 @@ use crate::train::{Length, Settings};
 
 /// Newest jobs that are looked through for a measured speed.
 const LOOKED_THROUGH: usize = 50;
-/// What statistics take a row, and a row of each model: seen with 1,000,000 rows of a binary task (`tests/bench`).
-const ROW_BYTES: u64 = 280;
-const MODEL_BYTES: u64 = 90;
 
 /// What an audit would cost.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,7 +78,7 @@ impl Jobs {
         }
         let passes = (audit.models.len() + helpers.len()) as u64 + u64::from(runs_base(audit));
         let score_bytes = rows * passes * score_bytes(&audit.settings, dataset.labels.len());
-        let statistics = rows * (ROW_BYTES + MODEL_BYTES * audit.models.len() as u64);
+        let statistics = statistics_bytes(rows, audit.models.len() as u64);
         let speed = inner.parts.store.read(measured)?;
         Ok(Estimate {
             trainings: plan.children.len() as u64,

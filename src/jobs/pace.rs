@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::Jobs;
 use crate::config::JobsSettings;
 use crate::turns::{Slices, Stopped, Turns};
 
@@ -53,6 +54,15 @@ impl Slices for Paced<'_> {
 
     fn is_stopped(&self) -> bool {
         Paced::is_stopped(self)
+    }
+}
+
+impl Jobs {
+    /// Lets steps of requests go first, as a job does, for statistics that are no job; returns whether nothing more is to
+    /// be computed: because of `left`, or because the server cannot wait any longer.
+    pub fn yields(&self, left: &AtomicBool) -> bool {
+        let inner = self.inner();
+        Paced { turns: &inner.parts.turns, cancelled: left, halted: &inner.halted }.yields()
     }
 }
 

@@ -1,16 +1,44 @@
 //! Instruments of audits: gaps of the newest report on each adapter, their bounds, gates, and when reports were made.
 //!
-//! Bounds its own label values: what comes after the first [`SERIES`] combinations is not shown, and counted.
+//! Bounds its own label values: what comes after the first [`SERIES`] combinations, or [`GATES`] aliases, is not shown,
+//! and counted. A gate that stands open until some time is closed by the scrape after it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
-use prometheus::{GaugeVec, IntCounter};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec};
 
-use super::Adder;
+use super::{ADAPTER_LABELS, Adder};
 
 /// Combinations of label values that are shown of gaps, and of groups.
 pub(super) const SERIES: usize = 2000;
+/// Aliases whose gate is shown.
+const GATES: usize = ADAPTER_LABELS;
+
+/// Whether what an alias points to passes the policy that it demands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// It does.
+    Open {
+        /// Until then; none: as long as no newer report says otherwise.
+        until: Option<SystemTime>,
+    },
+    /// It does not, or nothing is known.
+    Closed,
+}
+
+impl Gate {
+    fn value(self, now: SystemTime) -> f64 {
+        match self {
+            Self::Open { until } if until.is_none_or(|until| now <= until) => 1.0,
+            Self::Open { .. } | Self::Closed => 0.0,
+        }
+    }
+}
+
+const PASSED: &str = "passed";
+const REFUSED: &str = "refused";
 
 /// Gauges of audits.
 #[derive(Debug)]
@@ -20,8 +48,11 @@ pub struct AuditGauges {
     gap_high: GaugeVec,
     group: GaugeVec,
     gate: GaugeVec,
+    checks: IntCounterVec,
     made: GaugeVec,
     dropped: IntCounter,
+    // Aliases whose gate is shown, with adapter and policy.
+    gates: Mutex<BTreeMap<String, ([String; 2], Gate)>>,
     // Label values that are shown: adapter, measure, attribute, and group where there is one.
     shown: Mutex<BTreeSet<Vec<String>>>,
 }
@@ -33,19 +64,28 @@ impl AuditGauges {
         let low = "Lower bound of the interval of evenkeel_audit_gap.";
         let high = "Upper bound of the interval of evenkeel_audit_gap.";
         let group = "Value of a group in the newest audit; only with audits.group_metrics.";
-        let gate = "Whether the last check of an adapter against an audit policy passed: 1 or 0.";
+        let gate =
+            "Whether what an alias points to passes the audit policy that it demands by its newest report: 1 or 0.";
+        let checks = "Checks of an audit policy before an alias moves, by outcome: passed or refused.";
         let made = "When the newest audit was made, seconds since 1970.";
+        let checks = add.counters("evenkeel_audit_gate_checks_total", checks, &["outcome"])?;
+        for outcome in [PASSED, REFUSED] {
+            // A series that exists from the start can be watched for its first rise.
+            checks.with_label_values(&[outcome]);
+        }
         Ok(Self {
             gap: add.ratios("evenkeel_audit_gap", gap, &labels)?,
             gap_low: add.ratios("evenkeel_audit_gap_low", low, &labels)?,
             gap_high: add.ratios("evenkeel_audit_gap_high", high, &labels)?,
             group: add.ratios("evenkeel_audit_group", group, &["adapter", "measure", "attribute", "group"])?,
-            gate: add.ratios("evenkeel_audit_gate", gate, &["adapter", "policy"])?,
+            gate: add.ratios("evenkeel_audit_gate", gate, &["alias", "adapter", "policy"])?,
+            checks,
             made: add.ratios("evenkeel_audit_timestamp_seconds", made, &["adapter"])?,
             dropped: add.counter(
                 "evenkeel_audit_series_dropped_total",
-                "Figures of audits that are not shown because there are too many.",
+                "Figures, adapters and gates of audits that are not shown because there are too many.",
             )?,
+            gates: Mutex::default(),
             shown: Mutex::default(),
         })
     }
@@ -67,11 +107,42 @@ impl AuditGauges {
         }
     }
 
-    /// Shows how the last check of an adapter against a policy ended.
-    pub fn show_gate(&self, adapter: &str, policy: &str, passed: bool) {
-        if self.may_show(&[adapter, policy]) {
-            set(&self.gate, &[adapter, policy], Some(f64::from(u8::from(passed))));
+    /// Shows the gate of an alias, with adapter and policy, in the place of what was shown of it.
+    pub fn show_gate(&self, alias: &str, [adapter, policy]: [&str; 2], state: Gate) {
+        self.forget_gate(alias);
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if gates.len() >= GATES {
+            self.dropped.inc();
+            return;
         }
+        gates.insert(alias.to_owned(), ([adapter.to_owned(), policy.to_owned()], state));
+        set(&self.gate, &[alias, adapter, policy], Some(state.value(SystemTime::now())));
+    }
+
+    /// Takes away the gate of an alias that demands nothing, or is gone.
+    pub fn forget_gate(&self, alias: &str) {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(([adapter, policy], _)) = gates.remove(alias) {
+            set(&self.gate, &[alias, &adapter, &policy], None);
+        }
+    }
+
+    /// Counts a check before an alias moves.
+    pub fn count_check(&self, passed: bool) {
+        self.checks.with_label_values(&[if passed { PASSED } else { REFUSED }]).inc();
+    }
+
+    /// Closes gates whose time has come.
+    pub(super) fn refresh(&self, now: SystemTime) {
+        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        for (alias, ([adapter, policy], state)) in &*gates {
+            set(&self.gate, &[alias, adapter, policy], Some(state.value(now)));
+        }
+    }
+
+    /// Counts an adapter that is not shown because there are too many.
+    pub fn drop_adapter(&self) {
+        self.dropped.inc();
     }
 
     /// Shows when the newest report on an adapter was made.
@@ -87,7 +158,6 @@ impl AuditGauges {
             if theirs {
                 let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
                 let gauges: &[&GaugeVec] = match labels.len() {
-                    2 => &[&self.gate],
                     3 => &[&self.gap, &self.gap_low, &self.gap_high],
                     _ => &[&self.group],
                 };
@@ -121,6 +191,8 @@ fn set(gauge: &GaugeVec, labels: &[&str], value: Option<f64>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use prometheus::Registry;
 
     use super::*;
@@ -136,17 +208,44 @@ mod tests {
         gauges.show_gap(["a", "accuracy", "sex"], Some(0.25), Some((0.1, 0.4)));
         gauges.show_gap(["b", "accuracy", "sex"], Some(0.5), None);
         gauges.show_group(["a", "accuracy", "sex", "f"], Some(0.75));
-        gauges.show_gate("a", "strict", true);
         gauges.show_made("a", 5.0);
         let text = lines(&registry);
         assert!(text.contains(r#"evenkeel_audit_gap{adapter="a",attribute="sex",measure="accuracy"} 0.25"#), "{text}");
         assert!(text.contains(r#"evenkeel_audit_gap_high{adapter="a",attribute="sex",measure="accuracy"} 0.4"#));
-        assert!(text.contains(r#"evenkeel_audit_gate{adapter="a",policy="strict"} 1"#));
         gauges.show_gap(["a", "accuracy", "sex"], None, None);
         assert!(!lines(&registry).contains(r#"evenkeel_audit_gap{adapter="a""#));
         gauges.forget("a");
         let text = lines(&registry);
         assert!(!text.contains(r#"adapter="a""#) && text.contains(r#"adapter="b""#), "{text}");
+    }
+
+    #[test]
+    fn a_gate_is_one_series_an_alias_and_closes_when_its_time_has_come() {
+        let registry = Registry::new();
+        let gauges = AuditGauges::new(&Adder(&registry)).unwrap();
+        let now = SystemTime::now();
+        let until = now + Duration::from_secs(3600);
+        gauges.show_gate("prod", ["a", "strict"], Gate::Open { until: Some(until) });
+        gauges.show_gate("beta", ["a", "strict"], Gate::Open { until: None });
+        let series = |alias: &str, adapter: &str, value: u8| {
+            format!("evenkeel_audit_gate{{adapter=\"{adapter}\",alias=\"{alias}\",policy=\"strict\"}} {value}\n")
+        };
+        gauges.refresh(until);
+        assert!(lines(&registry).contains(&series("prod", "a", 1)), "{}", lines(&registry));
+        gauges.refresh(until + Duration::from_secs(1));
+        let text = lines(&registry);
+        assert!(text.contains(&series("prod", "a", 0)) && text.contains(&series("beta", "a", 1)), "{text}");
+        gauges.show_gate("prod", ["b", "strict"], Gate::Closed);
+        let text = lines(&registry);
+        assert!(text.contains(&series("prod", "b", 0)) && !text.contains(&series("prod", "a", 0)), "{text}");
+        gauges.forget_gate("prod");
+        assert!(!lines(&registry).contains("prod"));
+        for number in 0..GATES + 3 {
+            gauges.show_gate(&format!("alias{number}"), ["a", "strict"], Gate::Closed);
+        }
+        let text = lines(&registry);
+        assert_eq!(text.lines().filter(|line| line.starts_with("evenkeel_audit_gate{")).count(), GATES);
+        assert!(text.contains("evenkeel_audit_series_dropped_total 4"), "{text}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::lora::{Adapter, Generation, LoraError};
 use crate::model::BaseModel;
-use crate::reports;
+use crate::reports::{self, GateError};
 use crate::store::{AdapterRow, AliasRow, Catalog, GenerationRow, now, unwritable};
 
 /// Largest change of a logit that rounding alone can make: the last bit of an f32 at 10.
@@ -321,7 +321,7 @@ impl Registry {
         request: Option<RequestKey>,
     ) -> Result<AliasRecord, RegistryError> {
         let _changing = lock(&self.changing);
-        self.commit(request.as_ref(), &mut Aftermath::default(), |catalog, after| {
+        let record = self.commit(request.as_ref(), &mut Aftermath::default(), |catalog, after| {
             if catalog.adapter(alias.as_str())?.is_some() {
                 return Err(RegistryError::NameTaken(alias.to_string(), "an adapter"));
             }
@@ -334,7 +334,14 @@ impl Registry {
                 Demand::Policy(policy) => Some(policy.to_string()),
             };
             if let Some(policy) = &policy {
-                reports::gate(catalog, self.store.blobs(), policy, (adapter.as_str(), &generation.to_string()))?;
+                let target = (adapter.as_str(), generation.to_string());
+                let checked = reports::gate(catalog, self.store.blobs(), policy, (target.0, &target.1));
+                match &checked {
+                    Ok(_) => self.metrics.audits.count_check(true),
+                    Err(GateError::Failed { .. }) => self.metrics.audits.count_check(false),
+                    Err(GateError::PolicyNotFound(_) | GateError::Store(_)) => {}
+                }
+                checked?;
             }
             let row = AliasRow {
                 name: alias.to_string(),
@@ -349,7 +356,16 @@ impl Registry {
                 after.retire.push(parse_generation(&before.generation)?);
             }
             Ok(alias_record(row))
-        })
+        })?;
+        self.show_gate(alias);
+        Ok(record)
+    }
+
+    /// Shows the gate of an alias that was moved or removed, which has happened even where that fails.
+    fn show_gate(&self, alias: &Name) {
+        if let Err(error) = reports::show_gate(&self.store, &self.metrics, alias.as_str()) {
+            tracing::error!(%alias, error = &error as &dyn std::error::Error, "a gate cannot be shown");
+        }
     }
 
     /// Removes an alias.
@@ -371,7 +387,9 @@ impl Registry {
             after.names.push((name.clone(), None));
             after.retire.push(parse_generation(&row.generation)?);
             Ok(())
-        })
+        })?;
+        self.show_gate(name);
+        Ok(())
     }
 
     /// Runs `change` and keeps its answer in one transaction, or returns the first answer to this request id; then

@@ -9,18 +9,19 @@ mod shown;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::policy::Policy;
+use crate::audit::policy::{Like, Policy};
 use crate::audit::report::Report;
 use crate::config::AuditSettings;
 use crate::metrics::Metrics;
 use crate::store::{Name, ReportRow, RequestIdReused, RequestKey, Store, StoreError, now, unwritable};
 
-pub use gate::{GateError, gate};
+pub use gate::{GateError, gate, show_gate};
 
 /// What is known of a report without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,9 @@ pub struct StoredPolicy {
     pub policy: Policy,
     /// Name of the audits whose newest report counts; none: the newest of any name.
     pub audit: Option<String>,
+    /// Name or id of the data set that the report has to be on; none: any.
+    #[serde(default)]
+    pub dataset: Option<String>,
     /// Longest age of the report; none: any.
     pub max_age: Option<Duration>,
     /// When it was made.
@@ -116,6 +120,7 @@ impl Reports {
         let naming = self.store.naming();
         let id = self.store.blobs().put(bytes)?;
         let mut orphans = vec![id.clone()];
+        let mut touched = BTreeSet::new();
         let kept = self.store.change_once(request, |catalog| {
             let summary = summary(id, name, job, report);
             let row = ReportRow {
@@ -126,12 +131,15 @@ impl Reports {
                 summary: serde_json::to_string(&summary).map_err(unwritable)?,
             };
             catalog.put_report(&row, &summary.generations)?;
+            touched.extend(catalog.adapters_to_forget(self.settings.keep_reports)?);
+            touched.extend(summary.generations.iter().map(|(adapter, _)| adapter.clone()));
             orphans.extend(catalog.forget_reports(self.settings.keep_reports)?);
             Ok::<_, ReportsError>(summary)
         });
         naming.sweep(&orphans);
         let summary = kept?;
-        self.show(&summary, report);
+        self.show(&summary, report, |_| true);
+        self.show_gates(&touched)?;
         tracing::info!(audit = %name, report = summary.id, "report kept");
         Ok(summary)
     }
@@ -162,19 +170,27 @@ impl Reports {
         rows.iter().map(|row| Ok((row.place, parse(row)?))).collect()
     }
 
-    /// Makes a policy.
+    /// Makes a policy; reports have to be like the one that `like` names, by its id or the name of its audit.
     ///
     /// # Errors
-    /// [`ReportsError::PolicyExists`], [`ReportsError::RequestIdReused`]; when the store fails.
+    /// [`ReportsError::PolicyExists`], [`ReportsError::ReportNotFound`], [`ReportsError::RequestIdReused`]; when the store
+    /// fails.
     pub fn create_policy(
         &self,
-        policy: StoredPolicy,
+        mut policy: StoredPolicy,
+        like: Option<&str>,
         request: Option<&RequestKey>,
     ) -> Result<StoredPolicy, ReportsError> {
         self.store.change_once(request, |catalog| {
             let name = policy.policy.name.clone();
             if catalog.policy(&name)?.is_some() {
                 return Err(ReportsError::PolicyExists(name));
+            }
+            if let Some(like) = like {
+                let row = catalog.report(like)?.ok_or_else(|| ReportsError::ReportNotFound(like.to_owned()))?;
+                let report = self.read(&row)?;
+                let (settings, rows) = (report.settings, report.data.sha256);
+                policy.policy.demands.like = Some(Like { report: row.id, settings, rows });
             }
             catalog.put_policy(&name, &serde_json::to_string(&policy).map_err(unwritable)?)?;
             Ok(policy)

@@ -35,12 +35,15 @@ pub(super) fn wanted(v: &mut Violations, wire: pb::CreateAuditRequest, context: 
     v.require("models", sound, "must be 1 to 64 together with those of sweeps");
     let names: BTreeSet<&str> = models.iter().map(|model| model.name.as_str()).collect();
     v.require("models", names.len() == models.len(), "must have different names");
+    if let Some(settings) = &settings {
+        audit_settings::reference(v, settings, names);
+    }
     let base = (!wire.base_model.is_empty()).then_some(wire.base_model);
     let keep_models = wire.keep_models;
     Some(AuditWanted { name: own?, dataset: wire.dataset, base, models, settings: settings?, keep_models })
 }
 
-fn dataset(v: &mut Violations, field: &str, name: &str) {
+pub(super) fn dataset(v: &mut Violations, field: &str, name: &str) {
     let sound = !name.is_empty() && name.len() <= MAX_DATASET && !name.chars().any(char::is_control);
     v.require(field, sound, "must be the name or id of a data set");
 }
@@ -121,8 +124,10 @@ fn sweep(v: &mut Violations, field: &str, wire: pb::AuditSweep, context: usize) 
         v.add(field, "stands for more than 64 models");
         return Vec::new();
     }
-    let base = wire.base.unwrap_or_default();
+    let base = wire.base.clone().unwrap_or_default();
     let first = base.settings.unwrap_or_default();
+    let faults = v.list().len();
+    vain(v, field, &wire, first.method.as_ref());
     let prefix = if wire.name.is_empty() { "sweep".to_owned() } else { wire.name.clone() };
     let mut models = vec![(prefix, first)];
     for axis in axes.iter().filter(|axis| !axis.is_empty()) {
@@ -144,7 +149,45 @@ fn sweep(v: &mut Violations, field: &str, wire: pb::AuditSweep, context: usize) 
         let source = training(v, &format!("{field}.base"), wire, context);
         wanted.push(ModelWanted { name, source, scale: 1.0 });
     }
+    if v.list().len() == faults {
+        twins(v, field, &wanted);
+    }
     wanted
+}
+
+/// Refuses what would change nothing: models alike under different names.
+fn vain(v: &mut Violations, field: &str, wire: &pb::AuditSweep, method: Option<&training_settings::Method>) {
+    let of_lora = [
+        ("alphas", wire.alphas.is_empty()),
+        ("alpha_policies", wire.alpha_policies.is_empty()),
+        ("layers", wire.layers.is_empty()),
+    ];
+    let (why, ranks) = match method {
+        Some(training_settings::Method::Full(_)) => ("must be empty: training of all weights has none", false),
+        Some(training_settings::Method::HeadOnly(_)) => ("must be empty: a head alone has none", false),
+        Some(training_settings::Method::Lora(_)) | None if wire.ranks.contains(&0) => {
+            ("must be empty: rank 0 is a head alone, which has none; put it in a sweep of its own", true)
+        }
+        Some(training_settings::Method::Lora(_)) | None => return,
+    };
+    v.require(&format!("{field}.ranks"), ranks || wire.ranks.is_empty(), why);
+    for (name, empty) in of_lora {
+        v.require(&format!("{field}.{name}"), empty, why);
+    }
+}
+
+/// Refuses models that are the same but for their names.
+fn twins(v: &mut Violations, field: &str, models: &[ModelWanted]) {
+    for (i, model) in models.iter().enumerate() {
+        let same = |other: &&ModelWanted| match (&other.source, &model.source) {
+            (SourceWanted::Training { settings: one, .. }, SourceWanted::Training { settings: two, .. }) => one == two,
+            (SourceWanted::Base | SourceWanted::Adapter(_) | SourceWanted::Training { .. }, _) => false,
+        };
+        if let Some(other) = models[..i].iter().find(same) {
+            v.add(field, format!("trains the same model twice: `{}` and `{}`", other.name, model.name));
+            return;
+        }
+    }
 }
 
 fn axis<'a, T>(
@@ -228,6 +271,94 @@ mod tests {
         let last = settings_of(&wanted.models[6]);
         assert!(matches!(&last.method, Method::Lora(lora) if lora.rank == 16 && lora.alpha == 32.0));
         assert_eq!((last.seed, last.length), (2, Length::Steps(9)));
+    }
+
+    /// The models of one sweep, or the fields at fault.
+    fn swept(sweep: pb::AuditSweep) -> Result<Vec<ModelWanted>, Vec<String>> {
+        let mut v = Violations::default();
+        let wanted = wanted(&mut v, pb::CreateAuditRequest { sweeps: vec![sweep], ..request() }, 64);
+        match v.list() {
+            [] => Ok(wanted.unwrap().models.split_off(1)),
+            faults => Err(faults.iter().map(|fault| fault.field.clone()).collect()),
+        }
+    }
+
+    /// A sweep of classifiers by this method.
+    fn by(method: Option<training_settings::Method>) -> pb::AuditSweep {
+        let settings = pb::TrainingSettings {
+            task: 2,
+            method,
+            length: Some(training_settings::Length::Steps(9)),
+            ..Default::default()
+        };
+        let base = pb::TrainingSource { settings: Some(settings), ..Default::default() };
+        pb::AuditSweep { name: "s".into(), base: Some(base), ..Default::default() }
+    }
+
+    #[test]
+    fn every_axis_changes_what_it_is_called_after() {
+        let lora = |model: &ModelWanted| match &settings_of(model).method {
+            Method::Lora(lora) => lora.clone(),
+            other => panic!("{other:?}"),
+        };
+        let names = |models: &[ModelWanted]| models.iter().map(|model| model.name.clone()).collect::<Vec<_>>();
+        let models = swept(pb::AuditSweep { ranks: vec![4, 8], alphas: vec![8.0, 12.5], ..by(None) }).unwrap();
+        assert_eq!(
+            names(&models),
+            ["s rank=4 alpha=8", "s rank=4 alpha=12.5", "s rank=8 alpha=8", "s rank=8 alpha=12.5"]
+        );
+        let found: Vec<_> = models.iter().map(|model| (lora(model).rank, lora(model).alpha)).collect();
+        assert_eq!(found, [(4, 8.0), (4, 12.5), (8, 8.0), (8, 12.5)]);
+
+        let alpha_policies = vec![pb::AlphaPolicy::TwiceRank.into(), pb::AlphaPolicy::Rank.into()];
+        let models = swept(pb::AuditSweep { ranks: vec![4, 8], alpha_policies, ..by(None) }).unwrap();
+        assert_eq!(names(&models)[..2], ["s rank=4 alpha=twice_rank", "s rank=4 alpha=rank"]);
+        let found: Vec<_> = models.iter().map(|model| (lora(model).rank, lora(model).alpha)).collect();
+        assert_eq!(found, [(4, 8.0), (4, 4.0), (8, 16.0), (8, 8.0)]);
+
+        let set = |layers: &[u32]| pb::LayerSet { layers: layers.to_vec() };
+        let layers = vec![set(&[]), set(&[0]), set(&[1, 2])];
+        let models = swept(pb::AuditSweep { layers, ..by(None) }).unwrap();
+        assert_eq!(names(&models), ["s layers=all", "s layers=0", "s layers=1+2"]);
+        let found: Vec<_> = models.iter().map(|model| lora(model).layers).collect();
+        assert_eq!(found, [vec![], vec![0], vec![1, 2]]);
+
+        let full = Some(training_settings::Method::Full(pb::FullMethod {}));
+        let rates = vec![0.001, 0.5];
+        let models = swept(pb::AuditSweep { learning_rates: rates, steps: vec![2, 3], ..by(full) }).unwrap();
+        assert_eq!(
+            names(&models),
+            ["s steps=2 lr=0.001", "s steps=2 lr=0.5", "s steps=3 lr=0.001", "s steps=3 lr=0.5"]
+        );
+        let found: Vec<_> = models.iter().map(settings_of).map(|own| (own.length, own.learning_rate)).collect();
+        let steps = Length::Steps;
+        assert_eq!(found, [(steps(2), 0.001), (steps(2), 0.5), (steps(3), 0.001), (steps(3), 0.5)]);
+        assert!(models.iter().all(|model| settings_of(model).method == Method::Full));
+    }
+
+    #[test]
+    fn an_axis_that_would_change_nothing_is_refused_by_name() {
+        let full = || by(Some(training_settings::Method::Full(pb::FullMethod {})));
+        let head = || by(Some(training_settings::Method::HeadOnly(pb::HeadOnlyMethod {})));
+        let policies = vec![pb::AlphaPolicy::Rank.into()];
+        let layers = vec![pb::LayerSet { layers: vec![0] }];
+        for (sweep, field) in [
+            (pb::AuditSweep { ranks: vec![4, 8], ..full() }, "sweeps[0].ranks"),
+            (pb::AuditSweep { ranks: vec![0], ..full() }, "sweeps[0].ranks"),
+            (pb::AuditSweep { alphas: vec![1.0, 2.0], ..full() }, "sweeps[0].alphas"),
+            (pb::AuditSweep { layers: layers.clone(), ..full() }, "sweeps[0].layers"),
+            (pb::AuditSweep { alpha_policies: policies.clone(), ..head() }, "sweeps[0].alpha_policies"),
+            (pb::AuditSweep { ranks: vec![8], ..head() }, "sweeps[0].ranks"),
+            (pb::AuditSweep { ranks: vec![0, 4], alphas: vec![8.0, 16.0], ..by(None) }, "sweeps[0].alphas"),
+            (pb::AuditSweep { ranks: vec![0], alpha_policies: policies, ..by(None) }, "sweeps[0].alpha_policies"),
+            (pb::AuditSweep { ranks: vec![0], layers, ..by(None) }, "sweeps[0].layers"),
+            // Twice the rank is the default.
+            (pb::AuditSweep { alpha_policies: vec![0, 1], ..by(None) }, "sweeps[0]"),
+        ] {
+            assert_eq!(swept(sweep.clone()).unwrap_err(), [field], "{sweep:?}");
+        }
+        assert_eq!(swept(pb::AuditSweep { ranks: vec![0, 4], seeds: vec![1, 2], ..by(None) }).unwrap().len(), 4);
+        assert_eq!(swept(pb::AuditSweep { seeds: vec![1, 2], ..full() }).unwrap().len(), 2);
     }
 
     #[test]

@@ -4,19 +4,21 @@
 
 use std::time::Duration;
 
+use super::audit_models::dataset;
 use super::audit_report::{scope_kind_in, scope_kind_out};
+use super::audits::reference;
 use super::fields::{name, timestamp};
 use super::names::column;
 use super::pb;
 use super::violations::Violations;
 use crate::audit::measures;
-use crate::audit::policy::{Policy, Rule};
+use crate::audit::policy::{Demands, Policy, Rule};
 use crate::reports::{StoredPolicy, Summary};
 
 const MAX_RULES: usize = 64;
 
-/// Checks a policy; it is made now.
-pub(super) fn policy(v: &mut Violations, wire: Option<pb::AuditPolicy>) -> Option<StoredPolicy> {
+/// Checks a policy, which is made now, and the report whose settings it asks for.
+pub(super) fn policy(v: &mut Violations, wire: Option<pb::AuditPolicy>) -> Option<(StoredPolicy, Option<String>)> {
     let Some(wire) = wire else {
         v.add("policy", "must be given");
         return None;
@@ -28,12 +30,32 @@ pub(super) fn policy(v: &mut Violations, wire: Option<pb::AuditPolicy>) -> Optio
     for (i, rule) in wire.rules.into_iter().enumerate().take(MAX_RULES) {
         rules.extend(self::rule(v, &format!("policy.rules[{i}]"), rule));
     }
-    Some(StoredPolicy {
-        policy: Policy { name: own?.to_string(), rules },
+    if !wire.dataset.is_empty() {
+        dataset(v, "policy.dataset", &wire.dataset);
+    }
+    if !wire.settings_of.is_empty() {
+        reference(v, "policy.settings_of", &wire.settings_of);
+    }
+    let usual = Demands::default();
+    let level = |level: &f64| (0.5..1.0).contains(level);
+    let min_level = wire.min_level.unwrap_or(usual.min_level);
+    let demands = Demands {
+        min_level: v.check("policy.min_level", min_level, level, "must be 0.5 to below 1"),
+        min_resamples: wire.min_resamples.map_or(usual.min_resamples, u64::from),
+        min_group: wire.min_group.unwrap_or(usual.min_group),
+        allow_training_overlap: wire.allow_training_overlap,
+        known_training: wire.require_known_training,
+        like: None,
+    };
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    let stored = StoredPolicy {
+        policy: Policy { name: own?.to_string(), rules, demands },
         audit: audit.map(|audit| audit.to_string()),
+        dataset: given(wire.dataset),
         max_age: (wire.max_age_seconds > 0).then(|| Duration::from_secs(wire.max_age_seconds)),
         created: std::time::SystemTime::now(),
-    })
+    };
+    Some((stored, given(wire.settings_of)))
 }
 
 fn rule(v: &mut Violations, field: &str, wire: pb::AuditRule) -> Option<Rule> {
@@ -63,12 +85,21 @@ fn rule(v: &mut Violations, field: &str, wire: pb::AuditRule) -> Option<Rule> {
 
 /// A policy on the wire.
 pub(super) fn policy_out(stored: StoredPolicy) -> pb::AuditPolicy {
+    let Demands { min_level, min_resamples, min_group, allow_training_overlap, known_training, like } =
+        stored.policy.demands;
     pb::AuditPolicy {
         name: stored.policy.name,
         rules: stored.policy.rules.into_iter().map(rule_out).collect(),
         max_age_seconds: stored.max_age.map_or(0, |age| age.as_secs()),
         create_time: Some(timestamp(stored.created)),
         audit: stored.audit.unwrap_or_default(),
+        dataset: stored.dataset.unwrap_or_default(),
+        settings_of: like.map_or_else(String::new, |like| like.report),
+        min_level: Some(min_level),
+        min_resamples: Some(u32::try_from(min_resamples).unwrap_or(u32::MAX)),
+        min_group: Some(min_group),
+        allow_training_overlap,
+        require_known_training: known_training,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reports of audits to the wire.
 //!
-//! Computes nothing and leaves nothing out: the message says what the report's JSON says.
+//! Leaves nothing out: the message says what the report's JSON says, and what follows from it over seeds.
 
 use super::audit_settings_out::{attack_out, settings_out};
 use super::pb;
@@ -8,11 +8,14 @@ use super::training::settings_out as training_out;
 use crate::audit::compare::{Change, Comparison};
 use crate::audit::policy::ScopeKind;
 use crate::audit::report::{
-    Figure, Group, Model, ModelKind, Preference, Reliability, ReliabilityBin, Report, Roc, Scope, Status, Training,
+    Figure, Group, Interval, Model, ModelKind, Preference, Reliability, ReliabilityBin, Report, Roc, Scope, Status,
+    Training,
 };
+use crate::audit::seeds::{self, Spread};
 
 /// The report as a message; `id` is the digest of its JSON.
 pub(super) fn report_out(id: String, report: Report) -> pb::AuditReport {
+    let seeds = seeds::spreads(&report).iter().map(seeds_out).collect();
     let data = report.data;
     pb::AuditReport {
         id,
@@ -45,7 +48,37 @@ pub(super) fn report_out(id: String, report: Report) -> pb::AuditReport {
         warnings: (report.warnings.into_iter())
             .map(|warning| pb::AuditWarning { kind: warning.kind, message: warning.message })
             .collect(),
+        seeds,
+        matched: report.matched.map(|matched| pb::AuditUtilityMatched {
+            model: matched.model,
+            versus: matched.versus,
+            measure: matched.measure,
+            tolerance: matched.tolerance,
+            difference: matched.difference,
+            interval: matched.interval.map(interval_out),
+            within: matched.within,
+        }),
     }
+}
+
+fn seeds_out(spread: &Spread<'_>) -> pb::AuditSeedSpread {
+    pb::AuditSeedSpread {
+        models: spread.models.clone(),
+        measure: spread.of.measure.clone(),
+        scope: scope_kind_out(spread.of.scope.kind()).into(),
+        attribute: spread.of.attribute.clone().unwrap_or_default(),
+        class: spread.of.class.clone().unwrap_or_default(),
+        n: spread.n,
+        mean: spread.mean,
+        standard_deviation: spread.deviation,
+        minimum: spread.minimum,
+        maximum: spread.maximum,
+    }
+}
+
+fn interval_out(interval: Interval) -> pb::FigureInterval {
+    let Interval { method, level, low, high } = interval;
+    pb::FigureInterval { method, level, low, high }
 }
 
 fn model_out(model: Model) -> pb::AuditedModel {
@@ -159,12 +192,7 @@ fn figure_out(figure: Figure) -> pb::AuditFigure {
         weight: figure.weight,
         groups_defined: figure.groups.map(|(defined, _)| defined),
         groups_total: figure.groups.map(|(_, total)| total),
-        interval: figure.interval.map(|interval| pb::FigureInterval {
-            method: interval.method,
-            level: interval.level,
-            low: interval.low,
-            high: interval.high,
-        }),
+        interval: figure.interval.map(interval_out),
         test: figure.test.map(|test| pb::FigureTest {
             name: test.name,
             p: test.p,

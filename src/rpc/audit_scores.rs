@@ -1,8 +1,11 @@
 //! AuditScores: takes uploaded scores from the wire, column by column, and has them audited off the async threads.
 //!
-//! Checks forms, lengths and the number of rows as messages come; what the values are is checked by `audit::uploaded`,
-//! all at once. Keeps nothing but the report, and that only where a name is given.
+//! Checks forms, lengths, the number of rows and what they take of memory as messages come; what the values are is
+//! checked by `audit::uploaded`, all at once. Keeps nothing but the report, and that only where a name is given. Requests
+//! go first, and who has left is not computed for.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prost::Message as _;
@@ -18,7 +21,9 @@ use super::names::all_differ;
 use super::pb::{self, audit_scores_request::Part};
 use super::services::blocking;
 use super::status::{self, Reason};
+use super::upload::Memory;
 use super::violations::Violations;
+use crate::audit::assess::AssessError;
 use crate::audit::report::Report;
 use crate::audit::settings::Settings;
 use crate::audit::uploaded::{
@@ -35,6 +40,12 @@ const MAX_COLUMNS: usize = 64;
 const MAX_SHADOWS: usize = 1024;
 /// Faults that a refusal names.
 const MOST_FAULTS: usize = 20;
+/// Bytes of a text beside its letters: what stands for it, and what an allocator adds.
+const TEXT: u64 = 40;
+/// Bytes of a list.
+const LIST: u64 = 24;
+/// A column that grows has room for up to twice what is in it.
+const GROWING: u64 = 2;
 
 /// Everything that came.
 pub(super) struct Received {
@@ -42,6 +53,7 @@ pub(super) struct Received {
     request: Option<RequestKey>,
     settings: Settings,
     uploaded: Uploaded,
+    memory: Memory,
 }
 
 /// What comes while it comes.
@@ -52,14 +64,20 @@ struct Receiver {
     positive_only: Vec<bool>,
     label_numbers: Vec<u32>,
     signals: Vec<UploadedSignals>,
+    memory: Memory,
 }
 
 /// Takes the whole stream.
 ///
 /// # Errors
-/// INVALID_FIELD for the header, SCORES_INVALID for rows that do not fit it, TOO_MANY_ROWS; DEADLINE_EXCEEDED when no
-/// message comes for long.
-pub(super) async fn receive(mut stream: Streaming<pb::AuditScoresRequest>, max_rows: u64) -> Result<Received, Status> {
+/// INVALID_FIELD for the header, SCORES_INVALID for rows that do not fit it, TOO_MANY_ROWS, UPLOAD_TOO_LARGE, QUEUE_FULL;
+/// DEADLINE_EXCEEDED when no message comes for long.
+pub(super) async fn receive(
+    mut stream: Streaming<pb::AuditScoresRequest>,
+    max_rows: u64,
+    memory: Memory,
+) -> Result<Received, Status> {
+    let mut memory = Some(memory);
     let mut hash = Sha256::new();
     let mut begun: Option<(pb::ScoresHeader, Settings, Option<Name>, Receiver)> = None;
     loop {
@@ -71,7 +89,8 @@ pub(super) async fn receive(mut stream: Streaming<pb::AuditScoresRequest>, max_r
                 let id = std::mem::take(&mut header.request_id);
                 hash.update(header.encode_to_vec());
                 header.request_id = id;
-                begun = Some(begin(header)?);
+                let Some(memory) = memory.take() else { continue };
+                begun = Some(begin(header, memory)?);
             }
             (Some(Part::Rows(rows)), Some((_, _, _, receiver))) => {
                 hash.update(rows.encode_to_vec());
@@ -94,12 +113,16 @@ pub(super) async fn receive(mut stream: Streaming<pb::AuditScoresRequest>, max_r
     let id = header.request_id;
     let request =
         (!id.is_empty()).then(|| RequestKey { method: "AuditScores", id, fingerprint: hash.finalize().into() });
-    let uploaded = receiver.finish()?;
+    let (uploaded, mut memory) = receiver.finish()?;
     audit_signals::settle(&mut settings, &uploaded)?;
-    Ok(Received { name, request, settings, uploaded })
+    memory.grow(uploaded::audited_bytes(&settings, &uploaded))?;
+    Ok(Received { name, request, settings, uploaded, memory })
 }
 
-fn begin(header: pb::ScoresHeader) -> Result<(pb::ScoresHeader, Settings, Option<Name>, Receiver), Status> {
+fn begin(
+    header: pb::ScoresHeader,
+    memory: Memory,
+) -> Result<(pb::ScoresHeader, Settings, Option<Name>, Receiver), Status> {
     let mut v = Violations::default();
     request_id(&mut v, "header.request_id", &header.request_id);
     let own = (!header.name.is_empty()).then(|| name(&mut v, "header.name", &header.name)).flatten();
@@ -124,6 +147,9 @@ fn begin(header: pb::ScoresHeader) -> Result<(pb::ScoresHeader, Settings, Option
         v.require(field, sound, &format!("must be {least} to {most} different names of 1 to 1024 bytes"));
     }
     let settings = audit_settings::uploaded(&mut v, header.settings.clone(), (header.labels.len(), header.multi_label));
+    if let Some(settings) = &settings {
+        audit_settings::reference(&mut v, settings, header.models.iter().map(String::as_str));
+    }
     let settings = checked(v, settings)?;
     let column = |name: &String| UploadedAttribute { name: name.clone(), groups: UploadedGroups::Values(Vec::new()) };
     let model = |name: &String| UploadedModel { name: name.clone(), scores: Scores::None };
@@ -146,6 +172,7 @@ fn begin(header: pb::ScoresHeader) -> Result<(pb::ScoresHeader, Settings, Option
         positive_only: vec![false; header.models.len()],
         label_numbers: Vec::new(),
         signals: vec![UploadedSignals::default(); header.models.len()],
+        memory,
     };
     Ok((header, settings, own, receiver))
 }
@@ -167,6 +194,7 @@ impl Receiver {
         }
         let text = "must hold rows: labels, or, where the header names no class, members";
         v.require("rows", rows > 0, text);
+        self.memory.grow(kept_bytes(&self.uploaded.classes, &wire))?;
         self.labels(&mut v, &wire, first);
         v.require("models", wire.models.len() == self.uploaded.models.len(), "must be one a model of the header");
         for (i, scores) in wire.models.into_iter().enumerate().take(self.uploaded.models.len()) {
@@ -254,12 +282,14 @@ impl Receiver {
         if wire.signals.len() != wire.members.len() {
             return invalid("shadows.members", "must be one a signal");
         }
+        // The message is kept as it is.
+        self.memory.grow(2 * LIST + wire.signals.len() as u64 * 9)?;
         signals.shadow_signals.push(wire.signals);
         signals.shadow_members.push(wire.members);
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Uploaded, Status> {
+    fn finish(mut self) -> Result<(Uploaded, Memory), Status> {
         if self.rows == 0 {
             return Err(status::field(Reason::ScoresInvalid, "rows", "must be sent"));
         }
@@ -275,7 +305,45 @@ impl Receiver {
             }
             self.uploaded.membership = Some(UploadedMembership { models: self.signals });
         }
-        Ok(self.uploaded)
+        Ok((self.uploaded, self.memory))
+    }
+}
+
+/// Bytes of what is kept of a message, its labels by name.
+fn kept_bytes(classes: &[String], wire: &pb::ScoresRows) -> u64 {
+    let text = |text: &String| TEXT + text.len() as u64;
+    let class = |label: usize| classes.get(label).map_or(0, text);
+    let labels = wire.labels.iter().map(|label| class(*label as usize) + 4);
+    let flags = wire.label_flags.iter().enumerate().filter(|(_, flag)| **flag);
+    let flags = flags.map(|(i, _)| class(i % classes.len().max(1)));
+    let lists = LIST * (wire.label_flags.len() / classes.len().max(1)) as u64;
+    // Signals that do not come are made.
+    let model = |model: &pb::ModelScores| {
+        let (scores, members, signals) = (model.probabilities.len(), model.members.len(), model.signals.len());
+        let references = model.reference_signals.len();
+        GROWING * (8 * scores + members + 8 * (signals.max(members) + references)) as u64
+    };
+    let group = |group: &pb::GroupValues| {
+        let values = group.values.iter().map(|value| {
+            let value = (*value as usize).checked_sub(1).and_then(|at| group.dictionary.get(at));
+            GROWING * LIST + value.map_or(0, text)
+        });
+        let names = group.dictionary.iter().map(text);
+        values.chain(names).fold(GROWING * group.flags.len() as u64, u64::saturating_add)
+    };
+    let groups = wire.attributes.iter().chain(&wire.controls).map(group);
+    let weights = GROWING * 8 * wire.weights.len() as u64;
+    let clusters = wire.clusters.iter().map(|cluster| text(cluster) + LIST);
+    let all = labels.chain(flags).chain(wire.models.iter().map(model)).chain(groups).chain(clusters);
+    all.fold(lists + weights, u64::saturating_add)
+}
+
+/// Says when it is dropped, with the call that it belongs to, that nobody waits for the answer any more.
+struct Left(Arc<AtomicBool>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -355,10 +423,16 @@ fn invalid(v: &Violations) -> Status {
 impl Audits {
     /// Audits what was received, and keeps the report where it has a name.
     pub(super) async fn assess(&self, context: &Context, received: Received) -> Result<(String, Report), Status> {
-        let Received { name, request, settings, uploaded } = received;
-        let audited =
-            blocking(context, move || uploaded::audit(&settings, &uploaded, env!("CARGO_PKG_VERSION"), &|| false));
-        let report = audited.await?.map_err(|error| refused(&error))?;
+        let Received { name, request, settings, uploaded, memory } = received;
+        let left = Arc::new(AtomicBool::new(false));
+        let _call = Left(Arc::clone(&left));
+        let jobs = self.jobs.clone();
+        let audited = blocking(context, move || {
+            // Given back when the work has ended, not when the caller leaves.
+            let _memory = memory;
+            uploaded::audit(&settings, &uploaded, env!("CARGO_PKG_VERSION"), &|| jobs.yields(&left))
+        });
+        let report = audited.await?.map_err(|error| refused(&error, context))?;
         let Some(name) = name else {
             let bytes = report.canonical().map_err(|error| status::internal(&error, &context.request_id))?;
             return Ok((hex::encode(Sha256::digest(bytes)), report));
@@ -372,7 +446,7 @@ impl Audits {
 }
 
 /// Faults by their place in the request.
-fn refused(error: &UploadedError) -> Status {
+fn refused(error: &UploadedError, context: &Context) -> Status {
     match error {
         UploadedError::Faults(faults) => {
             let place = |fault: &uploaded::Fault| {
@@ -382,6 +456,11 @@ fn refused(error: &UploadedError) -> Status {
             };
             status::faults(Reason::ScoresInvalid, faults.iter().take(MOST_FAULTS).map(place).collect())
         }
-        UploadedError::Audit(error) => status::field(Reason::InvalidField, "settings", &error.to_string()),
+        // Who has left does not see it.
+        UploadedError::Audit(AssessError::Stopped) => status::draining(),
+        UploadedError::Audit(error @ AssessError::Threads { .. }) => status::internal(error, &context.request_id),
+        UploadedError::Audit(
+            error @ (AssessError::UnknownMeasure { .. } | AssessError::Rows { .. } | AssessError::Groups { .. }),
+        ) => status::field(Reason::InvalidField, "settings", &error.to_string()),
     }
 }

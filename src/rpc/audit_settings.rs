@@ -11,7 +11,7 @@ use crate::audit::assess::{Shape, unknown_measures};
 use crate::audit::measures;
 use crate::audit::settings::{
     Attack, Attribute, BootstrapInterval, Calibration, Convention, Correction, Membership, Overlap, Settings, Source,
-    Statistics, Task,
+    Statistics, Task, UtilityMatch,
 };
 
 const MAX_ATTRIBUTES: usize = 32;
@@ -25,6 +25,7 @@ const MAX_SHADOWS: u32 = 256;
 const DEFAULT_SEED: u64 = 42;
 const DEFAULT_DRAWS: u32 = 1000;
 const DEFAULT_MIN_GROUP: u64 = 30;
+const DEFAULT_TOLERANCE: f64 = 0.01;
 
 /// All attacks, cheapest first.
 const ALL: [Attack; 9] = [
@@ -109,6 +110,13 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
     });
     let statistics = statistics(v, wire.statistics.unwrap_or_default());
     let membership = wire.membership.map(|membership| self::membership(v, membership, task.as_ref()));
+    let utility_match = wire.utility_match.map(|asked| utility_match(v, asked));
+    let mut measures = wire.measures;
+    if let Some(asked) =
+        utility_match.as_ref().filter(|asked| !measures.is_empty() && !measures.contains(&asked.measure))
+    {
+        measures.push(asked.measure.clone());
+    }
     Some(Settings {
         task: task?,
         attributes,
@@ -117,7 +125,7 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
         weight_column: (!wire.weight_column.is_empty()).then_some(wire.weight_column),
         cluster_column: (!wire.cluster_column.is_empty()).then_some(wire.cluster_column),
         splits,
-        measures: wire.measures,
+        measures,
         positive: (!positive.is_empty()).then_some(positive),
         threshold,
         statistics: statistics?,
@@ -130,7 +138,26 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
         overlap: if wire.allow_training_overlap { Overlap::Mark } else { Overlap::Refuse },
         convention: convention?,
         seed: wire.seed.unwrap_or(DEFAULT_SEED),
+        utility_match,
     })
+}
+
+fn utility_match(v: &mut Violations, wire: pb::AuditUtilityMatch) -> UtilityMatch {
+    let field = "settings.utility_match";
+    let measure = if wire.measure.is_empty() { "accuracy".to_owned() } else { wire.measure };
+    v.require(&format!("{field}.measure"), measures::is_known(&measure), "is not the name of a measure");
+    let sound = |tolerance: &f64| *tolerance > 0.0 && tolerance.is_finite();
+    let tolerance = wire.tolerance.unwrap_or(DEFAULT_TOLERANCE);
+    let tolerance = v.check(&format!("{field}.tolerance"), tolerance, sound, "must be a finite number above 0");
+    let reference = (!wire.reference.is_empty()).then_some(wire.reference);
+    UtilityMatch { reference, measure, tolerance }
+}
+
+/// Checks that the model to be as useful as is one of those that are audited.
+pub(super) fn reference<'m>(v: &mut Violations, settings: &Settings, models: impl IntoIterator<Item = &'m str>) {
+    let named = settings.utility_match.as_ref().and_then(|asked| asked.reference.as_deref());
+    let sound = named.is_none_or(|named| models.into_iter().any(|model| model == named));
+    v.require("settings.utility_match.reference", sound, "is not the name of a model");
 }
 
 fn attributes(v: &mut Violations, wire: Vec<pb::AuditAttribute>) -> Vec<Attribute> {

@@ -8,6 +8,7 @@ use super::names::split_out;
 use super::pb::{self, audit_attribute};
 use crate::audit::settings::{
     Attack, Attribute, BootstrapInterval, Convention, Correction, Membership, Overlap, Settings, Source, Statistics,
+    UtilityMatch,
 };
 
 /// All settings.
@@ -37,6 +38,10 @@ pub(super) fn settings_out(settings: Settings) -> pb::AuditSettings {
         allow_training_overlap: settings.overlap == Overlap::Mark,
         convention: convention.into(),
         seed: Some(settings.seed),
+        utility_match: settings.utility_match.map(|UtilityMatch { reference, measure, tolerance }| {
+            let reference = reference.unwrap_or_default();
+            pb::AuditUtilityMatch { reference, measure, tolerance: Some(tolerance) }
+        }),
     }
 }
 

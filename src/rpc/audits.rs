@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use prost::Message as _;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::audit_models;
@@ -18,6 +19,7 @@ use super::page::PageTokens;
 use super::pb;
 use super::services::blocking;
 use super::status;
+use super::upload::Memory;
 use super::violations::Violations;
 use crate::audit::{compare, render};
 use crate::jobs::Jobs;
@@ -33,6 +35,10 @@ pub(super) struct Audits {
     pub(super) context_length: usize,
     /// Most rows of uploaded scores.
     pub(super) max_rows: u64,
+    /// Memory of uploaded scores, all calls together.
+    pub(super) upload_memory: Arc<Semaphore>,
+    /// Its bytes.
+    pub(super) max_upload_bytes: u64,
 }
 
 impl Audits {
@@ -48,7 +54,7 @@ impl Audits {
 }
 
 /// Checks the id of a report or the name of an audit.
-fn reference(v: &mut Violations, field: &str, text: &str) {
+pub(super) fn reference(v: &mut Violations, field: &str, text: &str) {
     let sound = (1..=64).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_graphic());
     v.require(field, sound, "must be the id of a report or the name of an audit");
 }
@@ -95,7 +101,8 @@ impl pb::audit_service_server::AuditService for Audits {
         request: Request<Streaming<pb::AuditScoresRequest>>,
     ) -> Result<Response<pb::AuditReport>, Status> {
         let context = Context::of(&request);
-        let received = audit_scores::receive(request.into_inner(), self.max_rows).await?;
+        let memory = Memory::new(&self.upload_memory, self.max_upload_bytes);
+        let received = audit_scores::receive(request.into_inner(), self.max_rows, memory).await?;
         let (id, report) = self.assess(&context, received).await?;
         Ok(Response::new(report_out(id, report)))
     }
@@ -197,8 +204,9 @@ impl pb::audit_service_server::AuditService for Audits {
         request_id(&mut v, "request_id", &id);
         let request = request_key("CreateAuditPolicy", id, &wire.encode_to_vec());
         let policy = policy(&mut v, wire.policy);
-        let policy = checked(v, policy)?;
-        let stored = self.ask(&context, move |reports| reports.create_policy(policy, request.as_ref())).await?;
+        let (policy, like) = checked(v, policy)?;
+        let stored =
+            self.ask(&context, move |reports| reports.create_policy(policy, like.as_deref(), request.as_ref())).await?;
         Ok(Response::new(policy_out(stored)))
     }
 

@@ -163,12 +163,15 @@ impl Services {
             .accept_compressed(CompressionEncoding::Zstd)
             .send_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Zstd);
+        let limit = self.settings.audits.max_upload_bytes;
         let audits = Audits {
             jobs: self.jobs.clone(),
             reports: Arc::clone(&self.reports),
             pages: PageTokens::new(),
             context_length: self.model.context_length,
             max_rows: self.settings.audits.max_uploaded_rows,
+            upload_memory: Arc::new(Semaphore::new(upload::permits(limit) as usize)),
+            max_upload_bytes: limit,
         };
         let audits = AuditServiceServer::new(audits)
             .max_decoding_message_size(most)

@@ -136,6 +136,43 @@ pub(super) fn reserve_permits(memory: &Arc<Semaphore>, permits: u32) -> Result<O
     })
 }
 
+/// Memory of an upload whose size nobody announces: what it has taken of that of all uploads.
+#[derive(Debug)]
+pub(super) struct Memory {
+    all: Arc<Semaphore>,
+    limit: u64,
+    bytes: u64,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Memory {
+    /// Begins with nothing; `limit` is what all uploads have.
+    pub(super) fn new(all: &Arc<Semaphore>, limit: u64) -> Self {
+        Self { all: Arc::clone(all), limit, bytes: 0, held: None }
+    }
+
+    /// Takes more, without waiting, before anything is kept there.
+    ///
+    /// # Errors
+    /// UPLOAD_TOO_LARGE where it would never fit, QUEUE_FULL where it does not now.
+    pub(super) fn grow(&mut self, bytes: u64) -> Result<(), Status> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.limit {
+            return Err(too_large(self.limit));
+        }
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = permits(self.bytes).saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
+        if more > 0 {
+            let more = reserve_permits(&self.all, more)?;
+            match &mut self.held {
+                Some(held) => held.merge(more),
+                None => self.held = Some(more),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The refusal of more than is taken.
 pub(super) fn too_large(limit: u64) -> Status {
     status::plain(Reason::UploadTooLarge, format!("the upload is larger than the {limit} bytes allowed"))
@@ -325,6 +362,23 @@ mod tests {
         digest[0].sha256 = "zz".into();
         assert_eq!(reason(begin(digest, 9)), "INVALID_FIELD");
         assert_eq!(reason(begin(announced(b"", b"tensors"), 9)), "INVALID_FIELD");
+    }
+
+    #[test]
+    fn memory_is_taken_as_it_grows_and_given_back() {
+        let all = Arc::new(Semaphore::new(permits(10 * UNIT) as usize));
+        let mut one = Memory::new(&all, 10 * UNIT);
+        one.grow(1).unwrap();
+        one.grow(UNIT - 1).unwrap();
+        assert_eq!(all.available_permits(), 9);
+        one.grow(5 * UNIT + 1).unwrap();
+        assert_eq!(all.available_permits(), 3);
+        let mut two = Memory::new(&all, 10 * UNIT);
+        two.grow(3 * UNIT).unwrap();
+        assert_eq!(reason(two.grow(1)), "QUEUE_FULL");
+        assert_eq!(reason(one.grow(u64::MAX)), "UPLOAD_TOO_LARGE");
+        drop((one, two));
+        assert_eq!(all.available_permits(), 10);
     }
 
     #[test]

@@ -78,6 +78,14 @@ impl Catalog<'_> {
         Ok(rows?)
     }
 
+    /// Returns the adapters of the reports that [`Self::forget_reports`] would remove, by name.
+    pub fn adapters_to_forget(&self, keep: usize) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT DISTINCT adapter FROM audit_report_models WHERE report IN
+            (SELECT place FROM audit_reports ORDER BY place DESC LIMIT -1 OFFSET ?1) ORDER BY adapter";
+        let rows = self.rows().prepare_cached(sql)?.query_map([cut(keep)], |row| row.get(0))?.collect::<Result<_, _>>();
+        Ok(rows?)
+    }
+
     /// Removes the oldest reports until `keep` are left; returns their ids.
     pub fn forget_reports(&self, keep: usize) -> Result<Vec<String>, StoreError> {
         let sql = "DELETE FROM audit_reports WHERE place IN

@@ -44,6 +44,7 @@ fn settings(resamples: usize, permutations: usize, seed: u64) -> Settings {
         max_tokens: 16,
         overlap: Overlap::Mark,
         convention: Convention::Defined,
+        utility_match: None,
         seed,
     }
 }

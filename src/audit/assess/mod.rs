@@ -48,6 +48,7 @@ use super::statistics::Undefined;
 use super::statistics::confusion::Convention;
 use super::statistics::distributions::normal_quantile;
 use super::table::{AttributeRows, Outcomes, Table};
+use super::utility;
 
 /// Rows, at most: two bits of a row number are used for other things.
 pub const MAX_ROWS: usize = 1 << 30;
@@ -155,7 +156,11 @@ fn compute(settings: &Settings, table: &Table, provenance: Provenance, stop: Sto
     let Assessment { figures, reliability, mut warnings, .. } = assessment;
     let (figures, tests) = figures.finish(settings.statistics.correction);
     warnings.extend(warnings::of_tests(settings, tests));
-    warnings.extend(warnings::of_utility(&figures, &provenance.models));
+    let asked = settings.utility_match.as_ref();
+    let matched = asked.and_then(|asked| utility::matched(&figures, &provenance.models, asked));
+    let measure = utility::measure(&figures, asked);
+    warnings.extend(measure.iter().flat_map(|measure| warnings::of_utility(&figures, &provenance.models, measure)));
+    warnings.extend(asked.and_then(|asked| warnings::of_match(asked, matched.as_ref(), &provenance.models)));
     warnings.extend(warnings::of_smooth(&figures, (smooth::resamples(&settings.statistics, table.rows), settings)));
     let more = warnings::of_provenance(&provenance.data, &provenance.models, &table.preferences, &warnings);
     warnings.extend(more);
@@ -175,6 +180,7 @@ fn compute(settings: &Settings, table: &Table, provenance: Provenance, stop: Sto
         preferences: table.preferences.clone(),
         tests,
         warnings,
+        matched,
     })
 }
 
@@ -195,7 +201,8 @@ fn check_measures(settings: &Settings, questions: &Questions<'_>) -> Result<(), 
     let besides =
         [measures::MEMBERSHIP, "temperature", "accuracy_common_odds_ratio", "selection_rate_common_odds_ratio"];
     let is_known = |name: &String| known.contains(name) || besides.contains(&name.as_str());
-    let unknown = settings.measures.iter().find(|name| !is_known(name));
+    let utility = settings.utility_match.iter().map(|asked| &asked.measure).filter(|name| !known.contains(name));
+    let unknown = settings.measures.iter().filter(|name| !is_known(name)).chain(utility).next();
     match unknown {
         Some(name) => Err(AssessError::UnknownMeasure { name: name.clone(), known: known.join(", ") }),
         None => Ok(()),

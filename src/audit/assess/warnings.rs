@@ -2,8 +2,8 @@
 //!
 //! Says facts about rows, groups and tests; never that something is good or bad enough.
 
-use crate::audit::report::{Data, Figure, Group, Model, Preference, Scope, Warning};
-use crate::audit::settings::{Convention, Correction, Settings};
+use crate::audit::report::{Data, Figure, Group, Matched, Model, Preference, Scope, Warning};
+use crate::audit::settings::{Convention, Correction, Settings, UtilityMatch};
 use crate::audit::table::Table;
 
 /// Clusters below which resampling them says little.
@@ -128,21 +128,42 @@ pub(super) fn of_smooth(figures: &[Figure], (count, settings): (usize, &Settings
     })
 }
 
-/// Of models whose accuracy differs, so that their gaps are compared at different utility.
-pub(super) fn of_utility(figures: &[Figure], models: &[Model]) -> Vec<Warning> {
+/// Of models whose utility differs, so that their gaps are compared at different utility.
+pub(super) fn of_utility(figures: &[Figure], models: &[Model], measure: &str) -> Vec<Warning> {
     let name = |model: u32| models.get(model as usize).map_or("a model", |model| model.name.as_str());
     let mut warnings = Vec::new();
     for figure in figures {
         let Some(versus) = figure.versus else { continue };
-        let overall = figure.scope == Scope::Overall && figure.control.is_none() && figure.measure == "accuracy";
+        let overall = figure.scope == Scope::Overall && figure.control.is_none() && figure.measure == measure;
         let apart = figure.interval.as_ref().is_some_and(|interval| interval.low > 0.0 || interval.high < 0.0);
         if let (true, true, Some(value)) = (overall && figure.class.is_none(), apart, figure.value) {
             let (model, versus) = (name(figure.model), name(versus));
             let message = format!(
-                "the accuracy of {model} is that of {versus} {value:+.4}: their gaps are compared at different utility"
+                "the {measure} of {model} is that of {versus} {value:+.4}: their gaps are compared at different utility"
             );
             warnings.push(warning("utility_differs", message));
         }
     }
     warnings
+}
+
+/// Of a model that was to be found as useful as the first.
+pub(super) fn of_match(asked: &UtilityMatch, matched: Option<&Matched>, models: &[Model]) -> Option<Warning> {
+    let UtilityMatch { reference, measure, tolerance } = asked;
+    let Some(found) = matched else {
+        let text = match reference {
+            Some(name) => format!("no model can be compared with {name} by {measure}"),
+            None => format!("no model can be compared with the first by {measure}"),
+        };
+        return Some(warning("utility_unmatched", text));
+    };
+    let name = |model: u32| models.get(model as usize).map_or("a model", |model| model.name.as_str());
+    (!found.within).then(|| {
+        let (model, versus) = (name(found.model), name(found.versus));
+        let text = format!(
+            "{model} is nearest to {versus} in {measure} ({:+.4}), but may differ by more than {tolerance}",
+            found.difference
+        );
+        warning("utility_unmatched", text)
+    })
 }

@@ -107,6 +107,10 @@ fn summary(page: &mut String, report: &Report) {
     }
     table(page, &between);
     for attribute in pick::attributes(report) {
+        table(page, &tables::utility(report, attribute));
+    }
+    table(page, &tables::seeds(report));
+    for attribute in pick::attributes(report) {
         folded(page, &tables::gaps(report, attribute, false));
     }
     folded(page, &tables::against_rest(report));
@@ -131,15 +135,17 @@ fn legend(page: &mut String, report: &Report) {
 fn attribute_section(page: &mut String, sheet: &Sheet, attribute: &str) {
     let mut drawings = Vec::new();
     for measure in pick::drawn(sheet.report, attribute) {
-        let four = [
+        let mut shown: Vec<Titled> = [
             plots::dots(sheet, attribute, measure),
             plots::slope(sheet, attribute, measure),
             plots::forest(sheet, attribute, measure),
-            plots::rank(sheet, attribute, measure),
-        ];
-        let four: Vec<Titled> = four.into_iter().flatten().collect();
-        if !four.is_empty() {
-            drawings.push((super::words::measure_words(measure.0, measure.1), four));
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        shown.extend(plots::sweep(sheet, attribute, measure));
+        if !shown.is_empty() {
+            drawings.push((super::words::measure_words(measure.0, measure.1), shown));
         }
     }
     let impacts: Vec<Titled> =

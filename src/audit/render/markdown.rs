@@ -43,6 +43,10 @@ pub fn markdown(report: &Report) -> String {
     }
     table(&mut text, &tables::differences(report));
     for attribute in pick::attributes(report) {
+        table(&mut text, &tables::utility(report, attribute));
+    }
+    table(&mut text, &tables::seeds(report));
+    for attribute in pick::attributes(report) {
         table(&mut text, &tables::by_group(&sheet, attribute));
     }
     table(&mut text, &tables::strata(report));

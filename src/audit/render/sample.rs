@@ -45,6 +45,7 @@ fn settings() -> Settings {
         max_tokens: 128,
         overlap: Overlap::Mark,
         convention: Convention::Fairlearn,
+        utility_match: None,
         seed: 7,
     }
 }
@@ -267,5 +268,6 @@ pub(crate) fn report() -> Report {
             },
             Warning { kind: "small_groups".to_owned(), message: format!("few rows in {}", HOSTILE[0]) },
         ],
+        matched: None,
     }
 }

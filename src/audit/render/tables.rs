@@ -10,6 +10,8 @@ use super::words::{
     status_word, subject, value_words, verdict,
 };
 use crate::audit::report::{Figure, Report, Scope, Status};
+use crate::audit::seeds;
+use crate::audit::utility;
 
 /// A table; the first cell of each row is its head.
 pub(super) struct Table {
@@ -122,6 +124,69 @@ fn gap(report: &Report, figure: &Figure) -> Vec<String> {
         of(test.and_then(|test| test.detectable).map(number)),
         verdict(report, figure),
     ]
+}
+
+/// Differences of gaps between models, each beside the difference of their utility.
+pub(super) fn utility(report: &Report, attribute: &str) -> Table {
+    let asked = report.settings.utility_match.as_ref();
+    let measure = utility::measure(&report.figures, asked);
+    let words = measure.map_or_else(String::new, |measure| measure_words(measure, None));
+    let head = ["Measure", "Models", "Difference of gaps [interval]", "Difference of utility [interval]", "Utility"];
+    let mut table = Table::new(&format!("Differences of gaps beside utility ({words}): {attribute}"), &head);
+    let Some(measure) = measure else { return table };
+    for figure in &report.figures {
+        let gap = matches!(figure.scope, Scope::Difference | Scope::Attribute)
+            && figure.attribute.as_deref() == Some(attribute)
+            && figure.control.is_none()
+            && figure.class.is_none();
+        let Some(versus) = figure.versus.filter(|_| gap && pick::is_main(&figure.measure)) else { continue };
+        let pair = (figure.model, versus);
+        let beside = utility::difference(&report.figures, pair, measure);
+        let verdict = match &report.matched {
+            Some(matched) if [(matched.model, matched.versus), (matched.versus, matched.model)].contains(&pair) => {
+                let within = if matched.within { "within" } else { "not shown to be within" };
+                format!("nearest; {within} {}", number(matched.tolerance))
+            }
+            Some(_) => "not the nearest".to_owned(),
+            None => "–".to_owned(),
+        };
+        table.rows.push(vec![
+            measure_words(&figure.measure, None),
+            subject(report, figure),
+            value_words(figure),
+            beside.map_or_else(|| "–".to_owned(), value_words),
+            verdict,
+        ]);
+    }
+    table
+}
+
+/// How utility and gaps vary over the seeds of models that were trained alike: measures that are looked at first.
+pub(super) fn seeds(report: &Report) -> Table {
+    let head = ["Models", "Measure", "Of", "Seeds", "Mean", "Standard deviation", "Smallest", "Largest"];
+    let mut table = Table::new("Over the seeds of models that were trained alike", &head);
+    for spread in seeds::spreads(report) {
+        let of = spread.of;
+        if of.class.is_some() || !pick::is_main(&of.measure) {
+            continue;
+        }
+        let names: Vec<&str> = spread.models.iter().map(|model| model_name(report, *model)).collect();
+        let place = match &of.attribute {
+            Some(attribute) => format!("gap between groups: {attribute}"),
+            None => "all rows".to_owned(),
+        };
+        table.rows.push(vec![
+            names.join(", "),
+            measure_words(&of.measure, None),
+            place,
+            format!("{} of {}", spread.n, spread.models.len()),
+            number(spread.mean),
+            number(spread.deviation),
+            number(spread.minimum),
+            number(spread.maximum),
+        ]);
+    }
+    table
 }
 
 /// Gaps within strata of control features.

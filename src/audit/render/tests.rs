@@ -3,7 +3,8 @@
 use super::sample::{HOSTILE, report};
 use super::words::{reason_words, verdict};
 use super::{csv, html, markdown};
-use crate::audit::report::{Figure, Group, Report, Scope, Status, Test};
+use crate::audit::report::{Figure, Group, ModelKind, Report, Scope, Status, Test};
+use crate::audit::settings::UtilityMatch;
 use crate::audit::statistics::Undefined;
 
 /// Walks the tags of a page with a stack; returns what is wrong. Knows the elements that have no end.
@@ -195,6 +196,73 @@ fn markdown_tables_keep_their_columns() {
 }
 
 #[test]
+fn a_gap_is_drawn_against_each_thing_that_models_differ_in() {
+    let against = |report: &Report| {
+        let page = html(report);
+        let titles = page.split("accuracy: gap between groups against ").skip(1);
+        let mut words: Vec<String> =
+            titles.map(|rest| rest.split(['<', '.']).next().unwrap_or_default().to_owned()).collect();
+        words.sort();
+        words.dedup();
+        words
+    };
+    let train = |report: &mut Report, model: usize, rank: Option<u64>, alpha: f64, steps: u64, rate: f64| {
+        let training = report.models[model].training.as_mut().unwrap();
+        (training.rank, training.alpha) = (rank, rank.map(|_| alpha));
+        training.settings = serde_json::json!({ "seed": model, "length": { "steps": steps }, "learning_rate": rate });
+    };
+    let mut one = report();
+    // Alpha follows the rank.
+    assert_eq!(against(&one), ["rank"]);
+    train(&mut one, 1, Some(8), 16.0, 100, 0.0015);
+    train(&mut one, 2, Some(64), 64.0, 200, 0.002);
+    train(&mut one, 3, None, 0.0, 100, 0.002);
+    assert_eq!(against(&one), ["learning rate", "rank", "steps of training"]);
+    let page = html(&one);
+    assert!(page.contains(">0.0015<") && page.contains(">200<"));
+    train(&mut one, 2, Some(8), 4.0, 100, 0.0015);
+    train(&mut one, 3, Some(8), 4.0, 100, 0.0015);
+    one.models[3].kind = ModelKind::Adapter;
+    one.models[3].scale = 0.5;
+    assert_eq!(against(&one), ["alpha", "scale of the change"]);
+}
+
+#[test]
+fn differences_of_gaps_stand_beside_those_of_utility() {
+    let mut report = report();
+    let lines = |report: &Report| {
+        let text = markdown(report);
+        let of = text.split("## Differences of gaps beside utility (accuracy): region").nth(1).unwrap();
+        of.lines().skip(4).take_while(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = lines(&report);
+    assert!(before[0].starts_with("| accuracy | lora-r8 minus base |"), "{before:?}");
+    assert!(before.iter().all(|line| line.ends_with("| – |")), "{before:?}");
+    let asked = UtilityMatch { reference: None, measure: "accuracy".into(), tolerance: 0.05 };
+    report.matched = crate::audit::utility::matched(&report.figures, &report.models, &asked);
+    report.settings.utility_match = Some(asked);
+    let after = lines(&report);
+    assert!(after[0].ends_with("| nearest; within 0.050 |"), "{after:?}");
+    assert!(after[1].ends_with("| not the nearest |"), "{after:?}");
+    assert!(html(&report).contains("nearest; within 0.050"));
+}
+
+#[test]
+fn seeds_are_taken_together_in_a_table() {
+    let caption = "Over the seeds of models that were trained alike";
+    let mut report = report();
+    assert!(!html(&report).contains(caption) && !markdown(&report).contains(caption));
+    for model in [1, 2] {
+        let training = report.models[model].training.as_mut().unwrap();
+        (training.rank, training.alpha, training.seed) = (Some(8), Some(16.0), model as u64);
+        training.settings = serde_json::json!({ "seed": model });
+    }
+    let line = "| lora-r8, lora-r64 | accuracy | gap between groups: region | 2 of 2 | 0.095 | 0.021 | 0.080 | 0.110 |";
+    assert!(markdown(&report).contains(line), "{}", markdown(&report));
+    assert!(html(&report).contains(caption));
+}
+
+#[test]
 fn csv_has_a_line_a_figure_and_no_formula() {
     for report in reports() {
         let text = csv(&report);
@@ -218,6 +286,16 @@ fn csv_has_a_line_a_figure_and_no_formula() {
         }
     }
     assert!(csv(&report()).contains(&format!("'{}", HOSTILE[1])));
+}
+
+#[test]
+fn csv_tells_a_terminal_nothing() {
+    let mut report = report();
+    report.models[1].name = "a\u{1b}[2J\u{7}b\nc\td\u{9b}e\u{202e}f".to_owned();
+    let text = csv(&report);
+    assert!(text.contains("a\u{fffd}[2J\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}e\u{fffd}f"));
+    assert!(text.chars().all(|c| c == '\n' || !c.is_control()));
+    assert_eq!(text.lines().count(), report.figures.len() + 1);
 }
 
 #[test]

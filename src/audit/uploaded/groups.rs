@@ -6,12 +6,8 @@ use std::collections::BTreeMap;
 
 use super::{Faults, UploadedAttribute, UploadedGroups, names};
 use crate::audit::assess::MAX_GROUPS;
+use crate::audit::groups::product;
 use crate::audit::table::{AttributeRows, GroupRows};
-
-/// What stands between names and between values of a combination.
-const JOINT: &str = " × ";
-/// What stands for a missing value within a combination.
-const MISSING: &str = "(missing)";
 
 /// Groups of each attribute; faults name `field`.
 pub(super) fn groups(
@@ -56,7 +52,6 @@ pub(super) fn combinations(
     faults: &mut Faults,
     asked: &[Vec<String>],
     attributes: &[AttributeRows],
-    rows: usize,
 ) -> Vec<AttributeRows> {
     let mut combined = Vec::new();
     for (number, names) in asked.iter().enumerate() {
@@ -69,35 +64,8 @@ pub(super) fn combinations(
         } else if groups > MAX_GROUPS {
             faults.add(&field, None, format!("has {groups} groups, at most {MAX_GROUPS} can be compared"));
         } else {
-            combined.push(combination(&parts, rows));
+            combined.push(product(&parts));
         }
     }
     combined
-}
-
-fn combination(parts: &[&AttributeRows], rows: usize) -> AttributeRows {
-    let mut groups: Vec<(String, Vec<bool>)> = vec![(String::new(), vec![true; rows])];
-    for part in parts {
-        let mut product = Vec::with_capacity(groups.len() * part.groups.len());
-        for (name, inside) in &groups {
-            for group in &part.groups {
-                let value = group.value.as_deref().unwrap_or(MISSING);
-                let name = if name.is_empty() { value.to_owned() } else { format!("{name}{JOINT}{value}") };
-                let mut both = vec![false; rows];
-                for row in &group.rows {
-                    if let (Some(both), Some(inside)) = (both.get_mut(*row as usize), inside.get(*row as usize)) {
-                        *both = *inside;
-                    }
-                }
-                product.push((name, both));
-            }
-        }
-        groups = product;
-    }
-    let group = |(value, inside): (String, Vec<bool>)| {
-        let rows = inside.iter().enumerate().filter(|(_, inside)| **inside).map(|(row, _)| row as u32).collect();
-        GroupRows { value: Some(value), rows }
-    };
-    let name = parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(JOINT);
-    AttributeRows { name, combination: true, groups: groups.into_iter().map(group).collect() }
 }

@@ -6,6 +6,7 @@
 
 mod digest;
 mod groups;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,8 @@ use super::settings::{Attack, Settings};
 use super::table::{AttackScores, MembershipTable, Outcomes, Shadows, Table};
 use digest::digest;
 use groups::{combinations, groups};
+
+pub use size::audited_bytes;
 
 /// How far from 1 the probabilities of a row may sum.
 const SUM_TOLERANCE: f64 = 1e-6;
@@ -222,7 +225,7 @@ pub fn check(settings: &Settings, uploaded: &Uploaded, software: &str) -> Result
     names(&mut faults, "attributes", uploaded.attributes.iter().map(|attribute| attribute.name.as_str()));
     let outcomes = outcomes(&mut faults, settings, uploaded, rows);
     let mut attributes = groups(&mut faults, "attributes", &uploaded.attributes, rows);
-    let combined = combinations(&mut faults, &settings.intersections, &attributes, rows);
+    let combined = combinations(&mut faults, &settings.intersections, &attributes);
     attributes.extend(combined);
     let controls = groups(&mut faults, "controls", &uploaded.controls, rows);
     if let Some(weights) = &uploaded.weights {

@@ -33,6 +33,7 @@ fn settings() -> Settings {
         max_tokens: 16,
         overlap: Overlap::Mark,
         convention: Convention::Defined,
+        utility_match: None,
         seed: 1,
     }
 }
@@ -190,4 +191,26 @@ fn membership_alone_needs_no_labels() {
     let mut faulty = uploaded;
     faulty.membership.as_mut().unwrap().models[0].shadow_signals[1][3] = f64::NAN;
     assert!(faults(&faulty).iter().any(|fault| fault.contains("shadow_signals[1][3]: NaN")));
+}
+
+#[test]
+fn what_a_combination_takes_is_told_before_it_is_made() {
+    let flags = |name: &str, groups: usize| UploadedAttribute {
+        name: name.to_owned(),
+        groups: UploadedGroups::Flags((0..groups).map(|i| format!("{name}{i}")).collect(), vec![true; 6 * groups]),
+    };
+    let uploaded = Uploaded { attributes: vec![flags("a", 16), flags("b", 8)], ..upload() };
+    let rows = match &uploaded.labels {
+        Labels::One(labels) => labels.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(rows, 6);
+    let combined = Settings { intersections: vec![text(&["a", "b"])], ..settings() };
+    let (table, _) = check(&combined, &uploaded, "test").unwrap();
+    let made: usize = table.attributes[2].groups.iter().map(|group| size_of_val(&group.rows[..])).sum();
+    assert_eq!(made, 16 * 8 * 6 * 4);
+    let more = audited_bytes(&combined, &uploaded) - audited_bytes(&settings(), &uploaded);
+    assert!(more >= made as u64, "{more}");
+    let single = Uploaded { attributes: vec![flags("a", 16)], ..uploaded };
+    assert!(audited_bytes(&settings(), &single) >= 16 * 6 * 4);
 }

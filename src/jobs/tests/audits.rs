@@ -33,6 +33,7 @@ fn asked(membership: Option<ask::Membership>) -> ask::Settings {
         max_tokens: 16,
         overlap: ask::Overlap::Mark,
         convention: ask::Convention::Defined,
+        utility_match: None,
         seed: 9,
     }
 }

@@ -1,6 +1,7 @@
 //! Making, listing and refusing jobs; who runs when.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
 
 use super::*;
 
@@ -167,4 +168,35 @@ fn finished_jobs_are_forgotten_in_the_end_with_their_checkpoints() {
     assert!(matches!(house.jobs.get(ids[0]), Err(JobsError::NotFound(_))));
     assert!(ids[1..].iter().all(|id| house.jobs.get(*id).unwrap().is_resumable()));
     assert_eq!(house.blobs(), 1, "equal checkpoints are one file, which is still named");
+}
+
+#[test]
+fn statistics_that_are_no_job_let_requests_go_first_and_end_when_nobody_waits() {
+    let house = House::new();
+    let left = AtomicBool::new(false);
+    assert!(!house.jobs.yields(&left));
+    let turns = &house.jobs.inner().parts.turns;
+    let order = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let mut steps = turns.steps();
+        let step = steps.take();
+        let waiting = scope.spawn(|| {
+            let stops = house.jobs.yields(&left);
+            order.lock().unwrap().push("statistics");
+            stops
+        });
+        drop(step);
+        for _ in 0..100 {
+            let _step = steps.take();
+            order.lock().unwrap().push("step");
+        }
+        steps.rest();
+        assert!(!waiting.join().unwrap());
+    });
+    let order = order.into_inner().unwrap();
+    assert_eq!((order.len(), order[100]), (101, "statistics"));
+    let mut steps = turns.steps();
+    let _step = steps.take();
+    left.store(true, Ordering::SeqCst);
+    assert!(house.jobs.yields(&left), "it does not wait for its turn");
 }

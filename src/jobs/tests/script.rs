@@ -112,6 +112,7 @@ impl AuditWork for Play {
             preferences: vec![],
             tests: 0,
             warnings: vec![],
+            matched: None,
         })
     }
 }

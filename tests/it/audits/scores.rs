@@ -148,6 +148,144 @@ async fn more_rows_than_allowed_are_refused() {
     refused(send(&server.client, parts("many")).await, Code::ResourceExhausted, "TOO_MANY_ROWS");
 }
 
+#[tokio::test]
+async fn the_model_of_the_nearest_utility_is_named_with_its_tolerance() {
+    let server = client::start().await;
+    let client = &server.client;
+    let asked = |measure: &str, tolerance: f64| {
+        let mut parts = parts("");
+        let Part::Header(header) = &mut parts[0] else { panic!() };
+        let settings = header.settings.as_mut().unwrap();
+        settings.measures = vec!["selection_rate".into()];
+        settings.utility_match =
+            Some(pb::AuditUtilityMatch { measure: measure.into(), tolerance: Some(tolerance), ..Default::default() });
+        parts
+    };
+    let report = send(client, asked("", 1.0)).await.unwrap();
+    let accuracy = |model| figure(&report, "accuracy", FigureScope::Overall, None, model).value.unwrap();
+    let matched = report.matched.as_ref().unwrap();
+    assert_eq!((matched.model, matched.versus, matched.measure.as_str()), (1, 0, "accuracy"));
+    assert!((matched.difference - (accuracy(1) - accuracy(0))).abs() < 1e-12, "{matched:?}");
+    assert!(matched.within && matched.interval.is_some(), "{matched:?}");
+    let warns = |report: &AuditReport| report.warnings.iter().any(|warning| warning.kind == "utility_unmatched");
+    assert!(!warns(&report));
+    let report = send(client, asked("accuracy", 1e-6)).await.unwrap();
+    assert!(!report.matched.as_ref().unwrap().within && warns(&report));
+    assert!(send(client, parts("")).await.unwrap().matched.is_none());
+    let named = |reference: &str| {
+        let mut parts = asked("", 1.0);
+        let Part::Header(header) = &mut parts[0] else { panic!() };
+        header.settings.as_mut().unwrap().utility_match.as_mut().unwrap().reference = reference.into();
+        parts
+    };
+    let turned = send(client, named("new")).await.unwrap().matched.unwrap();
+    assert_eq!((turned.model, turned.versus, turned.difference), (0, 1, -matched.difference));
+    let status = refused(send(client, named("nobody")).await, Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(violations(&status), ["settings.utility_match.reference"]);
+    let status = refused(send(client, asked("nothing", 0.0)).await, Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(violations(&status), ["settings.utility_match.measure", "settings.utility_match.tolerance"]);
+    // A measure that there is, but not of this task.
+    let status = refused(send(client, asked("bits_per_byte", 0.1)).await, Code::InvalidArgument, "INVALID_FIELD");
+    assert!(status.message().contains("bits_per_byte") || violations(&status) == ["settings"], "{status:?}");
+}
+
+/// 50,000 rows of two models and one attribute, with so many resamples and permutations.
+fn many(draws: u32) -> Vec<Part> {
+    let mut parts = parts("");
+    parts.truncate(2);
+    let [Part::Header(header), Part::Rows(rows)] = &mut parts[..] else { panic!() };
+    header.attributes.truncate(1);
+    let statistics = header.settings.as_mut().unwrap().statistics.as_mut().unwrap();
+    (statistics.resamples, statistics.permutations) = (Some(draws), Some(draws));
+    header.settings.as_mut().unwrap().measures = vec!["accuracy".into()];
+    rows.labels = rows.labels.repeat(2000);
+    rows.weights = rows.weights.repeat(2000);
+    rows.attributes.truncate(1);
+    rows.attributes[0].values = rows.attributes[0].values.repeat(2000);
+    for model in &mut rows.models {
+        model.probabilities = model.probabilities.repeat(2000);
+    }
+    parts
+}
+
+#[tokio::test]
+async fn what_a_client_that_has_left_asked_for_is_not_computed() {
+    // One of them fits into memory, two do not.
+    let server = client::start_with(client::MODEL, |settings| settings.audits.max_upload_bytes = 48 << 20).await;
+    let client = server.client.clone();
+    let endless = tokio::spawn(async move {
+        loop {
+            // Until its turn has come: the others hold the memory for a moment.
+            match send(&client, many(100_000)).await {
+                Err(status) if status.code() == Code::ResourceExhausted => {}
+                other => return other,
+            }
+        }
+    });
+    let holds = async || match send(&server.client, many(0)).await {
+        Ok(_) => None,
+        Err(status) => Some(refused(Err::<(), _>(status), Code::ResourceExhausted, "QUEUE_FULL")),
+    };
+    client::eventually("its memory to be taken", holds).await;
+    assert!(!endless.is_finished(), "{:?}", endless.await);
+    endless.abort();
+    let free = async || send(&server.client, many(0)).await.ok();
+    sound(&client::eventually("its memory to be given back", free).await);
+}
+
+#[tokio::test]
+async fn uploads_that_take_too_much_memory_are_refused_before_it_is_taken() {
+    let server = client::start_with(client::MODEL, |settings| settings.audits.max_upload_bytes = 4 << 20).await;
+    let client = &server.client;
+    let changed = |change: fn(&mut pb::ScoresHeader, &mut pb::ScoresRows)| {
+        let mut parts = parts("");
+        parts.truncate(2);
+        let [Part::Header(header), Part::Rows(rows)] = &mut parts[..] else { panic!() };
+        change(header, rows);
+        parts
+    };
+    sound(&send(client, changed(|_, _| ())).await.unwrap());
+    let large: [fn(&mut pb::ScoresHeader, &mut pb::ScoresRows); 4] = [
+        // A text counts for each row that has it.
+        |_, rows| rows.attributes[0].dictionary[0] = "f".repeat(1 << 20),
+        |header, rows| {
+            header.models = (0..64).map(|i| format!("m{i}")).collect();
+            rows.models = vec![rows.models[0].clone(); 64];
+            rows.models[0].probabilities = vec![0.5; 300_000];
+        },
+        // Everybody is in all groups of both attributes: 64 × 64 lists of all rows.
+        |header, rows| {
+            header.settings.as_mut().unwrap().intersections =
+                vec![pb::AuditIntersection { attributes: vec!["sex".into(), "faith".into()] }];
+            let names: Vec<String> = (0..64).map(|i| format!("g{i}")).collect();
+            for attribute in &mut rows.attributes {
+                *attribute = pb::GroupValues {
+                    dictionary: names.clone(),
+                    flags: vec![true; 25 * 64 * 20],
+                    ..Default::default()
+                };
+            }
+            rows.labels = rows.labels.repeat(20);
+            rows.weights = rows.weights.repeat(20);
+            rows.models.iter_mut().for_each(|model| model.probabilities = model.probabilities.repeat(20));
+        },
+        // What statistics take counts too.
+        |_, rows| {
+            rows.labels = rows.labels.repeat(400);
+            rows.weights = rows.weights.repeat(400);
+            rows.models.iter_mut().for_each(|model| model.probabilities = model.probabilities.repeat(400));
+            rows.attributes[0].values = rows.attributes[0].values.repeat(400);
+            rows.attributes[1].flags = rows.attributes[1].flags.repeat(400);
+        },
+    ];
+    for (i, change) in large.into_iter().enumerate() {
+        let status = refused(send(client, changed(change)).await, Code::ResourceExhausted, "UPLOAD_TOO_LARGE");
+        assert!(status.message().contains("4194304 bytes"), "{i}: {status:?}");
+    }
+    // Nothing of it stays taken.
+    sound(&send(client, changed(|_, _| ())).await.unwrap());
+}
+
 /// Degenerate tables have figures with reasons, never numbers that are none.
 #[tokio::test]
 async fn one_group_one_class_and_one_row_are_defined_results() {

@@ -299,18 +299,32 @@ class FigureChange(_message.Message):
     def __init__(self, model: _Optional[str] = ..., versus: _Optional[str] = ..., before: _Optional[_Union[_audit_report_pb2.AuditFigure, _Mapping]] = ..., after: _Optional[_Union[_audit_report_pb2.AuditFigure, _Mapping]] = ..., change: _Optional[float] = ..., apart: bool = ...) -> None: ...
 
 class AuditPolicy(_message.Message):
-    __slots__ = ("name", "rules", "max_age_seconds", "audit", "create_time")
+    __slots__ = ("name", "rules", "max_age_seconds", "audit", "create_time", "dataset", "settings_of", "min_level", "min_resamples", "min_group", "allow_training_overlap", "require_known_training")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_OF_FIELD_NUMBER: _ClassVar[int]
+    MIN_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    MIN_RESAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MIN_GROUP_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_TRAINING_OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_KNOWN_TRAINING_FIELD_NUMBER: _ClassVar[int]
     name: str
     rules: _containers.RepeatedCompositeFieldContainer[AuditRule]
     max_age_seconds: int
     audit: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[AuditRule, _Mapping]]] = ..., max_age_seconds: _Optional[int] = ..., audit: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    dataset: str
+    settings_of: str
+    min_level: float
+    min_resamples: int
+    min_group: int
+    allow_training_overlap: bool
+    require_known_training: bool
+    def __init__(self, name: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[AuditRule, _Mapping]]] = ..., max_age_seconds: _Optional[int] = ..., audit: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dataset: _Optional[str] = ..., settings_of: _Optional[str] = ..., min_level: _Optional[float] = ..., min_resamples: _Optional[int] = ..., min_group: _Optional[int] = ..., allow_training_overlap: bool = ..., require_known_training: bool = ...) -> None: ...
 
 class AuditRule(_message.Message):
     __slots__ = ("measure", "scope", "attribute", "versus", "at_most", "at_least", "allow_low_support")

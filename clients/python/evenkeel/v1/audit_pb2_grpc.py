@@ -136,10 +136,13 @@ class AuditServiceServicer(object):
 
     def AuditScores(self, request_iterator, context):
         """Audits scores that were made elsewhere: labels, groups and probabilities of one or several models. Needs no model
-        and makes no job. The report is kept under `name` if one is given.
+        and makes no job. The report is kept under `name` if one is given. Requests go first, as with jobs; it ends when its
+        caller leaves.
 
         Errors: SCORES_INVALID (INVALID_ARGUMENT): the BadRequest names up to 20 faults as `models[1].probabilities[17]`;
-        TOO_MANY_ROWS (RESOURCE_EXHAUSTED).
+        TOO_MANY_ROWS (RESOURCE_EXHAUSTED); UPLOAD_TOO_LARGE (RESOURCE_EXHAUSTED) when rows and what is computed of them take
+        more memory than the server gives to all uploads of scores; QUEUE_FULL (RESOURCE_EXHAUSTED, with RetryInfo) while
+        others hold it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +178,7 @@ class AuditServiceServicer(object):
     def CreateAuditPolicy(self, request, context):
         """Makes a policy: bounds on figures that an adapter's report has to keep. SetAlias can demand one.
 
-        Errors: POLICY_EXISTS (ALREADY_EXISTS).
+        Errors: POLICY_EXISTS (ALREADY_EXISTS); REPORT_NOT_FOUND (NOT_FOUND) for `settings_of`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

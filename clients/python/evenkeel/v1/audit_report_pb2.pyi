@@ -67,7 +67,7 @@ FIGURE_STATUS_NOT_MEASURED: FigureStatus
 FIGURE_STATUS_SUPPRESSED: FigureStatus
 
 class AuditReport(_message.Message):
-    __slots__ = ("id", "version", "software", "settings", "base", "data", "models", "groups", "figures", "reliability", "rocs", "preferences", "tests", "warnings")
+    __slots__ = ("id", "version", "software", "settings", "base", "data", "models", "groups", "figures", "reliability", "rocs", "preferences", "tests", "warnings", "seeds", "matched")
     ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,8 @@ class AuditReport(_message.Message):
     PREFERENCES_FIELD_NUMBER: _ClassVar[int]
     TESTS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_FIELD_NUMBER: _ClassVar[int]
     id: str
     version: int
     software: str
@@ -96,7 +98,50 @@ class AuditReport(_message.Message):
     preferences: _containers.RepeatedCompositeFieldContainer[TokenPreference]
     tests: int
     warnings: _containers.RepeatedCompositeFieldContainer[AuditWarning]
-    def __init__(self, id: _Optional[str] = ..., version: _Optional[int] = ..., software: _Optional[str] = ..., settings: _Optional[_Union[_audit_settings_pb2.AuditSettings, _Mapping]] = ..., base: _Optional[_Union[AuditBaseModel, _Mapping]] = ..., data: _Optional[_Union[AuditData, _Mapping]] = ..., models: _Optional[_Iterable[_Union[AuditedModel, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[AuditGroup, _Mapping]]] = ..., figures: _Optional[_Iterable[_Union[AuditFigure, _Mapping]]] = ..., reliability: _Optional[_Iterable[_Union[ReliabilityDiagram, _Mapping]]] = ..., rocs: _Optional[_Iterable[_Union[RocCurve, _Mapping]]] = ..., preferences: _Optional[_Iterable[_Union[TokenPreference, _Mapping]]] = ..., tests: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[AuditWarning, _Mapping]]] = ...) -> None: ...
+    seeds: _containers.RepeatedCompositeFieldContainer[AuditSeedSpread]
+    matched: AuditUtilityMatched
+    def __init__(self, id: _Optional[str] = ..., version: _Optional[int] = ..., software: _Optional[str] = ..., settings: _Optional[_Union[_audit_settings_pb2.AuditSettings, _Mapping]] = ..., base: _Optional[_Union[AuditBaseModel, _Mapping]] = ..., data: _Optional[_Union[AuditData, _Mapping]] = ..., models: _Optional[_Iterable[_Union[AuditedModel, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[AuditGroup, _Mapping]]] = ..., figures: _Optional[_Iterable[_Union[AuditFigure, _Mapping]]] = ..., reliability: _Optional[_Iterable[_Union[ReliabilityDiagram, _Mapping]]] = ..., rocs: _Optional[_Iterable[_Union[RocCurve, _Mapping]]] = ..., preferences: _Optional[_Iterable[_Union[TokenPreference, _Mapping]]] = ..., tests: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[AuditWarning, _Mapping]]] = ..., seeds: _Optional[_Iterable[_Union[AuditSeedSpread, _Mapping]]] = ..., matched: _Optional[_Union[AuditUtilityMatched, _Mapping]] = ...) -> None: ...
+
+class AuditUtilityMatched(_message.Message):
+    __slots__ = ("model", "versus", "measure", "tolerance", "difference", "interval", "within")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSUS_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    model: int
+    versus: int
+    measure: str
+    tolerance: float
+    difference: float
+    interval: FigureInterval
+    within: bool
+    def __init__(self, model: _Optional[int] = ..., versus: _Optional[int] = ..., measure: _Optional[str] = ..., tolerance: _Optional[float] = ..., difference: _Optional[float] = ..., interval: _Optional[_Union[FigureInterval, _Mapping]] = ..., within: bool = ...) -> None: ...
+
+class AuditSeedSpread(_message.Message):
+    __slots__ = ("models", "measure", "scope", "attribute", "n", "mean", "standard_deviation", "minimum", "maximum")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedScalarFieldContainer[int]
+    measure: str
+    scope: FigureScope
+    attribute: str
+    n: int
+    mean: float
+    standard_deviation: float
+    minimum: float
+    maximum: float
+    def __init__(self, models: _Optional[_Iterable[int]] = ..., measure: _Optional[str] = ..., scope: _Optional[_Union[FigureScope, str]] = ..., attribute: _Optional[str] = ..., n: _Optional[int] = ..., mean: _Optional[float] = ..., standard_deviation: _Optional[float] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., **kwargs) -> None: ...
 
 class AuditBaseModel(_message.Message):
     __slots__ = ("name", "fingerprint", "dtype", "device")

@@ -87,7 +87,7 @@ AUDIT_ATTACK_LIRA_OFFLINE: AuditAttack
 AUDIT_ATTACK_LIRA_OFFLINE_FIXED: AuditAttack
 
 class AuditSettings(_message.Message):
-    __slots__ = ("task", "attributes", "intersections", "control_columns", "weight_column", "cluster_column", "splits", "measures", "positive_label", "threshold", "statistics", "calibration_bins", "temperature", "membership", "max_tokens", "allow_training_overlap", "convention", "seed")
+    __slots__ = ("task", "attributes", "intersections", "control_columns", "weight_column", "cluster_column", "splits", "measures", "positive_label", "threshold", "statistics", "calibration_bins", "temperature", "membership", "max_tokens", "allow_training_overlap", "convention", "seed", "utility_match")
     TASK_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     INTERSECTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class AuditSettings(_message.Message):
     ALLOW_TRAINING_OVERLAP_FIELD_NUMBER: _ClassVar[int]
     CONVENTION_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    UTILITY_MATCH_FIELD_NUMBER: _ClassVar[int]
     task: AuditTask
     attributes: _containers.RepeatedCompositeFieldContainer[AuditAttribute]
     intersections: _containers.RepeatedCompositeFieldContainer[AuditIntersection]
@@ -124,7 +125,18 @@ class AuditSettings(_message.Message):
     allow_training_overlap: bool
     convention: AuditConvention
     seed: int
-    def __init__(self, task: _Optional[_Union[AuditTask, _Mapping]] = ..., attributes: _Optional[_Iterable[_Union[AuditAttribute, _Mapping]]] = ..., intersections: _Optional[_Iterable[_Union[AuditIntersection, _Mapping]]] = ..., control_columns: _Optional[_Iterable[str]] = ..., weight_column: _Optional[str] = ..., cluster_column: _Optional[str] = ..., splits: _Optional[_Iterable[_Union[_dataset_pb2.DatasetSplit, str]]] = ..., measures: _Optional[_Iterable[str]] = ..., positive_label: _Optional[str] = ..., threshold: _Optional[float] = ..., statistics: _Optional[_Union[AuditStatistics, _Mapping]] = ..., calibration_bins: _Optional[int] = ..., temperature: bool = ..., membership: _Optional[_Union[AuditMembership, _Mapping]] = ..., max_tokens: _Optional[int] = ..., allow_training_overlap: bool = ..., convention: _Optional[_Union[AuditConvention, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+    utility_match: AuditUtilityMatch
+    def __init__(self, task: _Optional[_Union[AuditTask, _Mapping]] = ..., attributes: _Optional[_Iterable[_Union[AuditAttribute, _Mapping]]] = ..., intersections: _Optional[_Iterable[_Union[AuditIntersection, _Mapping]]] = ..., control_columns: _Optional[_Iterable[str]] = ..., weight_column: _Optional[str] = ..., cluster_column: _Optional[str] = ..., splits: _Optional[_Iterable[_Union[_dataset_pb2.DatasetSplit, str]]] = ..., measures: _Optional[_Iterable[str]] = ..., positive_label: _Optional[str] = ..., threshold: _Optional[float] = ..., statistics: _Optional[_Union[AuditStatistics, _Mapping]] = ..., calibration_bins: _Optional[int] = ..., temperature: bool = ..., membership: _Optional[_Union[AuditMembership, _Mapping]] = ..., max_tokens: _Optional[int] = ..., allow_training_overlap: bool = ..., convention: _Optional[_Union[AuditConvention, str]] = ..., seed: _Optional[int] = ..., utility_match: _Optional[_Union[AuditUtilityMatch, _Mapping]] = ...) -> None: ...
+
+class AuditUtilityMatch(_message.Message):
+    __slots__ = ("reference", "measure", "tolerance")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    measure: str
+    tolerance: float
+    def __init__(self, reference: _Optional[str] = ..., measure: _Optional[str] = ..., tolerance: _Optional[float] = ...) -> None: ...
 
 class AuditTask(_message.Message):
     __slots__ = ("head", "label_words", "choice", "pairs", "bbq", "perplexity", "generation")

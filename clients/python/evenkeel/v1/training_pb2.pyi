@@ -149,7 +149,7 @@ class TrainingSubset(_message.Message):
     def __init__(self, splits: _Optional[_Iterable[_Union[_dataset_pb2.DatasetSplit, str]]] = ..., fraction: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class TrainingProgress(_message.Message):
-    __slots__ = ("step", "total_steps", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "eta_seconds", "groups", "evaluation")
+    __slots__ = ("step", "total_steps", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "eta_seconds", "groups", "evaluation", "truncated_rows")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,7 @@ class TrainingProgress(_message.Message):
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_ROWS_FIELD_NUMBER: _ClassVar[int]
     step: int
     total_steps: int
     epoch: float
@@ -172,7 +173,8 @@ class TrainingProgress(_message.Message):
     eta_seconds: float
     groups: _containers.RepeatedCompositeFieldContainer[GroupFigure]
     evaluation: Evaluation
-    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[float] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., groups: _Optional[_Iterable[_Union[GroupFigure, _Mapping]]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+    truncated_rows: int
+    def __init__(self, step: _Optional[int] = ..., total_steps: _Optional[int] = ..., epoch: _Optional[float] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., tokens: _Optional[int] = ..., tokens_per_second: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., groups: _Optional[_Iterable[_Union[GroupFigure, _Mapping]]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., truncated_rows: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("figures", "best")

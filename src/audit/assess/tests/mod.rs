@@ -42,6 +42,7 @@ pub(super) fn settings() -> Settings {
         max_tokens: 128,
         overlap: Overlap::Mark,
         convention: Convention::Defined,
+        utility_match: None,
         seed: 7,
     }
 }

@@ -6,18 +6,18 @@
 mod dots;
 mod forest;
 mod impact;
-mod rank;
 mod reliability;
 mod roc;
 mod slope;
+mod sweep;
 
 pub(super) use dots::dots;
 pub(super) use forest::forest;
 pub(super) use impact::impact;
-pub(super) use rank::rank;
 pub(super) use reliability::reliability;
 pub(super) use roc::roc;
 pub(super) use slope::slope;
+pub(super) use sweep::sweep;
 
 use super::escape::{escape, shorten};
 

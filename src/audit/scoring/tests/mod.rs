@@ -69,6 +69,7 @@ pub(crate) fn settings() -> Settings {
         max_tokens: 200,
         overlap: Overlap::Refuse,
         convention: Convention::Defined,
+        utility_match: None,
         seed: 3,
     }
 }

@@ -1,6 +1,8 @@
-//! The gap between groups against the rank of models, or against the scale of their change.
+//! The gap between groups against what models of a sweep differ in: rank, alpha, steps, learning rate, or the scale of
+//! their change.
 //!
-//! Ranks and scales stand at equal distances in their order, not to scale. Models of unknown training are left out.
+//! Values stand at equal distances in their order, not to scale. Models of unknown training are left out, and so is what
+//! only follows another: alpha is often twice the rank.
 
 use super::{Anchor, Axis, Drawing, Titled, WIDTH, colour};
 use crate::audit::render::pick::{self, Measure, Sheet};
@@ -15,9 +17,14 @@ const BOTTOM: f64 = 200.0;
 /// A place on the axis across, and its label.
 type Place = (f64, String);
 
-/// Draws the gap of one measure; none where models differ neither in rank nor in scale.
-pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
-    let (word, places) = places(sheet.report)?;
+/// Draws the gap of one measure against each thing that models differ in.
+pub(in super::super) fn sweep(sheet: &Sheet, attribute: &str, measure: Measure) -> Vec<Titled> {
+    let axes = axes(sheet.report);
+    axes.iter().filter_map(|(word, places)| along((word, places), sheet, attribute, measure)).collect()
+}
+
+/// Draws the gap along one axis; none where fewer than two of its places have a value.
+fn along((word, places): (&str, &[Option<Place>]), sheet: &Sheet, attribute: &str, measure: Measure) -> Option<Titled> {
     let gap = |model: usize| sheet.figure((model, None), (Some(attribute), &Scope::Difference), measure);
     let models =
         || (0..sheet.report.models.len()).filter_map(|model| Some((model, places.get(model)?.clone()?, gap(model)?)));
@@ -45,7 +52,7 @@ pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -
     for (order, (model, place, figure, value)) in shown.iter().enumerate() {
         let same = |of: &[_]| of.iter().filter(|(_, other, _, _)| other == place).count() as f64;
         let step = steps.iter().position(|step| step == place).unwrap_or(0);
-        // Models of the same rank stand side by side.
+        // Models of the same place stand side by side.
         let x = at(step as f64) + 6.0 * (same(&shown[..order]) - (same(&shown) - 1.0) / 2.0);
         if let Some(interval) = &figure.interval {
             drawing.line(&format!("w {}", colour(*model)), (x, y.at(interval.low)), (x, y.at(interval.high)));
@@ -59,20 +66,35 @@ pub(in super::super) fn rank(sheet: &Sheet, attribute: &str, measure: Measure) -
 }
 
 /// What models differ in, and the place of each with its label.
-fn places(report: &Report) -> Option<(&'static str, Vec<Option<Place>>)> {
-    let ranks: Vec<_> = report.models.iter().map(rank_of).collect();
-    let scales: Vec<_> = report.models.iter().map(|model| Some((model.scale, amount(model.scale)))).collect();
-    let differ = |places: &[Option<Place>]| {
-        let mut known = places.iter().flatten();
-        known.next().is_some_and(|first| known.any(|other| other != first))
+fn axes(report: &Report) -> Vec<(&'static str, Vec<Option<Place>>)> {
+    let number = |value: f64| Some((value, value.to_string()));
+    let setting = |model: &Model, path: &str| {
+        let value = model.training.as_ref().and_then(|training| training.settings.pointer(path)?.as_f64());
+        value.and_then(number)
     };
-    if differ(&ranks) {
-        Some(("rank", ranks))
-    } else if differ(&scales) {
-        Some(("scale of the change", scales))
-    } else {
-        None
+    let of: [(&str, &dyn Fn(&Model) -> Option<Place>); 5] = [
+        ("rank", &rank_of),
+        ("alpha", &|model| model.training.as_ref().and_then(|training| number(training.alpha?))),
+        ("steps of training", &|model| setting(model, "/length/steps")),
+        ("learning rate", &|model| setting(model, "/learning_rate")),
+        ("scale of the change", &|model| Some((model.scale, amount(model.scale)))),
+    ];
+    let mut axes: Vec<(&str, Vec<Option<Place>>)> = Vec::new();
+    for (word, place) in of {
+        let places: Vec<_> = report.models.iter().map(place).collect();
+        let mut known = places.iter().flatten();
+        let differ = known.next().is_some_and(|first| known.any(|other| other != first));
+        if differ && !axes.iter().any(|(_, other)| follows(&places, other)) {
+            axes.push((word, places));
+        }
     }
+    axes
+}
+
+/// Whether one axis tells no models apart, of those that it has a place for, that another does not.
+fn follows(places: &[Option<Place>], other: &[Option<Place>]) -> bool {
+    let both = || places.iter().zip(other).filter_map(|(place, other)| Some((place.as_ref()?, other)));
+    both().all(|(place, other)| other.is_some() && both().all(|(p, o)| (p == place) == (o == other)))
 }
 
 fn rank_of(model: &Model) -> Option<Place> {
