@@ -115,7 +115,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::BaseModel;
 
     /// What peft was given when `tests/golden/record_trained.py` recorded its answers is what is written today.
     #[test]

@@ -39,7 +39,9 @@ pub fn audited_bytes(settings: &Settings, uploaded: &Uploaded) -> u64 {
     });
     let signals = membership.iter().map(|model| {
         // The signal, the same as a score of an attack, the membership; and all of it of the reference and each shadow.
-        (model.signals.len() + model.reference_signals.len() + model.shadow_signals.iter().map(Vec::len).sum::<usize>()) as u64 * (3 * SCORE + 1)
+        (model.signals.len() + model.reference_signals.len() + model.shadow_signals.iter().map(Vec::len).sum::<usize>())
+            as u64
+            * (3 * SCORE + 1)
     });
     let table = lists.chain([patterns]).chain(scores).chain(signals).fold(0, u64::saturating_add);
     table.saturating_add(statistics_bytes(rows as u64, uploaded.models.len() as u64))
