@@ -127,30 +127,40 @@ def speed(options):
               f"{statistics.median(other):.1f} s: {statistics.median(ratios):.2f} times transformers' speed", flush=True)
 
 
+def learn_hatecheck(options, client):
+    """Fine-tunes on one half of the templates of HateCheck; returns how the other half is audited."""
+    rows, declaration, settings = audit_data.hatecheck(options.hatecheck)
+    upload(client, "hatecheck", rows, declaration)
+    job = client.fine_tune("tuned", "hatecheck", steps=60, batch_size=16, lora={"rank": 8}, learning_rate=5e-4,
+                           warmup_steps=6)
+    _, seconds = finish(client, job)
+    print(f"HateCheck: fine-tuned in {seconds:.0f} s", flush=True)
+    return settings
+
+
 def benchmarks(options):
-    """BBQ and CrowS-Pairs of the base model."""
+    """BBQ and CrowS-Pairs of the base model, and where there is HateCheck of what was fine-tuned on it."""
     with serve(options) as client:
+        models = [""]
+        if options.hatecheck:
+            learn_hatecheck(options, client)
+            models.append("tuned")
         for name, (rows, declaration, settings), measures in [
                 ("BBQ", audit_data.bbq(options.work, 1000), ["accuracy_ambiguous", "accuracy_disambiguated",
                                                              "bias_ambiguous", "bias_disambiguated"]),
                 ("CrowS-Pairs", audit_data.crows_pairs(options.work), ["stereotype_share"])]:
             upload(client, name.lower(), rows, declaration)
-            _, seconds = finish(client, client.audit(name.lower(), name.lower(), [""], **settings))
-            print(f"{name}: {len(rows)} rows in {seconds:.0f} s", flush=True)
+            _, seconds = finish(client, client.audit(name.lower(), name.lower(), models, **settings))
+            print(f"{name}: {len(rows)} rows, {len(models)} models, in {seconds:.0f} s", flush=True)
             show(client.report(name.lower()), measures)
             keep(options, client, name.lower())
 
 
 def hatecheck(options):
     """HateCheck before and after a fine-tune on the other half of its templates."""
-    rows, declaration, settings = audit_data.hatecheck(options.hatecheck)
     with serve(options) as client:
-        upload(client, "hatecheck", rows, declaration)
         begin = time.perf_counter()
-        job = client.fine_tune("tuned", "hatecheck", steps=60, batch_size=16, lora={"rank": 8}, learning_rate=5e-4,
-                               warmup_steps=6)
-        _, seconds = finish(client, job)
-        print(f"HateCheck: fine-tuned in {seconds:.0f} s", flush=True)
+        settings = learn_hatecheck(options, client)
         _, seconds = finish(client, client.audit("hatecheck", "hatecheck", ["", "tuned"], **settings))
         print(f"HateCheck: audited base and adapter in {seconds:.0f} s, all in {time.perf_counter() - begin:.0f} s")
         show(client.report("hatecheck"), ["accuracy", "selection_rate", "fpr", "ece_width_positive_class"])

@@ -66,7 +66,7 @@ class Server:
     def create(self, recipe, dataset):
         """Creates the job of a recipe and returns its id."""
         method = {"full": training_pb2.FullMethod()} if recipe["method"] == "full" else {
-            "lora": training_pb2.LoraMethod(rank=recipe["rank"], alpha=recipe["alpha"])}
+            "lora": training_pb2.LoraMethod(rank=recipe["rank"], alpha=recipe["alpha"], dora=recipe["method"] == "dora")}
         settings = training_pb2.TrainingSettings(
             task=training_pb2.TRAINING_TASK_CAUSAL_LM, steps=recipe["steps"], batch_size=8,
             max_tokens=recipe["max_tokens"], learning_rate=recipe["learning_rate"], warmup_steps=recipe["warmup"],
@@ -204,28 +204,29 @@ def sst2(options):
 
 
 def latency(options):
-    """Inter-token latency of one stream without and with a job, as rows of a table of their own."""
-    tokens = 12 if options.smoke else 300
+    """Inter-token latency of one stream without and with jobs, as rows of a table of their own."""
+    tokens = 12 if options.smoke else 500
     server = Server(options.binary, options.folder, options.work)
     rows = long_rows(16, 2)
     server.upload("rows", rows)
     server.gaps(16)
-    alone = server.gaps(tokens)
-    job = server.create(recipe("lora", 8 if options.smoke else 128, 100000), "rows")
-    started = threading.Event()
+    found = [("alone", server.gaps(tokens))]
+    for name, kind in [("a LoRA job", "lora"), ("a DoRA job", "dora"), ("a job on all weights", "full")]:
+        job = server.create(recipe(kind, 8 if options.smoke else 128, 100000), "rows")
+        started = threading.Event()
 
-    def first():
-        for event in server.jobs.WatchJob(job_pb2.WatchJobRequest(id=job)):
-            if event.WhichOneof("event") == "progress":
-                return started.set()
+        def first(job=job, started=started):
+            for event in server.jobs.WatchJob(job_pb2.WatchJobRequest(id=job)):
+                if event.WhichOneof("event") == "progress":
+                    return started.set()
 
-    threading.Thread(target=first, daemon=True).start()
-    started.wait()
-    beside = server.gaps(tokens)
-    server.jobs.CancelJob(job_pb2.CancelJobRequest(id=job))
+        threading.Thread(target=first, daemon=True).start()
+        started.wait()
+        found.append((f"beside {name}", server.gaps(tokens)))
+        server.jobs.CancelJob(job_pb2.CancelJobRequest(id=job))
     server.close()
     table = []
-    for name, gaps in [("alone", alone), ("beside a LoRA job", beside)]:
+    for name, gaps in found:
         cut = statistics.quantiles(gaps, n=100, method="inclusive")
         numbers = [cut[49] * 1e3, cut[98] * 1e3, max(gaps) * 1e3, len(gaps) / sum(gaps)]
         table.append([name, *(peer.number(number) for number in numbers)])
