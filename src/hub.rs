@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use huggingface::Hub;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -118,13 +119,17 @@ pub fn default_cache() -> PathBuf {
 /// # Errors
 /// When the name is not one, no source answers, what came is not what it should be, or the disk refuses it.
 pub fn pull(name: &str, cache: &Path, progress: Progress) -> Result<PathBuf, HubError> {
+    pull_from(&Hub::default(), name, cache, progress)
+}
+
+fn pull_from(hub: &Hub, name: &str, cache: &Path, progress: Progress) -> Result<PathBuf, HubError> {
     let source = Source::parse(name)?;
     let target = cache.join(&source.folder);
     if let Some(found) = finished(&target) {
         return Ok(found);
     }
     let partial = Partial::new(cache)?;
-    let cause = match huggingface::download(&source, partial.path(), progress) {
+    let cause = match huggingface::download(hub, &source, partial.path(), progress) {
         Ok(marker) => return partial.publish(&target, &marker),
         Err(cause) if name == DEFAULT_MODEL => cause,
         Err(cause) => return Err(cause),
@@ -274,6 +279,7 @@ pub enum HubError {
 
 #[cfg(test)]
 mod tests {
+    use super::huggingface::tests::{COMMIT, Fault, WEIGHT_BYTES};
     use super::*;
 
     fn marker(files: &[(&str, u64)]) -> Marker {
@@ -331,6 +337,43 @@ mod tests {
         let found = first.publish(&target, &marker(&[("model.gguf", 5)])).unwrap();
         assert_eq!(second.publish(&target, &marker(&[("model.gguf", 5)])).unwrap(), found);
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_model_comes_from_the_hub_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = pull_from(&Hub::local(Fault::Nothing), "a/b", cache.path(), Progress::Silent).unwrap();
+        assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"{}");
+        assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), WEIGHT_BYTES);
+        let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["config.json", MARKER, "model.safetensors"], "and nothing else");
+        let marker: Marker = serde_json::from_slice(&fs::read(folder.join(MARKER)).unwrap()).unwrap();
+        assert_eq!(marker.source, format!("a/b@{COMMIT}"));
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 1);
+        // What is there is not asked for.
+        let again = pull_from(&Hub::local(Fault::Missing), "a/b", cache.path(), Progress::Silent).unwrap();
+        assert_eq!(again, folder);
+    }
+
+    #[test]
+    fn what_the_hub_does_wrong_is_told_and_leaves_no_model() {
+        for fault in [Fault::Silent, Fault::Missing, Fault::Stalls, Fault::Breaks, Fault::Cuts, Fault::Alters] {
+            let cache = tempfile::tempdir().unwrap();
+            let error = pull_from(&Hub::local(fault), "a/b", cache.path(), Progress::Silent).unwrap_err();
+            let told = match (&error, fault) {
+                (HubError::Silent(seconds), Fault::Silent | Fault::Stalls) => *seconds == 1,
+                (HubError::Hub(text), Fault::Missing) => text.contains("404"),
+                (HubError::Hub(text), Fault::Breaks) => !text.is_empty(),
+                (HubError::Faulty(text), Fault::Cuts) => {
+                    text.contains("model.safetensors") && text.contains("50000 bytes") && text.contains("100000")
+                }
+                (HubError::Digest { file, .. }, Fault::Alters) => file.contains("model.safetensors"),
+                _ => false,
+            };
+            assert!(told, "{fault:?}: {error:?}");
+            assert_eq!(finished(&cache.path().join("a--b")), None, "{fault:?}");
+        }
     }
 
     #[test]
