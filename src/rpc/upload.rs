@@ -286,6 +286,9 @@ fn differs(file: &Announced, size: u64, sha256: &str) -> Option<Status> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
+    use prost::Message as _;
+    use tonic::codec::Codec as _;
     use tonic_types::StatusExt as _;
 
     use super::*;
@@ -362,6 +365,51 @@ mod tests {
         digest[0].sha256 = "zz".into();
         assert_eq!(reason(begin(digest, 9)), "INVALID_FIELD");
         assert_eq!(reason(begin(announced(b"", b"tensors"), 9)), "INVALID_FIELD");
+    }
+
+    /// A call's stream: these messages, each after that long, then silence.
+    fn slow(messages: Vec<(u64, pb::UploadAdapterRequest)>) -> Streaming<pb::UploadAdapterRequest> {
+        let frames = futures_util::stream::iter(messages).then(|(seconds, message)| async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            let message = message.encode_to_vec();
+            let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+            Ok::<_, std::io::Error>(bytes::Bytes::from([&[0][..], &length, &message].concat()))
+        });
+        let body = axum::body::Body::from_stream(frames.chain(futures_util::stream::pending()));
+        let decoder = tonic_prost::ProstCodec::<(), _>::default().decoder();
+        Streaming::new_request(decoder, body, None, None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_sends_nothing_for_a_minute_is_let_go() {
+        let began = tokio::time::Instant::now();
+        let silent = header(&mut slow(Vec::new())).await;
+        assert_eq!((reason(silent).as_str(), began.elapsed().as_secs()), ("DEADLINE_EXCEEDED", 60));
+
+        // Each message has a minute of its own; the memory of the upload is free when it has passed.
+        let (one, two) = (b"{}", b"tensors");
+        let part = |part| pb::UploadAdapterRequest { part: Some(part) };
+        let began = tokio::time::Instant::now();
+        let mut stream = slow(vec![
+            (59, part(pb::upload_adapter_request::Part::Header(pb::UploadAdapterHeader::default()))),
+            (59, part(pb::upload_adapter_request::Part::Chunk(chunk(0, 0, one)))),
+        ]);
+        let memory = Arc::new(Semaphore::new(1));
+        let check = |_: &mut pb::UploadAdapterHeader, _: &mut Violations| (announced(one, two), Some(()));
+        let stalled = receive(&mut stream, &memory, 9, check).await;
+        assert_eq!((reason(stalled).as_str(), began.elapsed().as_secs()), ("DEADLINE_EXCEEDED", 178));
+        assert_eq!(memory.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_upload_without_memory_is_told_when_to_try_again() {
+        let memory = Arc::new(Semaphore::new(1));
+        let held = reserve(&memory, 9).unwrap();
+        let status = reserve(&memory, 9).unwrap_err();
+        assert!(status.get_details_retry_info().is_some(), "{status:?}");
+        assert_eq!(reason(Err::<(), _>(status)), "QUEUE_FULL");
+        drop(held);
+        assert!(reserve(&memory, 9).is_ok());
     }
 
     #[test]

@@ -164,8 +164,9 @@ pub enum StoreError {
 
 impl StoreError {
     fn from_io(path: String, source: std::io::Error) -> Self {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        if matches!(source.kind(), StorageFull | QuotaExceeded) { Self::Full } else { Self::Io { path, source } }
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let full = matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge);
+        if full { Self::Full } else { Self::Io { path, source } }
     }
 }
 

@@ -123,3 +123,49 @@ fn a_blob_can_be_written_inside_a_runtime() {
     });
     assert_eq!(store.blobs().get(&digest.unwrap().unwrap()).unwrap(), b"x");
 }
+
+/// What a change by request id can fail with.
+#[derive(Debug)]
+enum Refusal {
+    Reused,
+    Store,
+}
+
+impl From<RequestIdReused> for Refusal {
+    fn from(_: RequestIdReused) -> Self {
+        Self::Reused
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(_: StoreError) -> Self {
+        Self::Store
+    }
+}
+
+#[test]
+fn the_first_answer_to_a_request_is_given_again_for_a_day() {
+    let day = 24 * 60 * 60 * 1_000_000;
+    let minute = day / (24 * 60);
+    for (age, remembered) in [(0, true), (day - minute, true), (day + minute, false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let key = RequestKey { method: "SetAlias", id: "r".into(), fingerprint: [1; 32] };
+        let first = RequestRow { fingerprint: key.fingerprint, response: "1".into() };
+        let put = store.change::<_, StoreError>(|catalog| {
+            catalog.put_request((key.method, &key.id), &first, now() - age, i64::MIN)
+        });
+        put.unwrap();
+        let ask = |key: &RequestKey, answer: u32| store.change_once::<u32, Refusal>(Some(key), |_| Ok(answer));
+        let other = RequestKey { fingerprint: [2; 32], ..key.clone() };
+        if remembered {
+            assert_eq!(ask(&key, 2).unwrap(), 1, "after {age} microseconds");
+            assert!(matches!(ask(&other, 2), Err(Refusal::Reused)));
+        } else {
+            // Its id is free again, for whatever is asked; the new answer has a day of its own.
+            assert_eq!(ask(&other, 2).unwrap(), 2, "after {age} microseconds");
+            assert_eq!(ask(&other, 3).unwrap(), 2);
+            assert!(matches!(ask(&key, 4), Err(Refusal::Reused)));
+        }
+    }
+}

@@ -74,6 +74,14 @@ impl Process {
         Some(Self::ready(with_settings(command, settings), settings))
     }
 
+    /// Starts the binary where no file may be larger than some blocks of 512 bytes; blocks.
+    pub(crate) fn start_with_small_files(settings: &Settings, blocks: usize) -> Self {
+        let mut command = Command::new("sh");
+        // A write beyond the limit is an error then, and not the end of the process.
+        command.args(["-ec", "trap '' XFSZ; ulimit -f \"$0\"; exec \"$@\""]).arg(blocks.to_string()).arg(PROGRAM);
+        Self::ready(with_settings(command, settings), settings)
+    }
+
     fn ready(mut command: Command, settings: &Settings) -> Self {
         let log = settings.server.data_dir.with_extension("log");
         let stderr = std::fs::File::create(&log).unwrap();
