@@ -275,7 +275,7 @@ impl Config {
     pub(super) fn check(&self) -> Checked<()> {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return invalid(format!(
-                "{} attention heads cannot share {} key and value heads evenly",
+                "num_attention_heads {} cannot share num_key_value_heads {} evenly",
                 self.heads, self.kv_heads
             ));
         }

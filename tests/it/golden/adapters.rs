@@ -282,6 +282,7 @@ fn broken(tally: &mut Tally, bases: &mut Bases) {
             (Err(error), "reject" | "reject_or_same") => {
                 println!("{name}: {error}");
                 tally.equal(&format!("{name}: the message is short"), &(1..1000).contains(&error.len()), &true);
+                super::names_fault(tally, name, &error, case["wrong"].as_str().unwrap(), (&folder.join(name), &sound));
             }
             (Err(error), _) => tally.fault(format!("{name}: was refused: {error}")),
             (Ok(_), "reject") => tally.fault(format!("{name}: was accepted")),

@@ -11,7 +11,7 @@ use evenkeel::lora::LoraBatch;
 use evenkeel::model::{BaseModel, Batch, CausalLm, KvCache, Llama, Rows, Segment, open};
 use serde_json::Value;
 
-use super::{Tally, cases, json, tensors};
+use super::{Tally, cases, json, root, tensors};
 
 const TOLERANCE: f64 = 5e-4;
 
@@ -34,14 +34,19 @@ fn golden_language() {
     tally.finish();
 }
 
-/// Every broken base is refused in words.
+/// Every broken base is refused in words that name what is wrong with it.
 fn broken_bases(tally: &mut Tally) {
     for folder in cases("bases_broken", "config.json") {
         tally.case();
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
         match open(&folder, "cpu", "f32") {
-            Ok(_) => tally.fault(format!("{}: was loaded", folder.display())),
+            Ok(_) => tally.fault(format!("{name}: was loaded")),
             Err(error) => {
-                tally.equal("says why", &error.to_string().is_empty(), &false);
+                let manifest = json(&folder.with_file_name("manifest.json"));
+                let sound = root().join(manifest["base_of"].as_str().unwrap());
+                println!("{name}: {error}");
+                let wrong = manifest["cases"][&name]["wrong"].as_str().unwrap();
+                super::names_fault(tally, &name, &error.to_string(), wrong, (&folder, &sound));
             }
         }
     }

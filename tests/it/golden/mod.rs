@@ -3,7 +3,7 @@
 //! Every case is found by its files: no case name, shape or number stands in code, so that other cases of the same
 //! layout can be put in their place by `EVENKEEL_GOLDEN`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -139,4 +139,71 @@ impl Tally {
         assert!(self.faults.is_empty(), "{}: {} faults\n{}", self.name, self.faults.len(), self.faults.join("\n"));
         println!("{}: {} cases, {} values", self.name, self.cases, self.values);
     }
+}
+
+/// Checks that the refusal of a broken folder names what is wrong: something in which the folder differs from the sound
+/// one, or a word of some length by which the manifest says it.
+pub(crate) fn names_fault(tally: &mut Tally, name: &str, error: &str, wrong: &str, (broken, sound): (&Path, &Path)) {
+    // The folder's own name is no part of the message.
+    let error = error.replace(&broken.display().to_string(), "");
+    let mut words = differing(broken, sound);
+    let said = wrong.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.len() >= 6);
+    words.extend(said.map(str::to_owned));
+    if !words.iter().any(|word| error.contains(word)) {
+        tally.fault(format!("{name}: `{error}` names none of {words:?}"));
+    }
+}
+
+/// Returns keys, values, names of tensors and modules in which two folders differ, and names of files that cannot be
+/// compared: missing ones and unreadable ones.
+pub(crate) fn differing(broken: &Path, sound: &Path) -> BTreeSet<String> {
+    let files = [broken, sound].map(|folder| {
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.starts_with("expected")).collect::<BTreeSet<_>>()
+    });
+    let mut words = BTreeSet::new();
+    for file in files[0].union(&files[1]) {
+        let [of_broken, of_sound] = [broken, sound].map(|folder| facts(&folder.join(file)));
+        match (of_broken, of_sound) {
+            (Some(a), Some(b)) if a != b => {
+                words.extend(a.symmetric_difference(&b).flat_map(|fact| fact.words.clone()))
+            }
+            _ if std::fs::read(broken.join(file)).ok() == std::fs::read(sound.join(file)).ok() => {}
+            _ => words.extend([file.clone(), file.rsplit('.').next().unwrap().to_owned()]),
+        }
+    }
+    words.retain(|word| word.contains(char::is_alphabetic) && !["true", "false", "null"].contains(&word.as_str()));
+    words
+}
+
+/// One thing that a file says, with the words by which it is called.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Fact {
+    words: Vec<String>,
+    content: Vec<u8>,
+}
+
+/// Returns what a JSON or safetensors file says; `None` where it cannot be read.
+fn facts(file: &Path) -> Option<BTreeSet<Fact>> {
+    let bytes = std::fs::read(file).ok()?;
+    if file.extension()? == "safetensors" {
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).ok()?;
+        let fact = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+            let module = name.trim_start_matches("base_model.model.").split(".lora_").next().unwrap().to_owned();
+            let content = [format!("{:?} {:?}", view.shape(), view.dtype()).as_bytes(), view.data()].concat();
+            Fact { words: vec![module, name], content }
+        };
+        return Some(tensors.tensors().into_iter().map(fact).collect());
+    }
+    let value: Value = serde_json::from_slice(&bytes).ok()?;
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let fact = |(key, value): (&String, &Value)| {
+        let values: Vec<String> = match value {
+            Value::Object(inner) => inner.values().map(text).collect(),
+            Value::Array(inner) => inner.iter().map(text).collect(),
+            other => vec![text(other)],
+        };
+        Fact { words: [vec![key.clone()], values].concat(), content: value.to_string().into_bytes() }
+    };
+    Some(value.as_object()?.iter().map(fact).collect())
 }

@@ -73,6 +73,16 @@ fn check(tally: &mut Tally, what: &str, got: &[f32], expected: &[f64], case: &Va
     tally.equal(&format!("{what}: kept"), &kept, &expected_kept);
 }
 
+/// Returns what transformers computes: min_p after all other steps, of what they left.
+fn by_transformers(logits: &[f32], sampling: &Sampling, history: &History) -> Vec<f32> {
+    let others = Sampling { min_p: 0.0, ..sampling.clone() };
+    let mut kept = probabilities(logits, &others, history).unwrap();
+    let least = sampling.min_p * f64::from(kept.iter().copied().fold(0.0, f32::max));
+    kept.iter_mut().filter(|p| f64::from(**p) < least).for_each(|p| *p = 0.0);
+    let total: f64 = kept.iter().copied().map(f64::from).sum();
+    kept.into_iter().map(|p| (f64::from(p) / total) as f32).collect()
+}
+
 #[test]
 fn golden_sampling() {
     let mut tally = Tally::new("golden_sampling");
@@ -87,10 +97,20 @@ fn golden_sampling() {
         for case in file["cases"].as_array().unwrap() {
             let name = case["logits"].as_str().unwrap();
             let what = format!("{name} {}", case["params"]);
-            let got = probabilities(&logits(&file, name), &sampling(&case["params"]), &history).unwrap();
+            let (logits, sampling) = (logits(&file, name), sampling(&case["params"]));
+            let got = probabilities(&logits, &sampling, &history).unwrap();
             let expected = numbers(&case["vllm"]);
             check(&mut tally, &what, &got, &expected, case);
-            // transformers' own order differs where it has values of its own; where it says the same, it is the same.
+            // transformers has no presence and frequency penalty, and values of its own only where its order differs.
+            if let Some(same) = case["hf"].as_str() {
+                tally.equal(&format!("{what}: transformers"), &same, &"same");
+                check(&mut tally, &what, &by_transformers(&logits, &sampling, &history), &expected, case);
+            } else if case["hf"].is_array() {
+                let differs = sampling.min_p > 0.0 && (sampling.top_p < 1.0 || sampling.top_k > 0);
+                tally.equal(&format!("{what}: the orders differ"), &differs, &true);
+                let expected = numbers(&case["hf"]);
+                check(&mut tally, &what, &by_transformers(&logits, &sampling, &history), &expected, case);
+            }
             if let Some(kept) = case["kept"].as_u64() {
                 tally.equal(&format!("{what}: count"), &(got.iter().filter(|&&p| p > 0.0).count() as u64), &kept);
             }
