@@ -253,7 +253,7 @@ impl Registry {
     /// [`RegistryError::AdapterNotFound`], [`RegistryError::Pinned`].
     pub fn unload(&self, reference: &Reference, request: Option<RequestKey>) -> Result<AdapterRecord, RegistryError> {
         let _changing = lock(&self.changing);
-        self.commit(request.as_ref(), &mut Aftermath::default(), |catalog, after| {
+        let record = self.commit(request.as_ref(), &mut Aftermath::default(), |catalog, after| {
             let (name, generation) = self.find(reference)?;
             let row = stored_adapter(catalog, &name)?;
             if name == reference.name && reference.generation.is_none() {
@@ -268,7 +268,9 @@ impl Registry {
                 return Err(RegistryError::Pinned(pinned.to_string()));
             }
             Ok(self.record(catalog, row, after)?)
-        })
+        })?;
+        tracing::info!(adapter = %reference, "adapter unloaded");
+        Ok(record)
     }
 
     /// Deletes an adapter and its generations; running leases keep theirs.
@@ -304,6 +306,7 @@ impl Registry {
         if !self.names.contains_key(name) {
             self.metrics.forget_adapter(name.as_str());
         }
+        tracing::info!(adapter = %name, "adapter deleted");
         Ok(())
     }
 
@@ -357,6 +360,7 @@ impl Registry {
             }
             Ok(alias_record(row))
         })?;
+        tracing::info!(%alias, adapter = record.adapter, generation = record.generation, "alias set");
         self.show_gate(alias);
         Ok(record)
     }
@@ -389,6 +393,7 @@ impl Registry {
             Ok(())
         })?;
         self.show_gate(name);
+        tracing::info!(alias = %name, "alias deleted");
         Ok(())
     }
 

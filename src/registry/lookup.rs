@@ -217,6 +217,7 @@ impl Registry {
         let more = self.reserve(adapter.info().bytes.saturating_sub(row.bytes))?;
         let adapter = Arc::new(adapter.with_guard(Box::new((reserved, more))));
         self.memory.hold(adapter.clone());
+        tracing::info!(adapter = %name, %generation, bytes = adapter.info().bytes, "adapter loaded");
         Ok(adapter)
     }
 

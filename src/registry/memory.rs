@@ -137,7 +137,7 @@ impl Memory {
         }
         idle.sort_unstable();
         let mut evicted = 0;
-        for (_, generation, _) in idle {
+        for (_, generation, bytes) in idle {
             if fits(taken()) {
                 break;
             }
@@ -146,7 +146,10 @@ impl Memory {
                 .slots
                 .get_mut(&generation)
                 .and_then(|mut slot| if slot.alive.strong_count() == 1 { slot.held.take() } else { None });
-            evicted += u64::from(left.is_some());
+            if left.is_some() {
+                evicted += 1;
+                tracing::info!(%generation, bytes, "adapter evicted");
+            }
             drop(left);
         }
         if !fits(taken()) {

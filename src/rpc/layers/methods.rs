@@ -14,7 +14,12 @@ pub(super) struct Labels {
     pub(super) service: String,
     /// Name of the method, or `unknown`.
     pub(super) method: String,
+    /// Whether it changes what is kept.
+    pub(super) changes: bool,
 }
+
+/// How methods begin that change something, after AIP-130 and what we call the others.
+const CHANGES: [&str; 9] = ["Cancel", "Create", "Delete", "Load", "Resume", "Set", "Unload", "Update", "Upload"];
 
 /// All methods by their path.
 #[derive(Debug)]
@@ -44,12 +49,14 @@ impl Methods {
                         };
                         let service = format!("{package}.{}", service.name());
                         let path = format!("/{service}/{}", method.name());
-                        known.insert(path, Labels { kind, service, method: method.name().to_owned() });
+                        let changes = CHANGES.iter().any(|verb| method.name().starts_with(verb));
+                        known.insert(path, Labels { kind, service, method: method.name().to_owned(), changes });
                     }
                 }
             }
         }
-        let unknown = Labels { kind: "unary", service: "unknown".to_owned(), method: "unknown".to_owned() };
+        let (service, method) = ("unknown".to_owned(), "unknown".to_owned());
+        let unknown = Labels { kind: "unary", service, method, changes: false };
         Self { known, unknown }
     }
 
@@ -71,6 +78,17 @@ mod tests {
         assert_eq!((stream.kind, stream.method.as_str()), ("server_stream", "GenerateStream"));
         assert_eq!(methods.labels("/evenkeel.v1.AdapterService/UploadAdapter").kind, "client_stream");
         assert_eq!(methods.labels("/grpc.health.v1.Health/Check").service, "grpc.health.v1.Health");
+        for (method, changes) in [
+            ("AdapterService/UnloadAdapter", true),
+            ("DatasetService/LoadDataset", true),
+            ("JobService/CancelJob", true),
+            ("AdapterService/DownloadAdapter", false),
+            ("AuditService/CompareAudits", false),
+            ("InferenceService/Generate", false),
+            ("JobService/WatchJob", false),
+        ] {
+            assert_eq!(methods.labels(&format!("/evenkeel.v1.{method}")).changes, changes, "{method}");
+        }
         assert_eq!(methods.labels("/a/b"), methods.labels("/evenkeel.v1.InferenceService/Nothing"));
     }
 }

@@ -1,6 +1,6 @@
-//! Counts and times every call: the only place that records `grpc_server_*`.
+//! Counts, times and logs every call: the only place that records `grpc_server_*`.
 //!
-//! A stream is measured to its end and has the code of its trailers; one that the caller leaves counts as Canceled.
+//! What changed something is logged at `info`, all else at `debug`, under the call's span, which has its request id. A stream is measured to its end and has the code of its trailers; one that the caller leaves counts as Canceled.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -47,15 +47,16 @@ pub(super) async fn count(State(counted): State<Counted>, request: Request, next
 struct Call {
     counted: Counted,
     path: String,
+    span: tracing::Span,
     began: Instant,
     ended: bool,
 }
 
 impl Call {
     fn begin(counted: Counted, path: String) -> Self {
-        let Labels { kind, service, method } = counted.methods.labels(&path);
+        let Labels { kind, service, method, .. } = counted.methods.labels(&path);
         counted.metrics.grpc_started.with_label_values(&[*kind, service, method]).inc();
-        Self { counted, path, began: Instant::now(), ended: false }
+        Self { counted, path, span: tracing::Span::current(), began: Instant::now(), ended: false }
     }
 
     fn end(mut self, code: Code) {
@@ -66,10 +67,15 @@ impl Call {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let Labels { kind, service, method } = self.counted.methods.labels(&self.path);
-        let metrics = &self.counted.metrics;
-        metrics.grpc_handled.with_label_values(&[*kind, service, method, text(code)]).inc();
-        metrics.grpc_handling.with_label_values(&[*kind, service, method]).observe(self.began.elapsed().as_secs_f64());
+        let Labels { kind, service, method, changes } = self.counted.methods.labels(&self.path);
+        let (metrics, code, seconds) = (&self.counted.metrics, text(code), self.began.elapsed().as_secs_f64());
+        metrics.grpc_handled.with_label_values(&[*kind, service, method, code]).inc();
+        metrics.grpc_handling.with_label_values(&[*kind, service, method]).observe(seconds);
+        if *changes {
+            tracing::info!(parent: &self.span, code, seconds, "call ended");
+        } else {
+            tracing::debug!(parent: &self.span, code, seconds, "call ended");
+        }
     }
 }
 
