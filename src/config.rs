@@ -111,11 +111,12 @@ impl ServerSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EngineSettings {
-    /// Sequences that may wait for their first step.
+    /// Sequences that may wait for their first step; an empty queue takes one request, however many it becomes.
     pub max_waiting_sequences: usize,
     /// Sequences computed in one step.
     pub max_running_sequences: usize,
-    /// Tokens computed in one step.
+    /// Tokens computed in one pass. Scores and classes have a smaller pass of their own after a step, in which a single
+    /// text to classify is computed whole.
     pub max_step_tokens: usize,
     /// Bytes of key and value cache.
     pub kv_cache_bytes: u64,

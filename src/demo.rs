@@ -244,9 +244,9 @@ async fn metrics(http: std::net::SocketAddr) -> anyhow::Result<()> {
     let mut page = String::new();
     socket.read_to_string(&mut page).await?;
     let wanted = [
-        "evenkeel_prompt_tokens_total ",
-        "evenkeel_generation_tokens_total ",
-        "evenkeel_time_to_first_token_seconds_count ",
+        "evenkeel_prompt_tokens_total{",
+        "evenkeel_generation_tokens_total{",
+        "evenkeel_time_to_first_token_seconds_count{",
         "evenkeel_adapters_resident ",
         "evenkeel_adapter_loads_total{",
         "evenkeel_adapter_requests_total{",

@@ -1,25 +1,31 @@
 //! Every Prometheus instrument, as a typed field of one struct on a registry of its own.
 //!
-//! Names and buckets are vLLM's under the prefix `evenkeel_`, and go-grpc-prometheus' `grpc_server_*`. Label values
-//! come from fixed sets; adapters are named in labels only up to [`ADAPTER_LABELS`], then as `_other`.
-//! Nothing here knows who measures.
+//! Names and buckets are vLLM's under the prefix `evenkeel_`, with `model_name` on what is measured of a model, and
+//! go-grpc-prometheus' `grpc_server_*`. Label values come from fixed sets; adapters are named in labels only up to
+//! [`ADAPTER_LABELS`], then as `_other`. Nothing here knows who measures.
 
 mod audits;
+mod served;
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
 
 pub use audits::{AuditGauges, Gate};
+pub use served::{AdapterUse, AdapterUses};
 
 /// Adapters that get a label value of their own.
 pub const ADAPTER_LABELS: usize = 100;
 
+// Bounds of vLLM's buckets, so that its dashboards read them. Below those of two histograms there are finer ones: a small
+// model takes milliseconds on a CPU.
 const TIME_TO_FIRST_TOKEN: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
@@ -32,6 +38,7 @@ const REQUEST_LATENCY: &[f64] = &[
     0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 ];
+/// vLLM's end at the context length.
 const TOKENS: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, 50_000.0];
 const ITERATION_TOKENS: &[f64] =
@@ -45,7 +52,15 @@ const RPC_LATENCY: &[f64] =
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// What is measured of the model that `build_info` names.
+    served: Registry,
+    model_name: OnceLock<String>,
+    /// Instruments of other models of this process.
+    others: Mutex<Vec<Arc<Self>>>,
     named_adapters: Mutex<HashSet<String>>,
+
+    /// Adapters of requests that wait or run.
+    pub adapter_uses: AdapterUses,
 
     /// What audits found.
     pub audits: AuditGauges,
@@ -147,71 +162,75 @@ impl Metrics {
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        let add = Adder(&registry);
+        let (add, served) = (Adder(&registry), Registry::new());
+        let of = Adder(&served);
         let rpc = ["grpc_type", "grpc_service", "grpc_method"];
         let handled = ["grpc_type", "grpc_service", "grpc_method", "grpc_code"];
         Ok(Self {
+            model_name: OnceLock::new(),
+            others: Mutex::default(),
             named_adapters: Mutex::default(),
-            requests_running: add.gauge("evenkeel_num_requests_running", "Sequences in the current step.")?,
-            requests_waiting: add.gauge("evenkeel_num_requests_waiting", "Sequences waiting for their first step.")?,
-            kv_cache_usage: add.ratio("evenkeel_kv_cache_usage_perc", "Reserved share of the KV cache; 1 is full.")?,
-            kv_cache_bytes: add.gauge("evenkeel_kv_cache_bytes", "Reserved bytes of the KV cache.")?,
-            prompt_tokens: add.counter("evenkeel_prompt_tokens_total", "Prompt tokens computed.")?,
-            generation_tokens: add.counter("evenkeel_generation_tokens_total", "Tokens generated.")?,
-            scored_tokens: add.counter("evenkeel_scored_tokens_total", "Candidate tokens scored.")?,
-            images: add.counter("evenkeel_images_total", "Images classified for requests.")?,
-            request_success: add.counters(
+            adapter_uses: AdapterUses::default(),
+            requests_running: of.gauge("evenkeel_num_requests_running", "Sequences in the current step.")?,
+            requests_waiting: of.gauge("evenkeel_num_requests_waiting", "Sequences waiting for their first step.")?,
+            kv_cache_usage: of.ratio("evenkeel_kv_cache_usage_perc", "Reserved share of the KV cache; 1 is full.")?,
+            kv_cache_bytes: of.gauge("evenkeel_kv_cache_bytes", "Reserved bytes of the KV cache.")?,
+            prompt_tokens: of.counter("evenkeel_prompt_tokens_total", "Prompt tokens computed.")?,
+            generation_tokens: of.counter("evenkeel_generation_tokens_total", "Tokens generated.")?,
+            scored_tokens: of.counter("evenkeel_scored_tokens_total", "Candidate tokens scored.")?,
+            images: of.counter("evenkeel_images_total", "Images classified for requests.")?,
+            request_success: of.counters(
                 "evenkeel_request_success_total",
                 "Requests that ended, by reason.",
                 &["finished_reason"],
             )?,
-            time_to_first_token: add.histogram(
+            time_to_first_token: of.histogram(
                 "evenkeel_time_to_first_token_seconds",
                 "Seconds from arrival to the first token.",
                 TIME_TO_FIRST_TOKEN,
             )?,
-            inter_token_latency: add.histogram(
+            inter_token_latency: of.histogram(
                 "evenkeel_inter_token_latency_seconds",
                 "Seconds between two tokens of a sequence.",
                 INTER_TOKEN_LATENCY,
             )?,
-            e2e_request_latency: add.histogram(
+            e2e_request_latency: of.histogram(
                 "evenkeel_e2e_request_latency_seconds",
                 "Seconds from arrival to the last token.",
                 REQUEST_LATENCY,
             )?,
-            request_queue_time: add.histogram(
+            request_queue_time: of.histogram(
                 "evenkeel_request_queue_time_seconds",
                 "Seconds from arrival to the first step.",
                 REQUEST_LATENCY,
             )?,
-            request_prefill_time: add.histogram(
+            request_prefill_time: of.histogram(
                 "evenkeel_request_prefill_time_seconds",
                 "Seconds from the first step to the first token.",
                 REQUEST_LATENCY,
             )?,
-            request_decode_time: add.histogram(
+            request_decode_time: of.histogram(
                 "evenkeel_request_decode_time_seconds",
                 "Seconds from the first token to the last.",
                 REQUEST_LATENCY,
             )?,
-            request_prompt_tokens: add.histogram(
+            request_prompt_tokens: of.histogram(
                 "evenkeel_request_prompt_tokens",
                 "Prompt tokens of a request.",
                 TOKENS,
             )?,
-            request_generation_tokens: add.histogram(
+            request_generation_tokens: of.histogram(
                 "evenkeel_request_generation_tokens",
                 "Generated tokens of a request.",
                 TOKENS,
             )?,
-            request_params_n: add.histogram("evenkeel_request_params_n", "n of a request.", COMPLETIONS)?,
-            request_params_max_tokens: add.histogram(
+            request_params_n: of.histogram("evenkeel_request_params_n", "n of a request.", COMPLETIONS)?,
+            request_params_max_tokens: of.histogram(
                 "evenkeel_request_params_max_tokens",
                 "max_new_tokens of a request.",
                 TOKENS,
             )?,
-            iteration_tokens: add.histogram(
+            iteration_tokens: of.histogram(
                 "evenkeel_iteration_tokens",
                 "Tokens computed in a step.",
                 ITERATION_TOKENS,
@@ -278,6 +297,7 @@ impl Metrics {
             grpc_connections: add.gauge("evenkeel_grpc_connections", "Open connections.")?,
             audits: AuditGauges::new(&add)?,
             registry,
+            served,
         })
     }
 
@@ -289,7 +309,32 @@ impl Metrics {
         let names = ["version", "model", "fingerprint", "device", "dtype"];
         let info = Adder(&self.registry).gauges("evenkeel_build_info", "Constant 1.", &names)?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION"), model, fingerprint, device, dtype]).set(1);
+        // The registry refused a second call.
+        let _ = self.model_name.set(model.to_owned());
         Ok(())
+    }
+
+    /// Returns instruments for another model of this process, whose series stand in the same scrape.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_model(&self, name: &str) -> prometheus::Result<Arc<Self>> {
+        let other = Arc::new(Self { model_name: OnceLock::from(name.to_owned()), ..Self::new()? });
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&other));
+        Ok(other)
+    }
+
+    /// Adds what is measured of the model.
+    fn gather_served(&self, into: &mut BTreeMap<String, MetricFamily>) {
+        for mut family in self.served.gather() {
+            if let Some(model) = self.model_name.get() {
+                served::name(&mut family, model);
+            }
+            match into.entry(family.name().to_owned()) {
+                Entry::Vacant(entry) => drop(entry.insert(family)),
+                Entry::Occupied(mut entry) => entry.get_mut().mut_metric().append(&mut family.take_metric()),
+            }
+        }
     }
 
     /// Returns the label value of an adapter: its name for the first [`ADAPTER_LABELS`], then `_other`.
@@ -322,8 +367,15 @@ impl Metrics {
     /// When an instrument cannot be written.
     pub fn text(&self) -> prometheus::Result<Vec<u8>> {
         self.audits.refresh(SystemTime::now());
+        let named = |family: MetricFamily| (family.name().to_owned(), family);
+        let mut families: BTreeMap<_, _> = self.registry.gather().into_iter().map(named).collect();
+        self.gather_served(&mut families);
+        for other in self.others.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            other.gather_served(&mut families);
+        }
+        families.extend(self.adapter_uses.gather()?.into_iter().map(named));
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&families.into_values().collect::<Vec<_>>(), &mut text)?;
         Ok(text)
     }
 }

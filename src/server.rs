@@ -174,11 +174,11 @@ impl Server {
         let mut companions: Companions = loaded.images.iter().map(of).collect();
         companions.insert(info.fingerprint.clone(), loaded.companions);
         let images = loaded.images.iter().map(|ImageModel { name, model, .. }| {
-            let (counts, turns) = (Arc::clone(&metrics), Arc::clone(&turns));
+            let (counts, turns) = (metrics.of_model(name)?, Arc::clone(&turns));
             let engine = ImageEngine::start(Arc::clone(model), &settings.engine, counts, turns);
-            ServedImages { name: name.clone(), model: Arc::clone(model), engine }
+            Ok::<_, ServerError>(ServedImages { name: name.clone(), model: Arc::clone(model), engine })
         });
-        let images = Images(images.collect());
+        let images = Images(images.collect::<Result<_, _>>()?);
         let mut auditing: Vec<scoring::Base> = vec![scoring::Base::Text(scoring::Context {
             model: Arc::clone(&loaded.model),
             name: loaded.name.clone(),
@@ -259,7 +259,7 @@ impl Server {
         self.http_addr
     }
 
-    /// Serves until `shutdown` ends, then drains: health and readiness say no, new work is refused, what runs gets
+    /// Serves until `shutdown` ends, then drains: health of each service and readiness say no, new work is refused, what runs gets
     /// `drain_seconds` to end, connections get GOAWAY, and both listeners close.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let grpc = tokio::spawn(self.grpc.run());
@@ -273,7 +273,8 @@ impl Server {
         shutdown.await;
         tracing::info!(seconds = self.drain.as_secs(), "draining");
         let began = Instant::now();
-        for name in readiness_names().into_iter().chain([""]) {
+        // The server as a whole, "", goes on saying that it lives.
+        for name in readiness_names() {
             self.health.set_service_status(name, ServingStatus::NotServing).await;
         }
         self.draining.send_replace(true);

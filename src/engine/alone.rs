@@ -12,10 +12,11 @@ use super::handle::Ticket;
 use super::scheduler::Id;
 use super::score::{self, ScoreTask, Slice};
 use super::sequence::Times;
+use crate::metrics::AdapterUse;
 use crate::model::CausalLm;
 
 /// Most tokens, and rows of logits, of a slice when nothing else runs.
-const FREE: (usize, usize) = (512, 256);
+pub(super) const FREE: (usize, usize) = (512, 256);
 /// The same beside steps, which wait for it, and wherever a request is computed alone.
 const BESIDE: (usize, usize) = (128, 64);
 
@@ -118,11 +119,11 @@ impl Alone {
         }
     }
 
-    /// Returns its times, and its place in the queue.
-    pub(super) fn admission(&mut self) -> (&mut Times, &mut Option<Ticket>) {
+    /// Returns its times, its place in the queue, and its use of an adapter.
+    pub(super) fn admission(&mut self) -> (&mut Times, &mut Option<Ticket>, Option<&AdapterUse>) {
         match self {
-            Self::Score(task) => (&mut task.times, &mut task.ticket),
-            Self::Classify(task) => (&mut task.times, &mut task.ticket),
+            Self::Score(task) => (&mut task.times, &mut task.ticket, task.request.adapter_use.as_deref()),
+            Self::Classify(task) => (&mut task.times, &mut task.ticket, task.request.adapter_use.as_deref()),
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::alone::{Outcomes, Room};
+use super::alone::{FREE, Outcomes, Room};
 use super::handle::Ticket;
 use super::pass::{classify, fault, rows};
 use super::scheduler::Id;
@@ -35,27 +35,35 @@ pub(super) struct ClassifyTask {
     pub(super) times: Times,
     /// Logits of the sequences that are done.
     done: ClassLogits,
+    /// Tokens of cache reserved: a pass on the CPU holds keys and values of all its sequences.
+    memory: usize,
 }
 
-/// Returns the tokens of cache that a request may take the place of: keys and values of its longest sequence.
-pub(super) fn cache_tokens(request: &ClassifyRequest) -> usize {
-    KvCache::capacity(request.sequences.iter().map(Vec::len).max().unwrap_or(0))
+/// Returns the tokens of cache that a request needs of `available`: its longest sequence's, or more where several of its
+/// sequences share a pass, up to those of a slice.
+pub(super) fn cache_tokens(request: &ClassifyRequest, available: usize) -> usize {
+    let longest = KvCache::capacity(request.sequences.iter().map(Vec::len).max().unwrap_or(0));
+    let all = request.sequences.iter().map(|sequence| KvCache::fork_capacity(0, sequence.len()));
+    let slice = KvCache::capacity(FREE.0).min(available);
+    longest.max(all.fold(0, usize::saturating_add).min(slice))
 }
 
 impl ClassifyTask {
-    /// Begins with the first sequence.
-    pub(super) fn new(request: ClassifyRequest, reply: Answer, ticket: Ticket, times: Times) -> Self {
-        Self { request, reply, ticket: Some(ticket), span: Span::current(), times, done: Vec::new() }
+    /// Begins with the first sequence; `memory` are the tokens of cache reserved.
+    pub(super) fn new(request: ClassifyRequest, reply: Answer, ticket: Ticket, times: Times, memory: usize) -> Self {
+        Self { request, reply, ticket: Some(ticket), span: Span::current(), times, done: Vec::new(), memory }
     }
 
     /// Returns how many of the next sequences there is room for; the first of a slice always has room.
     fn next(&self, room: &mut Room, first: bool) -> usize {
-        let mut count = 0;
+        let (mut count, mut memory) = (0, self.memory);
         for sequence in &self.request.sequences[self.done.len()..] {
-            if sequence.len() > room.tokens && !(first && count == 0) {
+            let taken = KvCache::fork_capacity(0, sequence.len());
+            let fits = sequence.len() <= room.tokens && taken <= memory;
+            if !fits && !(first && count == 0) {
                 break;
             }
-            count += 1;
+            (count, memory) = (count + 1, memory.saturating_sub(taken));
             if !room.take(sequence.len(), 0) {
                 break;
             }

@@ -13,7 +13,7 @@ use tracing::Span;
 use super::classify;
 use super::pass::fault;
 use super::scheduler::{Demand, Work};
-use super::score::{Answer, cache_tokens};
+use super::score::{self, Answer};
 use super::sequence::{Detokenizer, Times};
 use super::step::Core;
 use super::{ClassLogits, ClassifyRequest, EngineError, Event, GenerateRequest, ScoreRequest, Scored};
@@ -140,6 +140,8 @@ impl Engine {
         // A request has at least one place in the queue, so the queue's limit bounds the requests in the channel.
         let (commands, receiver) = mpsc::channel(settings.max_waiting_sequences.clamp(1, 1 << 20) + 1);
         let shared = Arc::new(Shared::default());
+        // Each sequence may have an adapter of its own.
+        metrics.adapter_uses.most.store(settings.max_running_sequences, Ordering::Relaxed);
         let engine = Self {
             commands,
             shared: shared.clone(),
@@ -152,90 +154,21 @@ impl Engine {
         (engine, Core::new(model, text, &settings, (metrics, shared)), receiver)
     }
 
-    /// Queues a request; dropping the receiver cancels it.
+    /// Takes places in the queue for a request that becomes `sequences`, before anything is spent on it.
     ///
     /// # Errors
-    /// At once when the queue is full, the request can never fit, or the server drains.
-    pub fn generate(&self, request: GenerateRequest) -> Result<mpsc::Receiver<Event>, EngineError> {
-        self.check_tokens(&request.prompt)?;
-        let room = self.context_length.saturating_sub(request.prompt.len());
-        if room == 0 || request.n == 0 || request.sampling.max_new_tokens == 0 {
-            let length = request.prompt.len();
-            let what = format!("nothing to generate after {length} tokens of {} is", self.context_length);
-            return Err(ModelError::Unsupported(what).into());
-        }
-        let new = request.sampling.max_new_tokens.min(room);
-        let kv_bytes = self.kv_bytes(KvCache::capacity(request.prompt.len() + new));
-        let work = Work::Packed(request.prompt.len());
-        let demand = Demand { work, sequences: request.n, kv_bytes };
-        let ticket = self.queue(&demand, request.prompt.len().saturating_add(new.saturating_mul(request.n)))?;
-        self.metrics.request_params_n.observe(request.n as f64);
-        self.metrics.request_params_max_tokens.observe(request.sampling.max_new_tokens as f64);
-        self.metrics.request_prompt_tokens.observe(request.prompt.len() as f64);
-        // Room for every event that there can be: the engine never waits for a reader.
-        let capacity = new.saturating_add(1).saturating_mul(request.n).saturating_add(2);
-        let (events, receiver) = mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
-        let times = Times::start();
-        let span = Span::current();
-        self.send(Command::Generate(Box::new(Submission { request, answer: events, demand, ticket, times, span })))?;
-        Ok(receiver)
-    }
-
-    /// Queues candidates to score; dropping the receiver cancels it.
-    ///
-    /// # Errors
-    /// As [`Self::generate`].
-    pub fn score(
-        &self,
-        request: ScoreRequest,
-    ) -> Result<oneshot::Receiver<Result<Vec<Scored>, EngineError>>, EngineError> {
-        self.check_tokens(&request.prompt)?;
-        let mut tokens = request.prompt.len();
-        for candidate in &request.candidates {
-            self.check_tokens(candidate)?;
-            if request.prompt.len().saturating_add(candidate.len()) > self.context_length {
-                let length = request.prompt.len() + candidate.len();
-                return Err(unsupported(format!("a sequence of {length} tokens, above {},", self.context_length)));
-            }
-            tokens = tokens.saturating_add(candidate.len());
-        }
-        let kv_bytes = self.kv_bytes(cache_tokens(&request));
-        let demand = Demand { work: Work::Alone, sequences: 1, kv_bytes };
-        let ticket = self.queue(&demand, tokens)?;
-        self.metrics.request_prompt_tokens.observe(request.prompt.len() as f64);
-        let (answer, receiver) = oneshot::channel();
-        let times = Times::start();
-        let span = Span::current();
-        self.send(Command::Score(Box::new(Submission { request, answer, demand, ticket, times, span })))?;
-        Ok(receiver)
-    }
-
-    /// Queues sequences to classify; dropping the receiver cancels it.
-    ///
-    /// # Errors
-    /// As [`Self::generate`].
-    pub fn classify(
-        &self,
-        request: ClassifyRequest,
-    ) -> Result<oneshot::Receiver<Result<ClassLogits, EngineError>>, EngineError> {
-        let mut tokens = 0_usize;
-        for sequence in &request.sequences {
-            self.check_tokens(sequence)?;
-            if sequence.len() > self.context_length {
-                let length = sequence.len();
-                return Err(unsupported(format!("a sequence of {length} tokens, above {},", self.context_length)));
-            }
-            tokens = tokens.saturating_add(sequence.len());
-        }
-        let kv_bytes = self.kv_bytes(classify::cache_tokens(&request));
-        let demand = Demand { work: Work::Alone, sequences: 1, kv_bytes };
-        let ticket = self.queue(&demand, tokens)?;
-        self.metrics.request_prompt_tokens.observe(tokens as f64);
-        let (answer, receiver) = oneshot::channel();
-        let times = Times::start();
-        let span = Span::current();
-        self.send(Command::Classify(Box::new(Submission { request, answer, demand, ticket, times, span })))?;
-        Ok(receiver)
+    /// At once when the queue is full, or the server drains.
+    pub fn enter(&self, sequences: usize) -> Result<Place, EngineError> {
+        self.check_draining()?;
+        let limit = self.settings.max_waiting_sequences;
+        // Nobody waits: more completions than the queue is long have their turn too.
+        let fits =
+            |waiting: usize| (waiting == 0 || waiting.saturating_add(sequences) <= limit).then(|| waiting + sequences);
+        self.shared
+            .waiting
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
+            .map_err(|_| self.full(sequences))?;
+        Ok(Place { engine: self.clone(), ticket: Ticket { shared: self.shared.clone(), sequences, tokens: 0 } })
     }
 
     /// Takes no more requests and returns when the last one has ended; whatever runs after `grace` fails with
@@ -252,39 +185,8 @@ impl Engine {
         }
     }
 
-    fn check_tokens(&self, tokens: &[u32]) -> Result<(), EngineError> {
-        if tokens.is_empty() {
-            return Err(unsupported("a sequence without tokens".into()));
-        }
-        match tokens.iter().find(|&&id| id as usize >= self.vocab_size) {
-            Some(id) => Err(unsupported(format!("token id {id} of a vocabulary of {}", self.vocab_size))),
-            None => Ok(()),
-        }
-    }
-
-    fn kv_bytes(&self, tokens: usize) -> u64 {
-        self.kv_bytes_per_token.saturating_mul(tokens as u64)
-    }
-
-    /// Takes places in the queue.
-    fn queue(&self, demand: &Demand, tokens: usize) -> Result<Ticket, EngineError> {
-        if self.shared.draining.load(Ordering::Acquire) {
-            return Err(EngineError::Draining);
-        }
-        let (needed, available) = (demand.total_bytes(), self.settings.kv_cache_bytes);
-        if needed > available {
-            return Err(EngineError::KvCacheTooSmall { needed, available });
-        }
-        let (limit, sequences) = (self.settings.max_waiting_sequences, demand.sequences);
-        // Nobody waits: more completions than the queue is long have their turn too.
-        let fits =
-            |waiting: usize| (waiting == 0 || waiting.saturating_add(sequences) <= limit).then(|| waiting + sequences);
-        self.shared
-            .waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
-            .map_err(|_| self.full(sequences))?;
-        self.shared.waiting_tokens.fetch_add(tokens as u64, Ordering::AcqRel);
-        Ok(Ticket { shared: self.shared.clone(), sequences, tokens: tokens as u64 })
+    fn check_draining(&self) -> Result<(), EngineError> {
+        if self.shared.draining.load(Ordering::Acquire) { Err(EngineError::Draining) } else { Ok(()) }
     }
 
     fn full(&self, sequences: usize) -> EngineError {
@@ -301,6 +203,158 @@ impl Engine {
             mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,
         })
     }
+}
+
+/// A place in the queue: the right to have one request computed, given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    engine: Engine,
+    ticket: Ticket,
+}
+
+impl Place {
+    /// Hands a request over; dropping the receiver cancels it.
+    ///
+    /// # Errors
+    /// At once when the request can never fit, or the server drains.
+    pub fn generate(self, request: GenerateRequest) -> Result<mpsc::Receiver<Event>, EngineError> {
+        self.check_tokens(&request.prompt)?;
+        let room = self.engine.context_length.saturating_sub(request.prompt.len());
+        if room == 0 || request.n == 0 || request.sampling.max_new_tokens == 0 {
+            let length = request.prompt.len();
+            let what = format!("nothing to generate after {length} tokens of {} is", self.engine.context_length);
+            return Err(ModelError::Unsupported(what).into());
+        }
+        let new = request.sampling.max_new_tokens.min(room);
+        let kv_bytes = self.kv_bytes(cache_tokens(request.prompt.len(), new, request.n));
+        let work = Work::Packed(request.prompt.len());
+        let demand = Demand { work, sequences: request.n, kv_bytes };
+        let (engine, ticket) =
+            self.reserve(&demand, request.prompt.len().saturating_add(new.saturating_mul(request.n)))?;
+        engine.metrics.request_params_n.observe(request.n as f64);
+        engine.metrics.request_params_max_tokens.observe(request.sampling.max_new_tokens as f64);
+        engine.metrics.request_prompt_tokens.observe(request.prompt.len() as f64);
+        // Room for every event that there can be: the engine never waits for a reader.
+        let capacity = new.saturating_add(1).saturating_mul(request.n).saturating_add(2);
+        let (events, receiver) = mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
+        let times = Times::start();
+        let span = Span::current();
+        engine.send(Command::Generate(Box::new(Submission {
+            request,
+            answer: events,
+            demand,
+            ticket,
+            times,
+            span,
+        })))?;
+        Ok(receiver)
+    }
+
+    /// Hands over candidates to score; dropping the receiver cancels it.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn score(
+        self,
+        request: ScoreRequest,
+    ) -> Result<oneshot::Receiver<Result<Vec<Scored>, EngineError>>, EngineError> {
+        self.check_tokens(&request.prompt)?;
+        let mut tokens = request.prompt.len();
+        for candidate in &request.candidates {
+            self.check_tokens(candidate)?;
+            if request.prompt.len().saturating_add(candidate.len()) > self.engine.context_length {
+                let length = request.prompt.len() + candidate.len();
+                return Err(unsupported(format!(
+                    "a sequence of {length} tokens, above {},",
+                    self.engine.context_length
+                )));
+            }
+            tokens = tokens.saturating_add(candidate.len());
+        }
+        let kv_bytes = self.kv_bytes(score::cache_tokens(&request));
+        let demand = Demand { work: Work::Alone, sequences: 1, kv_bytes };
+        let (engine, ticket) = self.reserve(&demand, tokens)?;
+        engine.metrics.request_prompt_tokens.observe(request.prompt.len() as f64);
+        let (answer, receiver) = oneshot::channel();
+        let times = Times::start();
+        let span = Span::current();
+        engine.send(Command::Score(Box::new(Submission { request, answer, demand, ticket, times, span })))?;
+        Ok(receiver)
+    }
+
+    /// Hands over sequences to classify; dropping the receiver cancels it.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn classify(
+        self,
+        request: ClassifyRequest,
+    ) -> Result<oneshot::Receiver<Result<ClassLogits, EngineError>>, EngineError> {
+        let mut tokens = 0_usize;
+        for sequence in &request.sequences {
+            self.check_tokens(sequence)?;
+            if sequence.len() > self.engine.context_length {
+                let length = sequence.len();
+                return Err(unsupported(format!(
+                    "a sequence of {length} tokens, above {},",
+                    self.engine.context_length
+                )));
+            }
+            tokens = tokens.saturating_add(sequence.len());
+        }
+        let kv_bytes = self.kv_bytes(classify::cache_tokens(&request, self.available()));
+        let demand = Demand { work: Work::Alone, sequences: 1, kv_bytes };
+        let (engine, ticket) = self.reserve(&demand, tokens)?;
+        engine.metrics.request_prompt_tokens.observe(tokens as f64);
+        let (answer, receiver) = oneshot::channel();
+        let times = Times::start();
+        let span = Span::current();
+        engine.send(Command::Classify(Box::new(Submission { request, answer, demand, ticket, times, span })))?;
+        Ok(receiver)
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), EngineError> {
+        if tokens.is_empty() {
+            return Err(unsupported("a sequence without tokens".into()));
+        }
+        match tokens.iter().find(|&&id| id as usize >= self.engine.vocab_size) {
+            Some(id) => Err(unsupported(format!("token id {id} of a vocabulary of {}", self.engine.vocab_size))),
+            None => Ok(()),
+        }
+    }
+
+    fn kv_bytes(&self, tokens: usize) -> u64 {
+        self.engine.kv_bytes_per_token.saturating_mul(tokens as u64)
+    }
+
+    /// Returns the tokens that the cache has room for.
+    fn available(&self) -> usize {
+        let tokens = self.engine.settings.kv_cache_bytes / self.engine.kv_bytes_per_token.max(1);
+        usize::try_from(tokens).unwrap_or(usize::MAX)
+    }
+
+    /// Checks what is known of the request only when it is prepared: it may need up to `tokens`, all sequences together.
+    fn reserve(mut self, demand: &Demand, tokens: usize) -> Result<(Engine, Ticket), EngineError> {
+        self.engine.check_draining()?;
+        let (needed, available) = (demand.total_bytes(), self.engine.settings.kv_cache_bytes);
+        if needed > available {
+            return Err(EngineError::KvCacheTooSmall { needed, available });
+        }
+        self.ticket.tokens = tokens as u64;
+        self.ticket.shared.waiting_tokens.fetch_add(tokens as u64, Ordering::AcqRel);
+        Ok((self.engine, self.ticket))
+    }
+}
+
+/// Returns the tokens of cache that each of `n` completions of `new` tokens may come to need.
+///
+/// The last of several that share a prompt holds it alone, with room behind it that nobody uses, and its own end.
+fn cache_tokens(prompt: usize, new: usize, n: usize) -> usize {
+    let whole = KvCache::capacity(prompt.saturating_add(new));
+    if n == 1 {
+        return whole;
+    }
+    whole.max(KvCache::fork_capacity(0, prompt).saturating_add(KvCache::fork_capacity(prompt, new)))
 }
 
 fn unsupported(what: String) -> EngineError {

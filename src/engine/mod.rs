@@ -23,9 +23,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::lora::Adapter;
+use crate::metrics::AdapterUse;
 use crate::model::ModelError;
 
-pub use handle::Engine;
+pub use handle::{Engine, Place};
 pub use images::{ImageEngine, ImageRequest};
 
 /// How the next token is chosen; every field is checked at the border.
@@ -83,6 +84,8 @@ pub struct GenerateRequest {
     pub n: usize,
     /// Number of alternatives to report with each token's log-probability.
     pub logprobs: Option<usize>,
+    /// Tells the metrics that the adapter is used.
+    pub adapter_use: Option<Arc<AdapterUse>>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
 }
@@ -96,6 +99,8 @@ pub struct ScoreRequest {
     pub candidates: Vec<Vec<u32>>,
     /// Pinned for the life of the request.
     pub adapter: Option<Arc<Adapter>>,
+    /// Tells the metrics that the adapter is used.
+    pub adapter_use: Option<Arc<AdapterUse>>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
 }
@@ -107,6 +112,8 @@ pub struct ClassifyRequest {
     pub sequences: Vec<Vec<u32>>,
     /// Pinned for the life of the request.
     pub adapter: Option<Arc<Adapter>>,
+    /// Tells the metrics that the adapter is used.
+    pub adapter_use: Option<Arc<AdapterUse>>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
 }

@@ -117,7 +117,9 @@ impl Core {
                 let Submission { request, answer, demand, ticket, times, span } = *submission;
                 let _entered = span.enter();
                 let id = self.new_id();
-                let task = ClassifyTask::new(request, answer, ticket, times);
+                let memory = demand.kv_bytes / self.model.info().kv_bytes_per_token.max(1);
+                let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+                let task = ClassifyTask::new(request, answer, ticket, times, memory);
                 self.alone.insert(id, Alone::Classify(Box::new(task)));
                 self.scheduler.enqueue(id, demand);
             }
@@ -196,12 +198,15 @@ impl Core {
     fn note_admitted(&mut self, plan: &Plan) {
         let now = Instant::now();
         for id in &plan.admitted {
-            let (times, ticket) = match (self.groups.get_mut(id), self.alone.get_mut(id)) {
-                (Some(group), _) => (&mut group.times, &mut group.ticket),
+            let (times, ticket, adapter_use) = match (self.groups.get_mut(id), self.alone.get_mut(id)) {
+                (Some(group), _) => (&mut group.times, &mut group.ticket, group.request.adapter_use.as_deref()),
                 (None, Some(task)) => task.admission(),
                 (None, None) => continue,
             };
             *ticket = None;
+            if let Some(adapter_use) = adapter_use {
+                adapter_use.runs();
+            }
             times.first_step = Some(now);
             self.metrics.request_queue_time.observe((now - times.arrival).as_secs_f64());
         }

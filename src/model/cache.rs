@@ -136,6 +136,18 @@ impl KvCache {
     }
 }
 
+#[cfg(test)]
+impl KvCache {
+    /// Takes memory for `tokens` more as one layer on the CPU does, whose heads are one number wide, and counts them;
+    /// `total` is told for how many positions all caches hold memory.
+    pub(crate) fn fill(&mut self, tokens: usize, total: &Arc<std::sync::atomic::AtomicUsize>) {
+        let heads = Heads { heads: 1, kv_heads: 1, head_dim: 1, window: None };
+        self.layers[0].get_or_insert_with(|| Entry::Slices(Arc::new(KeysValues::metered(heads, total))));
+        self.write_slices(0, heads, &vec![0.0; tokens], &vec![0.0; tokens]).unwrap();
+        self.advance(tokens);
+    }
+}
+
 /// Returns room for `total` tokens and a quarter more, with the first `len` tokens of `held` in it.
 fn grown(held: Option<&Tensor>, len: usize, total: usize, like: &Tensor) -> Result<Tensor> {
     let (heads, _, head_dim) = like.dims3()?;

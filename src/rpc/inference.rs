@@ -1,6 +1,7 @@
-//! InferenceService: checks, resolves the adapter once, hands over to the engine, and maps its events.
+//! InferenceService: checks, takes a place in the queue, resolves the adapter once, hands over to the engine, and maps its
+//! events.
 //!
-//! Computes nothing. Leaving a call drops the engine's receiver, which is how the engine learns of it.
+//! Computes nothing. Where the queue is full nothing is tokenized and no adapter is read. Leaving a call drops the engine's receiver, which is how the engine learns of it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,9 +20,9 @@ use super::prompt::{PromptError, Prompts};
 use super::services::{blocking, in_registry};
 use super::status;
 use super::violations::Violations;
-use crate::engine::{Engine, EngineError, Event, FinishReason, Token};
+use crate::engine::{Engine, EngineError, Event, FinishReason, Place, Token};
 use crate::lora::{self, Adapter, Problem};
-use crate::metrics::Metrics;
+use crate::metrics::{AdapterUse, Metrics};
 use crate::registry::{Reference, Registry};
 
 /// Answers InferenceService.
@@ -79,6 +80,17 @@ impl Inference {
         Ok(Some(adapter))
     }
 
+    /// Tells the metrics that an adapter is used.
+    fn adapter_use(&self, reference: Option<&Reference>) -> Option<Arc<AdapterUse>> {
+        let name = reference?.name.as_str();
+        Some(self.metrics.adapter_uses.wait(self.metrics.adapter_label(name)))
+    }
+
+    /// Takes a place in the queue, before anything is spent on the request.
+    fn enter(&self, sequences: usize, context: &Context) -> Result<Place, Status> {
+        self.engine.enter(sequences).map_err(|error| status::engine(&error, context))
+    }
+
     /// Does the tokenizer's work off the async threads.
     async fn prepare<T: Send + 'static>(
         &self,
@@ -93,9 +105,11 @@ impl Inference {
     async fn submit(&self, request: Request<pb::GenerateRequest>) -> Result<Running, Status> {
         let context = Context::of(&request);
         let checked = convert::generate(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
+        let place = self.enter(checked.n, &context)?;
         let reference = checked.adapter.clone();
         let mut request = self.prepare(&context, move |prompts| prompts.generate(checked)).await?;
-        request.adapter = self.adapter(reference, &context).await?;
+        request.adapter = self.adapter(reference.clone(), &context).await?;
+        request.adapter_use = self.adapter_use(reference.as_ref());
         request.deadline = context.deadline;
         let labels = Labels {
             generation: request.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string()),
@@ -103,7 +117,7 @@ impl Inference {
             prompt_tokens: count(request.prompt.len()),
             n: request.n,
         };
-        let events = self.engine.generate(request).map_err(|error| status::engine(&error, &context))?;
+        let events = place.generate(request).map_err(|error| status::engine(&error, &context))?;
         Ok(Running {
             events,
             pieces: PieceMaker { prompts: self.prompts.clone(), labels, generated: 0, ended: 0 },
@@ -124,16 +138,18 @@ impl Inference {
             v.add("base_model", format!("must be {}, or not given: it alone reads text", self.model_name));
             return Err(status::violations(&v));
         }
+        let place = self.enter(1, context)?;
         let reference = texts.adapter.clone();
         let mut request = self.prepare(context, move |prompts| prompts.classify(texts)).await?;
-        request.adapter = self.adapter(reference, context).await?;
+        request.adapter = self.adapter(reference.clone(), context).await?;
+        request.adapter_use = self.adapter_use(reference.as_ref());
         request.deadline = context.deadline;
         let of_base = self.prompts.model.classes.as_ref();
         let head = Head::new(request.adapter.as_deref(), of_base, self.model_name.clone());
         let head = head.ok_or_else(|| status::no_classifier(named))?;
         let lengths: Vec<usize> = request.sequences.iter().map(Vec::len).collect();
         let refused = |error: EngineError| status::engine(&error, context);
-        let answer = self.engine.classify(request).map_err(refused)?;
+        let answer = place.classify(request).map_err(refused)?;
         let logits = answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?;
         Ok(Response::new(head.described(&logits, &lengths)))
     }
@@ -322,16 +338,18 @@ impl pb::inference_service_server::InferenceService for Inference {
     async fn score(&self, request: Request<pb::ScoreRequest>) -> Result<Response<pb::ScoreResponse>, Status> {
         let context = Context::of(&request);
         let checked = convert::score(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
+        let place = self.enter(1, &context)?;
         let reference = checked.adapter.clone();
         let mut request = self.prepare(&context, move |prompts| prompts.score(checked)).await?;
-        request.adapter = self.adapter(reference, &context).await?;
+        request.adapter = self.adapter(reference.clone(), &context).await?;
+        request.adapter_use = self.adapter_use(reference.as_ref());
         request.deadline = context.deadline;
         let generation = request.adapter.as_ref().map_or_else(String::new, |a| a.generation().to_string());
         let prompt_tokens = count(request.prompt.len());
         let ids = request.candidates.clone();
         let completion_tokens = count(ids.iter().map(Vec::len).sum());
         let refused = |error: EngineError| status::engine(&error, &context);
-        let answer = self.engine.score(request).map_err(refused)?;
+        let answer = place.score(request).map_err(refused)?;
         let scored = answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?;
         let candidates = scored.into_iter().zip(ids).map(|(scored, token_ids)| {
             let sum_logprob: f64 = scored.logprobs.iter().sum();

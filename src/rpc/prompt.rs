@@ -94,6 +94,7 @@ impl Prompts {
             stopping,
             n: request.n,
             logprobs: request.logprobs,
+            adapter_use: None,
             deadline: None,
         })
     }
@@ -121,7 +122,7 @@ impl Prompts {
             }
             candidates.push(ids);
         }
-        Ok(ScoreRequest { prompt, candidates, adapter: None, deadline: None })
+        Ok(ScoreRequest { prompt, candidates, adapter: None, adapter_use: None, deadline: None })
     }
 
     /// Completes a request for classes; adapter and deadline are the caller's to set.
@@ -142,7 +143,7 @@ impl Prompts {
             }
             sequences.push(ids);
         }
-        let request = ClassifyRequest { sequences, adapter: None, deadline: None };
+        let request = ClassifyRequest { sequences, adapter: None, adapter_use: None, deadline: None };
         faults.finish(Some(request)).map_err(PromptError::Violations)
     }
 

@@ -234,6 +234,7 @@ impl Client {
 pub(crate) struct Streamed {
     pub(crate) text: String,
     pub(crate) token_ids: Vec<u32>,
+    pub(crate) logprobs: Vec<pb::PositionLogprobs>,
     pub(crate) generation: String,
     pub(crate) finish: i32,
     pub(crate) pieces: usize,
@@ -250,6 +251,7 @@ pub(crate) async fn drain(stream: &mut Streaming<pb::GenerateStreamResponse>) ->
         assert_eq!(piece.generation, all.generation, "a stream names two generations");
         all.text.push_str(&piece.text);
         all.token_ids.extend(piece.token_ids);
+        all.logprobs.extend(piece.logprobs);
         all.finish = piece.finish_reason;
         all.pieces += 1;
     }
@@ -299,9 +301,10 @@ impl Scrape {
         Self(lines.map(pair).collect())
     }
 
-    /// A series without labels.
+    /// Sum of the series of a metric that is there, one for each model or one in all.
     pub(crate) fn value(&self, name: &str) -> f64 {
-        *self.0.get(name).unwrap_or_else(|| panic!("no metric {name}"))
+        assert!(self.0.keys().any(|series| series.split('{').next() == Some(name)), "no metric {name}");
+        self.sum(name, &[])
     }
 
     /// Sum of the series of one metric that hold every given `label="value"`.
@@ -358,4 +361,23 @@ pub(crate) fn violations(status: &Status) -> Vec<String> {
     let mut fields: Vec<_> = details.field_violations.into_iter().map(|violation| violation.field).collect();
     fields.sort();
     fields
+}
+
+/// The subject of the one precondition that a refusal names, whose type is its reason.
+#[track_caller]
+pub(crate) fn precondition(status: &Status, reason: &str) -> String {
+    let details = status.get_details_precondition_failure().unwrap_or_else(|| panic!("no precondition: {status:?}"));
+    let [violation] = details.violations.as_slice() else { panic!("{:?}", details.violations) };
+    assert_eq!(violation.r#type, reason);
+    assert!(!violation.description.is_empty());
+    violation.subject.clone()
+}
+
+/// The subject of the one limit that a refusal names.
+#[track_caller]
+pub(crate) fn quota(status: &Status) -> String {
+    let details = status.get_details_quota_failure().unwrap_or_else(|| panic!("no quota: {status:?}"));
+    let [violation] = details.violations.as_slice() else { panic!("{:?}", details.violations) };
+    assert!(!violation.description.is_empty());
+    violation.subject.clone()
 }

@@ -9,7 +9,9 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::client::{self, Client, Server, eventually, files, greedy, refused, same_text, violations};
+use super::client::{
+    self, Client, Server, eventually, files, greedy, precondition, quota, refused, same_text, violations,
+};
 use super::wire;
 
 const GENERATE: &str = "/evenkeel.v1.InferenceService/Generate";
@@ -117,9 +119,12 @@ async fn prompts_that_cannot_run_are_refused() {
         prompt_token_ids: Some(TokenIds { ids: vec![5; count] }),
         ..greedy("", "", 57)
     };
-    refused(client.generate(ids(200)).await, Code::InvalidArgument, "CONTEXT_LENGTH");
-    refused(client.stream(ids(256)).await.map(|_| ()), Code::InvalidArgument, "CONTEXT_LENGTH");
-    refused(client.generate(greedy("", "x", u32::MAX)).await, Code::InvalidArgument, "CONTEXT_LENGTH");
+    let status = refused(client.generate(ids(200)).await, Code::InvalidArgument, "CONTEXT_LENGTH");
+    assert_eq!(violations(&status), ["sampling.max_new_tokens"]);
+    let status = refused(client.stream(ids(256)).await.map(|_| ()), Code::InvalidArgument, "CONTEXT_LENGTH");
+    assert_eq!(violations(&status), ["prompt"]);
+    let status = refused(client.generate(greedy("", "x", u32::MAX)).await, Code::InvalidArgument, "CONTEXT_LENGTH");
+    assert_eq!(violations(&status), ["sampling.max_new_tokens"]);
     client.generate(ids(199)).await.unwrap();
 
     let said = |role: &str| pb::ChatMessage { role: role.into(), content: "x".into() };
@@ -127,8 +132,10 @@ async fn prompts_that_cannot_run_are_refused() {
     let request = GenerateRequest { prompt: None, messages: messages.clone(), ..greedy("", "", 4) };
     let status = refused(client.generate(request).await, Code::InvalidArgument, "CHAT_TEMPLATE");
     assert!(status.message().contains("must alternate"), "{}", status.message());
+    assert_eq!(violations(&status), ["messages"]);
     let request = pb::TokenizeRequest { messages, ..Default::default() };
-    refused(client.inference.clone().tokenize(request).await, Code::InvalidArgument, "CHAT_TEMPLATE");
+    let status = refused(client.inference.clone().tokenize(request).await, Code::InvalidArgument, "CHAT_TEMPLATE");
+    assert_eq!(violations(&status), ["messages"]);
 
     let status = refused(client.generate(greedy("nobody", "x", 4)).await, Code::NotFound, "ADAPTER_NOT_FOUND");
     assert_eq!(status.get_details_resource_info().unwrap().resource_name, "nobody");
@@ -140,7 +147,8 @@ async fn prompts_that_cannot_run_are_refused() {
 async fn a_model_without_a_language_head_does_not_generate() {
     let server = client::start_with("llama_seqcls", |_| {}).await;
     let client = &server.client;
-    refused(client.generate(greedy("", "x", 4)).await, Code::FailedPrecondition, "WRONG_HEAD");
+    let status = refused(client.generate(greedy("", "x", 4)).await, Code::FailedPrecondition, "WRONG_HEAD");
+    assert_eq!(precondition(&status, "WRONG_HEAD"), "base_model");
     refused(client.stream(greedy("", "x", 4)).await.map(|_| ()), Code::FailedPrecondition, "WRONG_HEAD");
     let candidate = pb::candidate::Continuation::Text("y".into());
     let score = pb::ScoreRequest {
@@ -159,6 +167,7 @@ async fn the_cache_budget_holds_and_what_never_fits_is_refused() {
     let client = &server.client;
     let status = refused(client.generate(long(1)).await, Code::ResourceExhausted, "KV_CACHE_TOO_SMALL");
     assert!(status.get_details_retry_info().is_none(), "trying again cannot help: {status:?}");
+    assert_eq!(quota(&status), "engine.kv_cache_bytes");
     // Many that fit one by one wait for each other.
     let alone = client.complete(greedy("", "She said", 60)).await;
     let many: Vec<_> = (0..12)
@@ -208,6 +217,7 @@ async fn a_full_queue_answers_at_once_with_a_time_to_retry() {
                 let status = refused(Err::<(), _>(status), Code::ResourceExhausted, "QUEUE_FULL");
                 let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
                 assert!(retry.is_some_and(|delay| delay > Duration::ZERO), "{status:?}");
+                assert_eq!(quota(&status), "engine.max_waiting_sequences");
                 turned_away += 1;
             }
         }
@@ -215,6 +225,54 @@ async fn a_full_queue_answers_at_once_with_a_time_to_retry() {
     assert!(served >= 2 && turned_away >= 1, "{served} served, {turned_away} turned away");
     client.idle().await;
     client.generate(long(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_queue_answers_before_anything_is_spent_on_the_request() {
+    let server = client::start_with(client::MODEL, |settings| {
+        settings.engine.max_running_sequences = 1;
+        settings.engine.max_waiting_sequences = 1;
+    })
+    .await;
+    let client = &server.client;
+    client.publish("poet", "lora_qv").await;
+    client.unload("poet").await.unwrap();
+    let loads = async || client.metrics().await.sum("evenkeel_adapter_loads_total", &[]);
+    let before = loads().await;
+    // One runs, its completions one after the other; one waits, and an empty queue takes it though it is longer.
+    let mut running = client.stream(long(16)).await.unwrap();
+    running.message().await.unwrap().unwrap();
+    let waiting = client.stream(long(16)).await.unwrap();
+
+    let full = |status: Status| {
+        let status = refused(Err::<(), _>(status), Code::ResourceExhausted, "QUEUE_FULL");
+        assert!(status.get_details_retry_info().and_then(|info| info.retry_delay).is_some(), "{status:?}");
+    };
+    // Faults that only the tokenizer, the registry or the model find are not looked for.
+    let words = "once ".repeat(20_000);
+    for adapter in ["poet", "nobody", ""] {
+        let asked = GenerateRequest { adapter: adapter.into(), prompt: Some(words.clone()), ..long(1) };
+        full(client.generate(asked.clone()).await.unwrap_err());
+        full(client.stream(asked).await.map(|_| ()).unwrap_err());
+        let candidate = pb::candidate::Continuation::Text("x".into());
+        let score = pb::ScoreRequest {
+            adapter: adapter.into(),
+            prompt: Some(words.clone()),
+            candidates: vec![pb::Candidate { continuation: Some(candidate) }],
+            ..Default::default()
+        };
+        full(client.inference.clone().score(score).await.unwrap_err());
+        let input = pb::ClassifyInput { prompt: Some(words.clone()), ..Default::default() };
+        let classify = pb::ClassifyRequest { adapter: adapter.into(), inputs: vec![input], ..Default::default() };
+        full(client.inference.clone().classify(classify).await.unwrap_err());
+    }
+    let refused_field = client.generate(GenerateRequest { adapter: "../etc".into(), ..long(1) }).await;
+    refused(refused_field, Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(loads().await, before, "an adapter was read for a request that was refused");
+    assert_eq!(client.adapter("poet").await.unwrap().generations[0].residency(), pb::Residency::OnDisk);
+    drop((running, waiting));
+    client.idle().await;
+    client.complete(greedy("poet", "once", 4)).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,8 @@ use tonic::Code;
 use super::client::{self, greedy, refused};
 
 /// Names that dashboards rely on: vLLM's, go-grpc-prometheus', the process collector's, and ours.
-const NAMES: [&str; 47] = [
+const NAMES: [&str; 48] = [
+    "evenkeel_lora_requests_info",
     "evenkeel_num_requests_running",
     "evenkeel_num_requests_waiting",
     "evenkeel_kv_cache_usage_perc",
@@ -58,6 +59,40 @@ const NAMES: [&str; 47] = [
     "process_threads",
 ];
 
+/// Series that vLLM has, by the name that follows its prefix; each tells the model.
+const OF_MODEL: [&str; 18] = [
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "prompt_tokens_total",
+    "generation_tokens_total",
+    "request_success_total",
+    "time_to_first_token_seconds_count",
+    "inter_token_latency_seconds_count",
+    "e2e_request_latency_seconds_count",
+    "request_queue_time_seconds_count",
+    "request_prefill_time_seconds_count",
+    "request_decode_time_seconds_count",
+    "request_prompt_tokens_count",
+    "request_generation_tokens_count",
+    "request_params_n_count",
+    "request_params_max_tokens_count",
+    // vLLM's has `_total` behind it, which is for counters.
+    "iteration_tokens_count",
+    "time_to_first_token_seconds_bucket",
+];
+
+/// Bounds of vLLM's buckets (`vllm/v1/metrics/loggers.py`) as the text format writes them.
+const BUCKETS: [(&str, &str); 4] = [
+    (
+        "time_to_first_token_seconds",
+        "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560",
+    ),
+    ("inter_token_latency_seconds", "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80"),
+    ("e2e_request_latency_seconds", "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"),
+    ("iteration_tokens", "1 8 16 32 64 128 256 512 1024 2048 4096 8192 16384"),
+];
+
 /// The value of a label in a series.
 fn label<'a>(series: &'a str, name: &str) -> Option<&'a str> {
     let rest = series.split_once(&format!("{name}=\""))?.1;
@@ -82,6 +117,71 @@ async fn every_name_is_there_and_explained() {
     assert_eq!(label(info, "version"), Some(env!("CARGO_PKG_VERSION")));
     assert_eq!(label(info, "model"), Some(client::MODEL));
     assert_eq!((server.client.get("/nothing").await.0, server.client.get("/").await.0), (404, 404));
+}
+
+#[tokio::test]
+async fn dashboards_of_vllm_find_model_and_buckets() {
+    let server = client::start().await;
+    let client = &server.client;
+    client.generate(GenerateRequest { n: Some(3), ..greedy("", "once", 10) }).await.unwrap();
+    client.idle().await;
+    let scrape = client.metrics().await;
+    let series = |name: &str| -> Vec<&String> {
+        let name = format!("evenkeel_{name}");
+        scrape.0.keys().filter(|series| series.split('{').next() == Some(&name)).collect()
+    };
+    for name in OF_MODEL {
+        let found = series(name);
+        assert!(!found.is_empty(), "{name} is missing");
+        assert!(found.iter().all(|series| label(series, "model_name") == Some(client::MODEL)), "{name}: {found:?}");
+    }
+    for (name, bounds) in BUCKETS {
+        let at = |bound: &str| scrape.sum(&format!("evenkeel_{name}_bucket"), &[&format!("le=\"{bound}\"")]);
+        let found = series(&format!("{name}_bucket"));
+        for bound in bounds.split(' ').chain(["+Inf"]) {
+            assert!(found.iter().any(|series| label(series, "le") == Some(bound)), "{name} has no bucket {bound}");
+        }
+        assert_eq!(at("+Inf"), scrape.value(&format!("evenkeel_{name}_count")));
+    }
+    // What a bucket holds: a step with all of the prompt, then nine with a token of each of three completions.
+    let prompt = client.tokenize("once").await.len() as f64;
+    let steps = |bound: &str| scrape.sum("evenkeel_iteration_tokens_bucket", &[&format!("le=\"{bound}\"")]);
+    assert!(prompt > 1.0 && prompt <= 8.0, "{prompt}");
+    assert_eq!((steps("1"), steps("8"), steps("+Inf")), (0.0, 10.0, 10.0));
+    assert_eq!(scrape.value("evenkeel_iteration_tokens_sum"), prompt + 27.0);
+    assert_eq!(scrape.sum("evenkeel_request_params_n_bucket", &[r#"le="2""#]), 0.0);
+    assert_eq!(scrape.sum("evenkeel_request_params_n_bucket", &[r#"le="5""#]), 1.0);
+}
+
+#[tokio::test]
+async fn adapters_of_requests_that_run_and_wait_are_told() {
+    let server = client::start_with(client::MODEL, |settings| settings.engine.max_running_sequences = 1).await;
+    let client = &server.client;
+    for name in ["poet", "clerk"] {
+        client.publish(name, "lora_qv").await;
+    }
+    let told = async || {
+        let scrape = client.metrics().await;
+        let series = scrape.0.keys().find(|series| series.starts_with("evenkeel_lora_requests_info{")).unwrap().clone();
+        let of = |name: &str| label(&series, name).unwrap().to_owned();
+        (of("max_lora"), of("running_lora_adapters"), of("waiting_lora_adapters"))
+    };
+    let set = |running: &str, waiting: &str| ("1".to_owned(), running.to_owned(), waiting.to_owned());
+    assert_eq!(told().await, set("", ""));
+    let long = |name: &str| {
+        let mut request = GenerateRequest { n: Some(16), ..greedy(name, "once", 240) };
+        request.sampling.get_or_insert_default().ignore_eos = Some(true);
+        request
+    };
+    let mut running = client.stream(long("poet")).await.unwrap();
+    running.message().await.unwrap().unwrap();
+    let waiting = client.stream(long("clerk")).await.unwrap();
+    assert_eq!(told().await, set("poet", "clerk"));
+    drop(running);
+    client::eventually("the other to run", || async { (told().await == set("clerk", "")).then_some(()) }).await;
+    drop(waiting);
+    client.idle().await;
+    client::eventually("nobody", || async { (told().await == set("", "")).then_some(()) }).await;
 }
 
 #[tokio::test]

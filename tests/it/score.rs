@@ -95,8 +95,10 @@ async fn a_score_has_the_same_bits_alone_in_company_and_under_load() {
     let client = &server.client;
     client.publish("poet", "dora").await;
     client.publish("clerk", "all_linear").await;
+    client.publish("head", "modules_to_save_lm_head").await;
+    client.publish("words", "embed_lm_head_light").await;
     let candidates: Vec<_> = [" yes", " no", " perhaps, but only on a Sunday", "er", "!"].map(by_text).into();
-    for adapter in ["", "poet"] {
+    for adapter in ["", "poet", "head", "words"] {
         let asked = request(adapter, "The server loads an adapter and answers", candidates.clone());
         let alone = score(client, &asked).await;
         assert_eq!(alone.candidates.len(), candidates.len());
@@ -109,7 +111,7 @@ async fn a_score_has_the_same_bits_alone_in_company_and_under_load() {
         }
         let load = (0..16).map(|i| {
             let client = client.clone();
-            let name = ["", "poet", "clerk"][i % 3];
+            let name = ["", "poet", "clerk", "head", "words"][i % 5];
             tokio::spawn(async move { client.complete(greedy(name, &format!("Winter light {i}"), 100)).await })
         });
         let load: Vec<_> = load.collect();
@@ -123,9 +125,11 @@ async fn a_score_has_the_same_bits_alone_in_company_and_under_load() {
     }
     let prompt = "The server loads an adapter and answers";
     let base = score(client, &request("", prompt, candidates.clone())).await.candidates;
-    let poet = score(client, &request("poet", prompt, candidates)).await.candidates;
-    let moved = base.iter().zip(&poet).map(|(base, poet)| (base.sum_logprob - poet.sum_logprob).abs());
-    assert!(moved.fold(0.0, f64::max) > 0.1, "the adapter changes nothing");
+    for adapter in ["poet", "head", "words"] {
+        let adapted = score(client, &request(adapter, prompt, candidates.clone())).await.candidates;
+        let moved = base.iter().zip(&adapted).map(|(base, adapted)| (base.sum_logprob - adapted.sum_logprob).abs());
+        assert!(moved.fold(0.0, f64::max) > 0.1, "{adapter} changes nothing");
+    }
 }
 
 #[tokio::test]

@@ -217,7 +217,7 @@ def check_promtool_is_content(server):
 
 def check_prometheus_scrapes(server):
     generate(server, max_new_tokens=5)
-    shown = re.search(r"^evenkeel_generation_tokens_total (\d+)$", page(server, "/metrics")[1], re.M)
+    shown = re.search(r"^evenkeel_generation_tokens_total\{.*\} (\d+)$", page(server, "/metrics")[1], re.M)
     assert shown and int(shown[1]) >= 5, shown
     folder = server.folder / "prometheus"
     folder.mkdir()
@@ -306,7 +306,7 @@ def check_python_cancel(server):
     next(stream)
     stream.cancel()
     assert fails(lambda: list(stream)).code() == grpc.StatusCode.CANCELLED
-    running = re.compile(r"^evenkeel_num_requests_running 0$", re.M)
+    running = re.compile(r"^evenkeel_num_requests_running\{.*\} 0$", re.M)
     until("the place is free again", lambda: running.search(page(server, "/metrics")[1]))
 
 

@@ -5,7 +5,12 @@ use crate::engine::{ClassLogits, ClassifyRequest};
 
 fn classes(sequences: &[&[u32]], adapter: Option<u8>) -> ClassifyRequest {
     let sequences = sequences.iter().map(|s| s.to_vec()).collect();
-    ClassifyRequest { sequences, adapter: adapter.map(|rank| Arc::new(LoraAdapter::blank(rank))), deadline: None }
+    ClassifyRequest {
+        sequences,
+        adapter: adapter.map(|rank| Arc::new(LoraAdapter::blank(rank))),
+        adapter_use: None,
+        deadline: None,
+    }
 }
 
 fn answer(bench: &mut Bench, request: ClassifyRequest) -> Result<ClassLogits, EngineError> {

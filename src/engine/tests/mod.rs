@@ -6,9 +6,10 @@
 mod classify;
 mod generate;
 mod life;
+mod memory;
 mod score;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,18 @@ struct Scripted {
     passes: Mutex<Vec<Vec<usize>>>,
     /// Tokens of each pass.
     tokens: Mutex<Vec<Vec<u32>>>,
+    /// Positions that all caches hold memory for.
+    held: Arc<AtomicUsize>,
+    /// Most positions held at the end of a pass.
+    most: AtomicUsize,
+}
+
+impl Scripted {
+    /// Writes keys and values of the segments as a model does.
+    fn fill<'a>(&self, batch: &Batch<'_>, caches: impl Iterator<Item = &'a mut KvCache>) {
+        batch.segments.iter().zip(caches).for_each(|(segment, cache)| cache.fill(segment.len, &self.held));
+        self.most.fetch_max(self.held.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
 }
 
 impl BaseModel for Scripted {
@@ -60,7 +73,7 @@ impl BaseModel for Scripted {
 
 impl CausalLm for Scripted {
     fn new_cache(&self) -> KvCache {
-        KvCache::new(0)
+        KvCache::new(1)
     }
 
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {
@@ -83,10 +96,9 @@ impl CausalLm for Scripted {
         let adapters: Vec<_> = batch.lora.runs.iter().map(|run| Arc::as_ptr(&run.adapter)).collect();
         assert!((1..adapters.len()).all(|i| !adapters[..i].contains(&adapters[i])), "one run an adapter");
         let (mut start, mut logits) = (0, Vec::new());
-        for (segment, cache) in batch.segments.iter().zip(caches) {
+        for (segment, cache) in batch.segments.iter().zip(caches.iter()) {
             let Rows::Last(rows) = segment.logits else {
                 start += segment.len;
-                cache.advance(segment.len);
                 continue;
             };
             for row in segment.len - rows..segment.len {
@@ -95,8 +107,8 @@ impl CausalLm for Scripted {
                 logits.extend(after);
             }
             start += segment.len;
-            cache.advance(segment.len);
         }
+        self.fill(batch, caches.iter_mut().map(|cache| &mut **cache));
         let rows = logits.len() / VOCAB;
         Ok(Tensor::from_vec(logits, (rows, VOCAB), &Device::Cpu)?)
     }
@@ -112,6 +124,8 @@ impl CausalLm for Scripted {
             return Err(ModelError::Device("poisoned".into()));
         }
         assert!(batch.lora.runs.iter().all(|run| run.rows == (0..batch.tokens.len())));
+        let mut own: Vec<_> = batch.segments.iter().map(|_| self.new_cache()).collect();
+        self.fill(batch, own.iter_mut());
         let shift: usize = batch.lora.runs.iter().map(|run| 100 * rank_of(&run.adapter)).sum();
         let logit = |tokens: &[u32], label: u32| match tokens.iter().filter(|id| **id == label).count() {
             13 => f32::NAN,
@@ -171,6 +185,24 @@ fn rough() -> Rule {
     Box::new(|token, at| (0..VOCAB).map(|id| ((id * 7 + at * 3 + token as usize * 5) % 11) as f32 / 4.0).collect())
 }
 
+/// Requests that nothing was spent on.
+impl Engine {
+    fn generate(&self, request: GenerateRequest) -> Result<mpsc::Receiver<Event>, EngineError> {
+        self.enter(request.n)?.generate(request)
+    }
+
+    fn score(&self, request: ScoreRequest) -> Result<oneshot::Receiver<Result<Vec<Scored>, EngineError>>, EngineError> {
+        self.enter(1)?.score(request)
+    }
+
+    fn classify(
+        &self,
+        request: ClassifyRequest,
+    ) -> Result<oneshot::Receiver<Result<ClassLogits, EngineError>>, EngineError> {
+        self.enter(1)?.classify(request)
+    }
+}
+
 struct Bench {
     model: Arc<Scripted>,
     metrics: Arc<Metrics>,
@@ -205,7 +237,8 @@ impl Bench {
         };
         let (poison, panics) = (Mutex::default(), AtomicBool::new(false));
         let (passes, tokens) = (Mutex::default(), Mutex::default());
-        let model = Arc::new(Scripted { info, rule, poison, panics, passes, tokens });
+        let (held, most) = (Arc::default(), AtomicUsize::new(0));
+        let model = Arc::new(Scripted { info, rule, poison, panics, passes, tokens, held, most });
         let metrics = Arc::new(Metrics::new().unwrap());
         let text = Box::new(|| -> Box<dyn Detokenizer> { Box::new(Letters(0)) });
         let (engine, core, commands) = Engine::parts(model.clone(), text, settings, metrics.clone());
@@ -298,7 +331,16 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> GenerateRequest {
         logit_bias: Vec::new(),
     };
     let (prompt, stopping) = (prompt.to_vec(), Stopping::default());
-    GenerateRequest { prompt, adapter: None, sampling, stopping, n: 1, logprobs: None, deadline: None }
+    GenerateRequest {
+        prompt,
+        adapter: None,
+        sampling,
+        stopping,
+        n: 1,
+        logprobs: None,
+        adapter_use: None,
+        deadline: None,
+    }
 }
 
 fn sampled(prompt: &[u32], max_new_tokens: usize, seed: u64) -> GenerateRequest {
@@ -314,5 +356,5 @@ fn stopping_at(strings: &[&str]) -> Stopping {
 
 fn score_request(prompt: &[u32], candidates: &[&[u32]]) -> ScoreRequest {
     let candidates = candidates.iter().map(|c| c.to_vec()).collect();
-    ScoreRequest { prompt: prompt.to_vec(), candidates, adapter: None, deadline: None }
+    ScoreRequest { prompt: prompt.to_vec(), candidates, adapter: None, adapter_use: None, deadline: None }
 }

@@ -64,6 +64,7 @@ fn several() -> Vec<ScoreRequest> {
         prompt: tokens(1 + i * 9 % 40, i),
         candidates: (0..1 + i % 4).map(|c| tokens(1 + (c * 5 + i * 3) % 20, c)).collect(),
         adapter: adapters[i % 3].clone(),
+        adapter_use: None,
         deadline: None,
     };
     (0..12).map(request).collect()

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::attention::Heads;
 use super::simd::LANES;
@@ -24,6 +26,40 @@ pub struct KeysValues {
     keys: Vec<f32>,
     /// `[kv_heads, capacity, head_dim padded to 16]`.
     values: Vec<f32>,
+    #[cfg(test)]
+    meter: Meter,
+}
+
+/// Counts the positions that memory is taken for, as long as it is.
+#[cfg(test)]
+#[derive(Debug, Default)]
+struct Meter {
+    total: Arc<AtomicUsize>,
+    own: usize,
+}
+
+#[cfg(test)]
+impl Meter {
+    fn take(&mut self, capacity: usize) {
+        self.total.fetch_add(capacity - self.own, Ordering::Relaxed);
+        self.own = capacity;
+    }
+}
+
+#[cfg(test)]
+impl Clone for Meter {
+    fn clone(&self) -> Self {
+        let mut copy = Self { total: Arc::clone(&self.total), own: 0 };
+        copy.take(self.own);
+        copy
+    }
+}
+
+#[cfg(test)]
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.own, Ordering::Relaxed);
+    }
 }
 
 /// Positions that lie together.
@@ -50,7 +86,22 @@ impl Part<'_> {
 impl KeysValues {
     /// Returns an empty one; memory is taken when tokens arrive.
     pub fn new(heads: Heads) -> Self {
-        Self { heads, before: None, start: 0, capacity: 0, keys: Vec::new(), values: Vec::new() }
+        Self {
+            heads,
+            before: None,
+            start: 0,
+            capacity: 0,
+            keys: Vec::new(),
+            values: Vec::new(),
+            #[cfg(test)]
+            meter: Meter::default(),
+        }
+    }
+
+    /// As [`Self::new`]; `total` is told how many positions it takes memory for, and those that go on from it.
+    #[cfg(test)]
+    pub(crate) fn metered(heads: Heads, total: &Arc<AtomicUsize>) -> Self {
+        Self { meter: Meter { total: Arc::clone(total), own: 0 }, ..Self::new(heads) }
     }
 
     /// Returns one that goes on after the first `len` positions of `shared`.
@@ -63,7 +114,13 @@ impl KeysValues {
         let start = (len / LANES * LANES).max(shared.start);
         // Nothing is kept alive that is not seen.
         let before = if start > shared.start { Some(Arc::clone(shared)) } else { shared.before.clone() };
-        let mut own = Self { before, start, ..Self::new(shared.heads) };
+        let mut own = Self {
+            before,
+            start,
+            #[cfg(test)]
+            meter: Meter { total: Arc::clone(&shared.meter.total), own: 0 },
+            ..Self::new(shared.heads)
+        };
         if len > start {
             own.grow(0, LANES);
             let (from, dim, padded) = (start - shared.start, shared.heads.head_dim, shared.heads.padded());
@@ -92,6 +149,8 @@ impl KeysValues {
         self.keys = moved(&self.keys, self.heads.head_dim, len.next_multiple_of(LANES).min(self.capacity));
         self.values = moved(&self.values, self.heads.padded(), len);
         self.capacity = capacity;
+        #[cfg(test)]
+        self.meter.take(capacity);
     }
 
     /// Returns for how many positions one that goes on after `len` others takes memory at most when it gets `more`.
