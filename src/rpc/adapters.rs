@@ -210,6 +210,7 @@ impl pb::adapter_service_server::AdapterService for Adapters {
         if wire.directory.is_empty() {
             v.require("expected_generation", expected == Expected::Any, "is for publishing from a directory");
             v.require("base_model", wire.base_model.is_empty(), "is for publishing from a directory");
+            v.require("allow_no_effect", !wire.allow_no_effect, "is for publishing from a directory");
             let reference = checked(v, reference)?;
             let work = move |registry: &Registry| registry.load(&reference, pinned, request);
             return Ok(Response::new(adapter_out(self.ask(&context, work).await?)));

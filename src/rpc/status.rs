@@ -80,6 +80,8 @@ reasons! {
     ScoresInvalid = "SCORES_INVALID" => InvalidArgument,
     /// A request id was used for another request.
     RequestIdReused = "REQUEST_ID_REUSED" => InvalidArgument,
+    /// Health is asked of a service that is not there.
+    ServiceNotFound = "SERVICE_NOT_FOUND" => NotFound,
     /// No such adapter.
     AdapterNotFound = "ADAPTER_NOT_FOUND" => NotFound,
     /// No such job.

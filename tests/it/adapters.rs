@@ -4,7 +4,7 @@ use evenkeel::rpc::pb::{self, Residency};
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use super::client::{self, ADAPTERS, Client, files, greedy, header, parts, refused, violations};
+use super::client::{self, ADAPTERS, Client, files, greedy, header, parts, precondition, refused, violations};
 use super::golden;
 
 async fn expecting(
@@ -117,7 +117,8 @@ async fn aliases_compare_and_swap_and_share_one_name_space() {
     refused(client.set_alias("clerk", "poet").await, Code::AlreadyExists, "NAME_TAKEN");
     refused(client.set_alias("new", "nobody").await, Code::NotFound, "ADAPTER_NOT_FOUND");
     refused(client.set_alias("new", "poet@0123456789").await, Code::NotFound, "ADAPTER_NOT_FOUND");
-    refused(client.delete("poet").await, Code::FailedPrecondition, "ADAPTER_IN_USE");
+    let status = refused(client.delete("poet").await, Code::FailedPrecondition, "ADAPTER_IN_USE");
+    assert_eq!(precondition(&status, "ADAPTER_IN_USE"), "poet");
 
     let get = async |name: &str| client.adapters.clone().get_alias(pb::GetAliasRequest { name: name.into() }).await;
     assert_eq!(get("prod").await.unwrap().into_inner(), moved);
@@ -203,12 +204,26 @@ async fn unloaded_adapters_come_back_with_the_next_request() {
     let request = pb::LoadAdapterRequest { name: "poet".into(), pinned: Some(true), ..Default::default() };
     let loaded = load(client, request.clone()).await.unwrap();
     assert_eq!((residency(&loaded), loaded.pinned), (Residency::Resident, true));
-    refused(client.unload("poet").await, Code::FailedPrecondition, "ADAPTER_PINNED");
+    let status = refused(client.unload("poet").await, Code::FailedPrecondition, "ADAPTER_PINNED");
+    assert_eq!(precondition(&status, "ADAPTER_PINNED"), "poet");
     load(client, pb::LoadAdapterRequest { pinned: Some(false), ..request }).await.unwrap();
     client.unload("poet").await.unwrap();
     refused(client.unload("nobody").await, Code::NotFound, "ADAPTER_NOT_FOUND");
     let absent = pb::LoadAdapterRequest { name: "nobody".into(), ..Default::default() };
     refused(load(client, absent).await, Code::NotFound, "ADAPTER_NOT_FOUND");
+    // What only publishing from a directory looks at is not passed over.
+    let stored = pb::LoadAdapterRequest {
+        name: "poet".into(),
+        expected_generation: Some(String::new()),
+        allow_no_effect: true,
+        base_model: "other".into(),
+        ..Default::default()
+    };
+    let status = refused(load(client, stored).await, Code::InvalidArgument, "INVALID_FIELD");
+    let mut named = violations(&status);
+    named.sort();
+    assert_eq!(named, ["allow_no_effect", "base_model", "expected_generation"]);
+    assert_eq!(residency(&client.adapter("poet").await.unwrap()), Residency::OnDisk);
 }
 
 #[tokio::test]
@@ -301,7 +316,8 @@ async fn without_an_adapter_folder_only_stored_adapters_load() {
     let server = client::start().await;
     server.client.publish("poet", "lora_qv").await;
     let request = pb::LoadAdapterRequest { name: "poet".into(), directory: "poet".into(), ..Default::default() };
-    refused(load(&server.client, request.clone()).await, Code::FailedPrecondition, "NO_ADAPTER_DIR");
+    let status = refused(load(&server.client, request.clone()).await, Code::FailedPrecondition, "NO_ADAPTER_DIR");
+    assert_eq!(precondition(&status, "NO_ADAPTER_DIR"), "registry.adapter_dir");
     load(&server.client, pb::LoadAdapterRequest { directory: String::new(), ..request }).await.unwrap();
 }
 

@@ -9,10 +9,14 @@ use evenkeel::rpc::pb;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
 use super::client::{self, ADAPTERS, Client, drain, eventually, files, greedy, header, parts, refused};
 use super::process::{self, Process};
+use super::transport::SERVICES;
 
 const KILLS: usize = 50;
 const WORKERS: usize = 4;
@@ -367,6 +371,15 @@ async fn sigterm_lets_streams_finish_and_refuses_what_is_new() {
     assert!(status.get_details_retry_info().and_then(|info| info.retry_delay).is_some());
     let upload = client.upload("late", &files("lora_qv")).await;
     refused(upload, Code::Unavailable, "DRAINING");
+    // Not ready for work, but alive: whoever restarts what is dead must not cut the streams.
+    let mut health = HealthClient::new(client.channel.clone());
+    for (service, expected) in
+        SERVICES.map(|name| (name, ServingStatus::NotServing)).into_iter().chain([("", ServingStatus::Serving)])
+    {
+        let request = HealthCheckRequest { service: service.into() };
+        assert_eq!(health.check(request).await.unwrap().into_inner().status(), expected, "{service}");
+    }
+    assert_eq!(client.get("/healthz").await.0, 200);
     for stream in load {
         assert_eq!(stream.await.unwrap().unwrap(), client::BUSY_SEQUENCES, "the drain cut a stream");
     }

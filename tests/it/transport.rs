@@ -19,8 +19,9 @@ use super::client::{self, greedy, refused};
 use super::wire;
 
 const GENERATE: &str = "/evenkeel.v1.InferenceService/Generate";
-const SERVICES: [&str; 6] = [
+pub(crate) const SERVICES: [&str; 7] = [
     "evenkeel.v1.AdapterService",
+    "evenkeel.v1.AuditService",
     "evenkeel.v1.DatasetService",
     "evenkeel.v1.FineTuningService",
     "evenkeel.v1.InferenceService",
@@ -40,7 +41,7 @@ async fn health_is_told_by_service() {
         assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     }
     let unknown = HealthCheckRequest { service: "evenkeel.v1.Nothing".into() };
-    assert_eq!(health.check(unknown).await.unwrap_err().code(), Code::NotFound);
+    refused(health.check(unknown).await, Code::NotFound, "SERVICE_NOT_FOUND");
     for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/metrics", 200), ("/debug", 404)] {
         assert_eq!(server.client.get(path).await.0, status, "{path}");
     }
@@ -218,14 +219,119 @@ async fn answers_carry_the_request_id() {
     assert!(!answer.metadata().get("x-request-id").unwrap().is_empty());
 }
 
+/// A call with an id of its own.
+fn named<T>(id: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("x-request-id", id.parse().unwrap());
+    request
+}
+
+/// The log once it tells that the call of this id has ended.
+async fn log_of(server: &client::Server, id: &str) -> String {
+    client::eventually("the end of a call in the log", || async {
+        let log = server.process.log();
+        let ended = log.lines().any(|line| line.contains(id) && line.contains("call ended"));
+        ended.then_some(log)
+    })
+    .await
+}
+
 #[tokio::test]
-async fn no_prompt_and_no_answer_is_logged() {
-    let server = client::start().await;
-    let prompt = "Thequickbrownfoxisasecret";
-    let (choice, _) = server.client.complete(greedy("", prompt, 24)).await;
-    let too_long = "Anothersecret".repeat(200);
-    refused(server.client.generate(greedy("", &too_long, 24)).await, Code::InvalidArgument, "CONTEXT_LENGTH");
-    let log = server.process.log();
-    assert!(!log.contains(prompt) && !log.contains("Anothersecret"), "{log}");
-    assert!(!log.contains(&choice.text) && log.len() > 20, "{log}");
+async fn calls_are_logged_with_their_id_and_without_prompt_or_answer() {
+    for filter in ["info", "debug"] {
+        let server = client::start_with(client::MODEL, |settings| settings.log.filter = filter.into()).await;
+        let client = &server.client;
+        let prompt = "Thequickbrownfoxisasecret";
+        let asked = greedy("", prompt, 24);
+        let answer = client.inference.clone().generate(named("mine-1", asked.clone())).await.unwrap().into_inner();
+        let text = &answer.choices[0].text;
+        assert!(text.trim().len() > 8, "{text:?}");
+        let streamed = client.inference.clone().generate_stream(named("mine-2", asked)).await.unwrap();
+        client::drain(&mut streamed.into_inner()).await.unwrap();
+        let too_long = "Anothersecret".repeat(200);
+        let failed = client.inference.clone().generate(named("mine-3", greedy("", &too_long, 24))).await;
+        refused(failed, Code::InvalidArgument, "CONTEXT_LENGTH");
+        let candidate = pb::candidate::Continuation::Text("Athirdsecret".into());
+        let score = pb::ScoreRequest {
+            prompt: Some(prompt.into()),
+            candidates: vec![pb::Candidate { continuation: Some(candidate) }],
+            ..Default::default()
+        };
+        client.inference.clone().score(named("mine-4", score)).await.unwrap();
+        let tokens = pb::TokenizeRequest { text: Some(prompt.into()), ..Default::default() };
+        client.inference.clone().tokenize(named("mine-5", tokens)).await.unwrap();
+        // What changes something is told at either level.
+        let unload = pb::UnloadAdapterRequest { name: "nobody".into(), ..Default::default() };
+        let missing = client.adapters.clone().unload_adapter(named("mine-6", unload)).await;
+        refused(missing, Code::NotFound, "ADAPTER_NOT_FOUND");
+        let log = log_of(&server, "mine-6").await;
+        for (id, method, code) in [
+            ("mine-1", "Generate", "OK"),
+            ("mine-2", "GenerateStream", "OK"),
+            ("mine-3", "Generate", "InvalidArgument"),
+            ("mine-4", "Score", "OK"),
+            ("mine-5", "Tokenize", "OK"),
+            ("mine-6", "UnloadAdapter", "NotFound"),
+        ] {
+            let told =
+                |line: &&str| [id, &format!("/{method}"), code, "call ended"].iter().all(|word| line.contains(word));
+            let lines = log.lines().filter(told).count();
+            assert_eq!(lines, usize::from(filter == "debug" || id == "mine-6"), "{id} at {filter}:\n{log}");
+        }
+        for secret in [prompt, "Anothersecret", "Athirdsecret", text.trim()] {
+            assert!(!log.contains(secret), "{secret} is in the log at {filter}:\n{log}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn changes_are_logged_as_json_with_the_id_of_their_call() {
+    let files = client::files("lora_qv");
+    let second = client::files("lora_qv_second");
+    let sizes = client::start().await;
+    let bytes = sizes.client.publish("clerk", "lora_qv_second").await.generations[0].bytes;
+    let server = client::start_with(client::MODEL, |settings| {
+        settings.log.format = "json".into();
+        // Room for one: the second drives the first out.
+        settings.registry.memory_bytes = bytes;
+    })
+    .await;
+    let client = &server.client;
+    let upload = |name: &str, files: &[(&str, Vec<u8>)]| {
+        let parts = client::parts(client::header(name, files), files, 64 << 10);
+        tokio_stream::iter(parts.into_iter().map(|part| pb::UploadAdapterRequest { part: Some(part) }))
+    };
+    let mut adapters = client.adapters.clone();
+    let poet = adapters.upload_adapter(named("mine-1", upload("poet", &files))).await.unwrap().into_inner();
+    let alias = pb::SetAliasRequest { name: "prod".into(), adapter: "poet".into(), ..Default::default() };
+    adapters.set_alias(named("mine-2", alias)).await.unwrap();
+    let unalias = pb::DeleteAliasRequest { name: "prod".into(), ..Default::default() };
+    adapters.delete_alias(named("mine-3", unalias)).await.unwrap();
+    let unload = pb::UnloadAdapterRequest { name: "poet".into(), ..Default::default() };
+    adapters.unload_adapter(named("mine-4", unload)).await.unwrap();
+    client.inference.clone().generate(named("mine-5", greedy("poet", "once", 2))).await.unwrap();
+    adapters.upload_adapter(named("mine-6", upload("clerk", &second))).await.unwrap();
+    let delete = pb::DeleteAdapterRequest { name: "poet".into(), ..Default::default() };
+    adapters.delete_adapter(named("mine-7", delete)).await.unwrap();
+
+    let log = log_of(&server, "mine-7").await;
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (id, message, field, value) in [
+        ("mine-1", "adapter published", "adapter", "poet"),
+        ("mine-2", "alias set", "alias", "prod"),
+        ("mine-2", "alias set", "generation", &poet.generation),
+        ("mine-3", "alias deleted", "alias", "prod"),
+        ("mine-4", "adapter unloaded", "adapter", "poet"),
+        ("mine-5", "adapter loaded", "adapter", "poet"),
+        ("mine-6", "adapter evicted", "generation", &poet.generation),
+        ("mine-6", "adapter published", "adapter", "clerk"),
+        ("mine-7", "adapter deleted", "adapter", "poet"),
+        ("mine-7", "call ended", "code", "OK"),
+    ] {
+        let told = |line: &&serde_json::Value| {
+            let of_call = line["span"]["request_id"] == id && line["level"] == "INFO";
+            of_call && line["message"] == message && line[field] == value
+        };
+        assert_eq!(lines.iter().filter(told).count(), 1, "{message} of {id}:\n{log}");
+    }
 }

@@ -3,8 +3,9 @@
 use evenkeel::rpc::pb::upload_adapter_request::Part;
 use evenkeel::rpc::pb::{self, download_adapter_response};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
-use super::client::{self, Client, files, greedy, header, parts, refused, sha256};
+use super::client::{self, Client, files, greedy, header, parts, precondition, refused, sha256};
 use super::golden;
 
 /// Downloads an adapter; the answer is checked against itself (order, offsets, sizes, digests).
@@ -172,6 +173,13 @@ async fn broken_adapters_are_refused_by_reason_and_the_server_lives_on() {
                 assert_eq!(status.code(), expected.0, "{name}: {status:?}");
                 assert!(expected.1.contains(&reason.as_str()), "{name}: {status:?}");
                 assert!(!status.message().contains('/') || !status.message().contains("golden"), "{status:?}");
+                if reason == "ADAPTER_UNSUPPORTED" {
+                    let subject = precondition(&status, &reason);
+                    let sound = golden::root().join(manifest["sound_original"].as_str().unwrap());
+                    let differing = golden::differing(&folder.join(name), &sound);
+                    assert!(differing.iter().any(|word| subject.contains(word)), "{name}: {subject} of {differing:?}");
+                    assert!(status.message().contains(&subject), "{name}: {status:?}");
+                }
                 refusals += 1;
             }
         }
@@ -202,7 +210,8 @@ async fn an_adapter_without_effect_needs_permission() {
     let server = client::start().await;
     let client = &server.client;
     let files = without_effect();
-    refused(client.upload("idle", &files).await, Code::FailedPrecondition, "ADAPTER_NO_EFFECT");
+    let status = refused(client.upload("idle", &files).await, Code::FailedPrecondition, "ADAPTER_NO_EFFECT");
+    assert_eq!(precondition(&status, "ADAPTER_NO_EFFECT"), "adapter");
     refused(client.adapter("idle").await, Code::NotFound, "ADAPTER_NOT_FOUND");
     let header = pb::UploadAdapterHeader { allow_no_effect: true, ..header("idle", &files) };
     let adapter = client.send(parts(header, &files, 1 << 16)).await.unwrap();
@@ -218,6 +227,7 @@ async fn adapters_for_another_model_do_not_fit() {
         let result = server.client.upload("stranger", &files(adapter)).await;
         let status = refused(result, Code::FailedPrecondition, "ADAPTER_MISMATCH");
         assert!(status.message().contains("proj"), "names no tensor: {}", status.message());
+        assert_eq!(precondition(&status, "ADAPTER_MISMATCH"), "adapter");
     }
 }
 
@@ -250,6 +260,35 @@ async fn fifty_equal_uploads_at_once_are_one() {
     refused(send(client.clone(), reused, other).await, Code::InvalidArgument, "REQUEST_ID_REUSED");
     let renamed = pb::UploadAdapterHeader { name: "other".into(), ..header };
     refused(send(client.clone(), renamed, good).await, Code::InvalidArgument, "REQUEST_ID_REUSED");
+}
+
+#[tokio::test]
+async fn uploads_share_their_memory_and_what_finds_none_is_told_when_to_try_again() {
+    let good = files("lora_qv");
+    let bytes: u64 = good.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let server = client::start_with(client::MODEL, |settings| settings.registry.max_upload_bytes = bytes).await;
+    let client = &server.client;
+    // One has announced all that there is memory for, and takes its time.
+    let mut parts = parts(header("poet", &good), &good, 8 << 10).into_iter();
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let mut adapters = client.adapters.clone();
+    let slow =
+        tokio::spawn(
+            async move { adapters.upload_adapter(tokio_stream::wrappers::ReceiverStream::new(receiver)).await },
+        );
+    sender.send(pb::UploadAdapterRequest { part: parts.next() }).await.unwrap();
+    let status =
+        client::eventually("the first to hold the memory", || async { client.upload("clerk", &good).await.err() })
+            .await;
+    let status = refused(Err::<(), _>(status), Code::ResourceExhausted, "QUEUE_FULL");
+    let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    assert!(retry.is_some_and(|delay| !delay.is_zero()), "{status:?}");
+    for part in parts {
+        sender.send(pb::UploadAdapterRequest { part: Some(part) }).await.unwrap();
+    }
+    drop(sender);
+    assert_eq!(slow.await.unwrap().unwrap().into_inner().name, "poet");
+    client.upload("clerk", &good).await.unwrap();
 }
 
 #[tokio::test]

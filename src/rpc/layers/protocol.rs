@@ -1,7 +1,8 @@
 //! Holds callers to the gRPC protocol, and gives details to what tonic refuses by itself.
 //!
 //! tonic takes any content type, says OUT_OF_RANGE for a long message and INTERNAL for one that cannot be decoded. Here
-//! the first is 415, the others RESOURCE_EXHAUSTED (`MESSAGE_TOO_LARGE`) and INVALID_ARGUMENT (`MALFORMED_MESSAGE`).
+//! the first is 415, the others RESOURCE_EXHAUSTED (`MESSAGE_TOO_LARGE`) and INVALID_ARGUMENT (`MALFORMED_MESSAGE`). What
+//! health says of a service that is not there gets details too (`SERVICE_NOT_FOUND`).
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -20,12 +21,8 @@ pub(super) async fn guard(request: Request, next: Next) -> Response {
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return response;
     }
-    let ours = !request.uri().path().starts_with("/grpc.");
     let id = request.extensions().get::<RequestId>().cloned();
     let response = next.run(request).await;
-    if !ours {
-        return response;
-    }
     let id = id.as_ref().map_or("", |id| &*id.0);
     match Status::from_header_map(response.headers()).and_then(|bare| detailed(&bare, id)) {
         Some(status) => trailers::only(&status),
@@ -60,11 +57,11 @@ fn detailed(bare: &Status, id: &str) -> Option<Status> {
         {
             Some(status::plain(Reason::MalformedMessage, "the message cannot be decoded"))
         }
+        Code::NotFound => Some(status::plain(Reason::ServiceNotFound, message)),
         Code::Internal
         | Code::Unknown
         | Code::InvalidArgument
         | Code::DeadlineExceeded
-        | Code::NotFound
         | Code::AlreadyExists
         | Code::PermissionDenied
         | Code::FailedPrecondition
@@ -115,6 +112,7 @@ mod tests {
             (Status::out_of_range("decoded message length too large"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
             (Status::resource_exhausted("size limit"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
             (Status::unimplemented(""), Code::Unimplemented, "UNIMPLEMENTED"),
+            (Status::not_found("service not registered"), Code::NotFound, "SERVICE_NOT_FOUND"),
             (Status::internal("failed to decode Protobuf message"), Code::InvalidArgument, "MALFORMED_MESSAGE"),
             (status::draining(), Code::Unavailable, "DRAINING"),
             (status::opaque("r"), Code::Internal, "INTERNAL"),
