@@ -242,6 +242,94 @@ fn an_embedding_row_gets_its_column_of_a() {
     assert!(refusal(&more, &stored).contains("differs from model.embed"));
 }
 
+/// What an adapter makes of fixed inputs at every site.
+fn outputs(adapter: Adapter) -> Vec<Vec<f32>> {
+    let lora = one(adapter, 0..3);
+    let ids = Tensor::new(&[7_u32, 3, 10], &Device::Cpu).unwrap();
+    let rows = Small::new().weights[0].index_select(&ids, 0).unwrap();
+    let mut outputs = vec![lora.embedding(SiteId(0), &ids, rows).unwrap()];
+    outputs.extend(
+        [(UP, Some(tensor(&[9], 3))), (DOWN, None), (SiteId(3), None)]
+            .map(|(site, bias)| apply(&lora, site, &tensor(&[3, 6], 1), bias.as_ref())),
+    );
+    outputs.iter().map(|output| output.flatten_all().unwrap().to_vec1().unwrap()).collect()
+}
+
+#[test]
+fn every_spelling_of_a_name_means_the_same_tensor() {
+    let mut biased = pairs(2, 2, 40);
+    put(&mut biased, "block.0.up.lora_B.bias", &[9], 50);
+    put(&mut biased, "block.1.down.lora_B.bias", &[5], 50);
+    put(&mut biased, "block.0.up.base_layer.bias", &[9], 51);
+    put(&mut biased, "head.weight", &[4, 6], 52);
+    let mut embedded = Stored::new();
+    put(&mut embedded, "embed.lora_embedding_A", &[2, VOCAB], 1);
+    put(&mut embedded, "embed.lora_embedding_B", &[6, 2], 2);
+    let mut dora = pairs(2, 2, 30);
+    put(&mut dora, "block.0.up.lora_magnitude_vector", &[9], 1);
+    put(&mut dora, "block.1.down.lora_magnitude_vector", &[5], 2);
+    let of_biased = json!({"lora_bias": true, "bias": "lora_only", "modules_to_save": ["head"]});
+    let base = outputs(
+        read(&json!({}), &{
+            let mut zero = pairs(2, 2, 1);
+            zero.iter_mut().filter(|(name, _)| name.contains("lora_B")).for_each(|(_, (_, values))| values.fill(0.0));
+            zero
+        })
+        .unwrap(),
+    );
+    for (more, stored, spellings) in [
+        (
+            of_biased,
+            biased,
+            vec![
+                (".lora_A.weight", ".lora_A.default.weight"),
+                (".lora_B.weight", ".lora_B.default.weight"),
+                (".lora_B.bias", ".lora_B.default.bias"),
+                ("head.weight", "head.modules_to_save.weight"),
+                ("head.weight", "head.modules_to_save.default.weight"),
+            ],
+        ),
+        (
+            json!({"target_modules": ["embed"]}),
+            embedded,
+            vec![
+                (".lora_embedding_A", ".lora_embedding_A.default"),
+                (".lora_embedding_B", ".lora_embedding_B.default"),
+            ],
+        ),
+        (
+            json!({"use_dora": true}),
+            dora,
+            vec![
+                (".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
+                (".lora_magnitude_vector", ".lora_magnitude_vector.default"),
+                (".lora_magnitude_vector", ".lora_magnitude_vector.default.weight"),
+            ],
+        ),
+    ] {
+        let expected = outputs(read(&more, &stored).unwrap());
+        assert_ne!(expected, base);
+        let respelt = |rules: &[(&str, &str)]| -> Stored {
+            let name = |name: &String| {
+                rules.iter().fold(name.clone(), |name, (new, old)| match name.strip_suffix(new) {
+                    Some(path) => format!("{path}{old}"),
+                    None => name,
+                })
+            };
+            stored.iter().map(|(key, tensor)| (name(key), tensor.clone())).collect()
+        };
+        for rule in &spellings {
+            let old = respelt(&[*rule]);
+            assert_ne!(old, stored, "{rule:?} spells nothing");
+            assert_eq!(outputs(read(&more, &old).unwrap()), expected, "{rule:?}");
+            // Two tensors for one place: neither is passed over.
+            let both = stored.clone().into_iter().chain(old).collect();
+            assert!(refusal(&more, &both).contains("under another spelling"), "{rule:?}");
+        }
+        assert_eq!(outputs(read(&more, &respelt(&spellings)).unwrap()), expected, "all at once");
+    }
+}
+
 #[test]
 fn packed_equals_one_by_one_and_selection_follows() {
     let adapters: Vec<Arc<Adapter>> = [(2, 2, 60), (3, 2, 70), (1, 2, 80)]
