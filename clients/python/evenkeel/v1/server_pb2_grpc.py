@@ -28,11 +28,15 @@ if _version_not_supported:
 class ServerServiceStub(object):
     """Describes the running server.
 
-    Every error of every service has a google.rpc.ErrorInfo with domain `evenkeel` and a reason. Reasons that any method
-    can give: BAD_METADATA (INVALID_ARGUMENT) for a `grpc-timeout` that cannot be read, MALFORMED_MESSAGE
+    Every error of every service of this package has a google.rpc.ErrorInfo with domain `evenkeel` and a reason. Reasons
+    that any method can give: BAD_METADATA (INVALID_ARGUMENT) for a `grpc-timeout` that cannot be read, MALFORMED_MESSAGE
     (INVALID_ARGUMENT) for a message that cannot be decoded, MESSAGE_TOO_LARGE (RESOURCE_EXHAUSTED),
     DEADLINE_EXCEEDED, UNIMPLEMENTED for a method or an encoding that is not there, and INTERNAL, with a
     google.rpc.RequestInfo whose id stands in the server's log. The id is the metadata `x-request-id` of call and answer.
+
+    Beside these services there is grpc.health.v1.Health. Under the full name of a service it tells whether that takes
+    work, which ends when the server begins to drain; under the empty name, that the process lives. A name that it does
+    not know is SERVICE_NOT_FOUND (NOT_FOUND).
     """
 
     def __init__(self, channel):
@@ -51,11 +55,15 @@ class ServerServiceStub(object):
 class ServerServiceServicer(object):
     """Describes the running server.
 
-    Every error of every service has a google.rpc.ErrorInfo with domain `evenkeel` and a reason. Reasons that any method
-    can give: BAD_METADATA (INVALID_ARGUMENT) for a `grpc-timeout` that cannot be read, MALFORMED_MESSAGE
+    Every error of every service of this package has a google.rpc.ErrorInfo with domain `evenkeel` and a reason. Reasons
+    that any method can give: BAD_METADATA (INVALID_ARGUMENT) for a `grpc-timeout` that cannot be read, MALFORMED_MESSAGE
     (INVALID_ARGUMENT) for a message that cannot be decoded, MESSAGE_TOO_LARGE (RESOURCE_EXHAUSTED),
     DEADLINE_EXCEEDED, UNIMPLEMENTED for a method or an encoding that is not there, and INTERNAL, with a
     google.rpc.RequestInfo whose id stands in the server's log. The id is the metadata `x-request-id` of call and answer.
+
+    Beside these services there is grpc.health.v1.Health. Under the full name of a service it tells whether that takes
+    work, which ends when the server begins to drain; under the empty name, that the process lives. A name that it does
+    not know is SERVICE_NOT_FOUND (NOT_FOUND).
     """
 
     def GetServerInfo(self, request, context):
@@ -86,11 +94,15 @@ def add_ServerServiceServicer_to_server(servicer, server):
 class ServerService(object):
     """Describes the running server.
 
-    Every error of every service has a google.rpc.ErrorInfo with domain `evenkeel` and a reason. Reasons that any method
-    can give: BAD_METADATA (INVALID_ARGUMENT) for a `grpc-timeout` that cannot be read, MALFORMED_MESSAGE
+    Every error of every service of this package has a google.rpc.ErrorInfo with domain `evenkeel` and a reason. Reasons
+    that any method can give: BAD_METADATA (INVALID_ARGUMENT) for a `grpc-timeout` that cannot be read, MALFORMED_MESSAGE
     (INVALID_ARGUMENT) for a message that cannot be decoded, MESSAGE_TOO_LARGE (RESOURCE_EXHAUSTED),
     DEADLINE_EXCEEDED, UNIMPLEMENTED for a method or an encoding that is not there, and INTERNAL, with a
     google.rpc.RequestInfo whose id stands in the server's log. The id is the metadata `x-request-id` of call and answer.
+
+    Beside these services there is grpc.health.v1.Health. Under the full name of a service it tells whether that takes
+    work, which ends when the server begins to drain; under the empty name, that the process lives. A name that it does
+    not know is SERVICE_NOT_FOUND (NOT_FOUND).
     """
 
     @staticmethod
