@@ -124,6 +124,14 @@ pub struct EngineSettings {
     pub max_waiting_images: usize,
     /// Images computed in one step.
     pub max_step_images: usize,
+    /// Largest image of a request, as its file.
+    pub max_image_bytes: u64,
+    /// Most pixels of an image of a request.
+    pub max_image_pixels: u64,
+    /// Most pixels of all images of one request.
+    pub max_request_pixels: u64,
+    /// Images of requests that are decoded at a time, each on a thread of its own.
+    pub max_decoding_images: usize,
 }
 
 impl Default for EngineSettings {
@@ -135,6 +143,10 @@ impl Default for EngineSettings {
             kv_cache_bytes: 2 << 30,
             max_waiting_images: 256,
             max_step_images: 16,
+            max_image_bytes: 10 << 20,
+            max_image_pixels: MOST_IMAGE_PIXELS,
+            max_request_pixels: 64 << 20,
+            max_decoding_images: 2,
         }
     }
 }
@@ -165,6 +177,9 @@ pub const MOST_IMAGE_BYTES: u64 = 64 << 20;
 /// Most pixels that an image may be allowed: 96 MiB once decoded, 256 MiB on the way there at worst.
 pub const MOST_IMAGE_PIXELS: u64 = 32 << 20;
 
+/// Most images of requests that may be decoded at a time.
+pub const MOST_DECODING_IMAGES: u64 = 64;
+
 /// Data sets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -181,6 +196,8 @@ pub struct DatasetSettings {
     pub max_image_bytes: u64,
     /// Most pixels of an image, width times height.
     pub max_image_pixels: u64,
+    /// Most pixels of all images of a data set: each is decoded once when it comes, on one thread.
+    pub max_total_pixels: u64,
     /// Most bytes of all declared columns together, decompressed.
     pub max_decoded_bytes: u64,
 }
@@ -194,6 +211,7 @@ impl Default for DatasetSettings {
             max_row_bytes: 1 << 20,
             max_image_bytes: 10 << 20,
             max_image_pixels: MOST_IMAGE_PIXELS,
+            max_total_pixels: 4 << 30,
             max_decoded_bytes: 1 << 30,
         }
     }
@@ -363,6 +381,14 @@ impl EngineSettings {
         faults.count(self.kv_cache_bytes, "engine.kv_cache_bytes");
         faults.count(self.max_waiting_images as u64, "engine.max_waiting_images");
         faults.count(self.max_step_images as u64, "engine.max_step_images");
+        for (key, value, most) in [
+            ("engine.max_image_bytes", self.max_image_bytes, MOST_IMAGE_BYTES),
+            ("engine.max_image_pixels", self.max_image_pixels, MOST_IMAGE_PIXELS),
+            ("engine.max_decoding_images", self.max_decoding_images as u64, MOST_DECODING_IMAGES),
+        ] {
+            faults.unless((1..=most).contains(&value), key, format!("must be 1 to {most}"));
+        }
+        faults.count(self.max_request_pixels, "engine.max_request_pixels");
         let running = self.max_running_sequences;
         let message = format!("must be at least engine.max_running_sequences ({running}): each may decode in a step");
         faults.unless(self.max_step_tokens == 0 || self.max_step_tokens >= running, "engine.max_step_tokens", message);
@@ -387,6 +413,7 @@ impl DatasetSettings {
         faults.count(self.max_rows, "datasets.max_rows");
         faults.count(self.max_row_bytes, "datasets.max_row_bytes");
         faults.count(self.max_decoded_bytes, "datasets.max_decoded_bytes");
+        faults.count(self.max_total_pixels, "datasets.max_total_pixels");
         for (key, value, most) in [
             ("datasets.max_image_bytes", self.max_image_bytes, MOST_IMAGE_BYTES),
             ("datasets.max_image_pixels", self.max_image_pixels, MOST_IMAGE_PIXELS),

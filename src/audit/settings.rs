@@ -36,8 +36,9 @@ pub struct Settings {
     pub calibration: Calibration,
     /// Membership inference; none: not asked for.
     pub membership: Option<Membership>,
-    /// Longest sequence in tokens; a longer row loses tokens from its start, never of its answer.
-    pub max_tokens: usize,
+    /// Longest sequence in tokens, none: the model's context; a longer row loses tokens from its start, never of its
+    /// answer. Images have none.
+    pub max_tokens: Option<usize>,
     /// Rows that a model was trained on: refuse the audit, or mark them in the report.
     pub overlap: Overlap,
     /// What stands for an undefined rate.

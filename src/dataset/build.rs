@@ -9,10 +9,11 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::cells::{class, kind, messages, size};
 use super::declaration::{MAX_LABELS, MAX_NAME_BYTES};
 use super::fault::{FaultKind, Faults, shown};
 use super::image_row::{BASE64, encoded};
-use super::{Content, ContentColumns, Dataset, DatasetError, Declaration, Label, Message, Row, Split, SplitRule, hash};
+use super::{Content, ContentColumns, Dataset, DatasetError, Declaration, Label, Row, Split, SplitRule, hash};
 use crate::model::image::{self, ImageError};
 
 /// What a file may hold.
@@ -26,12 +27,14 @@ pub struct Limits {
     pub decoded_bytes: u64,
     /// What an image may hold.
     pub image: image::Limits,
+    /// Pixels of all images together, each of which is decoded; none: what was decoded before is not again.
+    pub pixels: Option<u64>,
 }
 
 impl Limits {
     /// For files that were accepted before.
     pub(super) const NONE: Self =
-        Self { rows: u64::MAX, row_bytes: u64::MAX, decoded_bytes: u64::MAX, image: image::Limits::MOST };
+        Self { rows: u64::MAX, row_bytes: u64::MAX, decoded_bytes: u64::MAX, image: image::Limits::MOST, pixels: None };
 }
 
 /// Collects rows and faults.
@@ -50,6 +53,8 @@ pub(super) struct Builder<'a> {
     indices: HashMap<String, usize>,
     read: u64,
     bytes: u64,
+    /// Of the images so far.
+    pixels: u64,
     stopped: bool,
 }
 
@@ -69,6 +74,7 @@ impl<'a> Builder<'a> {
             labels,
             read: 0,
             bytes: 0,
+            pixels: 0,
             stopped: false,
         }
     }
@@ -201,14 +207,25 @@ impl<'a> Builder<'a> {
                 }
             }
             ContentColumns::Image(column) => {
-                let sound = image.and_then(|file| {
-                    let file = file.ok_or(FaultKind::Missing)?;
-                    image::inspect(&file, self.limits.image)?;
-                    Ok(Content::Image(file))
-                });
-                sound.map_or_else(|kind| self.fault(column, kind), Some)
+                let file = image.and_then(|file| file.ok_or(FaultKind::Missing));
+                match file.and_then(|file| self.sound(&file).map(|()| file)) {
+                    Ok(file) => Some(Content::Image(file)),
+                    Err(kind) => self.fault(column, kind),
+                }
             }
         }
+    }
+
+    /// Checks an image from its first byte to its last, as long as there are pixels left for it.
+    fn sound(&mut self, file: &[u8]) -> Result<(), FaultKind> {
+        let header = image::inspect(file, self.limits.image)?;
+        let Some(limit) = self.limits.pixels else { return Ok(()) };
+        self.pixels = self.pixels.saturating_add(u64::from(header.width) * u64::from(header.height));
+        if self.pixels > limit {
+            self.stopped = true;
+            return Err(FaultKind::TooLarge { what: "the number of pixels of all images so far", limit });
+        }
+        Ok(image::verify(file, header)?)
     }
 
     /// Takes the file of a row's image out of its cell, unless it has come beside it; looks at its size only.
@@ -428,70 +445,4 @@ fn sort_labels(labels: &mut Vec<String>, rows: &mut [Row]) {
         }
     }
     *labels = order.into_iter().map(|old| std::mem::take(&mut labels[old])).collect();
-}
-
-/// Returns the name of a class.
-fn class(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Bool(truth) => Some(truth.to_string()),
-        Value::Number(number) if !number.is_f64() => Some(number.to_string()),
-        Value::Number(_) | Value::Null | Value::Array(_) | Value::Object(_) => None,
-    }
-}
-
-fn messages(value: Value) -> Result<Vec<Message>, FaultKind> {
-    let value = if let Value::String(text) = &value
-        && !text.is_empty()
-    {
-        serde_json::from_str(text).map_err(|error| FaultKind::Syntax(format!("is no JSON: {error}")))?
-    } else {
-        value
-    };
-    let turns = match value {
-        Value::Array(turns) if !turns.is_empty() => turns,
-        Value::Null | Value::String(_) | Value::Array(_) => return Err(FaultKind::Missing),
-        other @ (Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
-            return Err(FaultKind::Type { expected: "a list of messages", got: kind(&other) });
-        }
-    };
-    let turns = turns.into_iter().enumerate().map(|(index, turn)| {
-        let fault = |what: &str| FaultKind::Value(format!("message {}: {what}", index + 1));
-        let Value::Object(mut turn) = turn else { return Err(fault("must be an object")) };
-        let role = match turn.remove("role") {
-            Some(Value::String(role)) if !role.is_empty() => role,
-            _ => return Err(fault("`role` must be a text")),
-        };
-        let content = match turn.remove("content") {
-            Some(Value::String(content)) => content,
-            _ => return Err(fault("`content` must be a text")),
-        };
-        match turn.into_iter().find(|(_, value)| !value.is_null()) {
-            Some((key, _)) => Err(fault(&format!("`{}` is not understood", shown(&key)))),
-            None => Ok(Message { role, content }),
-        }
-    });
-    turns.collect()
-}
-
-/// Bytes of all text in a value, and some for each of its parts.
-fn size(value: &Value) -> u64 {
-    match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
-        Value::String(text) => text.len() as u64,
-        Value::Array(values) => values.iter().map(|value| 8 + size(value)).sum(),
-        Value::Object(map) => map.iter().map(|(key, value)| key.len() as u64 + size(value)).sum(),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(number) if number.is_f64() => "a number with a fraction",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }

@@ -85,6 +85,7 @@ impl Datasets {
             row_bytes: settings.max_row_bytes,
             decoded_bytes: settings.max_decoded_bytes,
             image: image::Limits { bytes: settings.max_image_bytes, pixels: settings.max_image_pixels },
+            pixels: Some(settings.max_total_pixels),
         }
     }
 

@@ -4,6 +4,7 @@
 //! end in the same [`Row`]s; a fault names its row (counted from 1) and its column. [`Datasets`] keeps them by name.
 
 mod build;
+mod cells;
 mod csv;
 mod datasets;
 mod declaration;

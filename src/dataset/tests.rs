@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::model::image;
 
-const LIMITS: Limits = Limits { rows: 1000, row_bytes: 10_000, decoded_bytes: 1_000_000, image: IMAGES };
+const LIMITS: Limits =
+    Limits { rows: 1000, row_bytes: 10_000, decoded_bytes: 1_000_000, image: IMAGES, pixels: Some(10_000) };
 const IMAGES: image::Limits = image::Limits { bytes: 1000, pixels: 1000 };
 
 fn text(format: Format) -> Declaration {

@@ -56,6 +56,14 @@ struct Rgb {
     bytes: Vec<u8>,
 }
 
+/// Decodes a file, to find out whether it is sound inside too; `header` is what [`inspect`] found.
+///
+/// # Errors
+/// What the decoder finds.
+pub fn verify(file: &[u8], header: Header) -> Result<(), ImageError> {
+    decode::rgb(file, header).map(drop)
+}
+
 /// What an image is resized to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
@@ -138,39 +146,53 @@ impl Processor {
         self.rgb(file).map(|image| image.bytes)
     }
 
+    /// Says whether a sound file becomes what the model takes. Decodes nothing.
+    ///
+    /// # Errors
+    /// What [`inspect`] finds, and sizes that cannot be resized or that nothing resizes.
+    pub fn takes(&self, file: &[u8]) -> Result<(), ImageError> {
+        self.resized_size(inspect(file, Limits::MOST)?).map(drop)
+    }
+
     fn rgb(&self, file: &[u8]) -> Result<Rgb, ImageError> {
         let header = inspect(file, Limits::MOST)?;
+        let [height, width] = self.resized_size(header)?;
         let mut image = decode::rgb(file, header)?;
-        if let Some((target, filter)) = self.resize {
-            let [height, width] = target.of(&image)?;
+        if let Some((_, filter)) = self.resize {
             image = resample::resize(image, width, height, filter);
         }
-        if let Some([height, width]) = self.crop {
-            image = crop(&image, width, height);
-        }
+        Ok(match self.crop {
+            Some([height, width]) => crop(&image, width, height),
+            None => image,
+        })
+    }
+
+    /// Returns `[height, width]` before the crop, if the size after it is the model's.
+    fn resized_size(&self, header: Header) -> Result<[usize; 2], ImageError> {
+        let own = [header.height as usize, header.width as usize];
+        let resized = self.resize.map_or(Ok(own), |(target, _)| target.of(own))?;
+        let [height, width] = self.crop.unwrap_or(resized);
         match self.size {
-            Some(size) if size != [image.height, image.width] => {
-                let [height, width] = size;
-                Err(ImageError::Size { width: image.width, height: image.height, expected: (width, height) })
+            Some(size) if size != [height, width] => {
+                Err(ImageError::Size { width, height, expected: (size[1], size[0]) })
             }
-            _ => Ok(image),
+            Some(_) | None => Ok(resized),
         }
     }
 }
 
 impl Target {
-    /// Returns `[height, width]` of an image after resizing.
-    fn of(self, image: &Rgb) -> Result<[usize; 2], ImageError> {
-        let (width, height) = (image.width as u64, image.height as u64);
+    /// Returns `[height, width]` of an image of `[height, width]` after resizing.
+    fn of(self, [height, width]: [usize; 2]) -> Result<[usize; 2], ImageError> {
         let edge = match self {
             Self::Exact(size) => return Ok(size),
             Self::ShortestEdge(edge) => edge as u64,
         };
-        let (short, long) = (width.min(height), width.max(height));
+        let (short, long) = (width.min(height) as u64, width.max(height) as u64);
         // Rounded down, as `int(edge * long / short)` is.
         let longer = edge * long / short.max(1);
         if longer > MOST_SIDE || longer * edge > MOST_IMAGE_PIXELS {
-            return Err(ImageError::Narrow { width: image.width, height: image.height });
+            return Err(ImageError::Narrow { width, height });
         }
         let (edge, longer) = (edge as usize, longer as usize);
         Ok(if width <= height { [longer, edge] } else { [edge, longer] })

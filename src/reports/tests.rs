@@ -32,7 +32,7 @@ fn settings(seed: u64) -> Settings {
         },
         calibration: Calibration { bins: 10, temperature: false },
         membership: None,
-        max_tokens: 16,
+        max_tokens: Some(16),
         overlap: Overlap::Refuse,
         convention: Convention::Defined,
         utility_match: None,

@@ -100,10 +100,10 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
     let bins = wire.calibration_bins.unwrap_or(10);
     v.require("settings.calibration_bins", (2..=100).contains(&bins), "must be 2 to 100");
     let longest = u32::try_from(context).unwrap_or(u32::MAX);
-    let max_tokens = wire.max_tokens.unwrap_or(longest);
     let least = if context > 1 { 2 } else { 1 };
     let rule = format!("must be {least} to {longest}, the context of the model");
-    v.require("settings.max_tokens", (least..=longest).contains(&max_tokens), &rule);
+    let sound = wire.max_tokens.is_none_or(|tokens| (least..=longest).contains(&tokens));
+    v.require("settings.max_tokens", sound, &rule);
     let convention = enumerated(v, "settings.convention", wire.convention, |known| match known {
         pb::AuditConvention::Unspecified | pb::AuditConvention::Defined => Convention::Defined,
         pb::AuditConvention::Fairlearn => Convention::Fairlearn,
@@ -134,7 +134,7 @@ fn common(v: &mut Violations, wire: pb::AuditSettings, context: usize, task: Opt
             None => None,
             Some(sound) => Some(sound?),
         },
-        max_tokens: max_tokens as usize,
+        max_tokens: wire.max_tokens.map(|tokens| tokens as usize),
         overlap: if wire.allow_training_overlap { Overlap::Mark } else { Overlap::Refuse },
         convention: convention?,
         seed: wire.seed.unwrap_or(DEFAULT_SEED),

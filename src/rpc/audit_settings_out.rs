@@ -34,7 +34,7 @@ pub(super) fn settings_out(settings: Settings) -> pb::AuditSettings {
         calibration_bins: Some(count(settings.calibration.bins)),
         temperature: Some(settings.calibration.temperature),
         membership: settings.membership.map(membership_out),
-        max_tokens: Some(count(settings.max_tokens)),
+        max_tokens: settings.max_tokens.map(count),
         allow_training_overlap: settings.overlap == Overlap::Mark,
         convention: convention.into(),
         seed: Some(settings.seed),

@@ -24,12 +24,21 @@ pub struct Example {
     pub tokens: Vec<u32>,
     /// Whether the token of this place is to be predicted from those before it; as long as `tokens`.
     pub learnt: Vec<bool>,
-    /// An image in the place of ids, as its file.
-    pub image: Option<Bytes>,
+    /// An image in the place of ids.
+    pub image: Option<Picture>,
     /// What it is labelled with; classification only.
     pub class: Option<Label>,
     /// Indices into [`Examples::groups`], one a group column asked for.
     pub groups: Vec<usize>,
+}
+
+/// An image to learn from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Its row in the data set, from 1.
+    pub row: usize,
+    /// Its file.
+    pub file: Bytes,
 }
 
 /// A group that figures are kept for.
@@ -105,9 +114,12 @@ impl Examples {
             let class = if classes { Some(label(row, dataset).map_err(|fault| named(&fault))?) } else { None };
             let groups = table.of(row);
             let Some(encoder) = &encoder else {
-                let Content::Image(image) = &row.content else { return Err(named(&"it is no image")) };
-                let (tokens, learnt, image) = (Vec::new(), Vec::new(), Some(image.clone()));
-                part.push(Example { tokens, learnt, image, class, groups });
+                let Content::Image(file) = &row.content else { return Err(named(&"it is no image")) };
+                if let Reader::Images(processor) = &context.reader {
+                    processor.takes(file).map_err(|fault| named(&fault))?;
+                }
+                let image = Some(Picture { row: i + 1, file: file.clone() });
+                part.push(Example { tokens: Vec::new(), learnt: Vec::new(), image, class, groups });
                 continue;
             };
             let encoded = match settings.task {

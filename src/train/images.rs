@@ -18,10 +18,11 @@ pub(super) fn fill(
     step: Option<u64>,
 ) -> Result<(), TrainError> {
     let pixels = |row: &usize| {
-        let fault = |fault: &dyn std::fmt::Display| TrainError::Data(format!("image {}: {fault}", row + 1));
-        let file = examples.get(*row).and_then(|example| example.image.as_ref()).ok_or_else(|| fault(&"is missing"))?;
+        let image = examples.get(*row).and_then(|example| example.image.as_ref());
+        let image = image.ok_or_else(|| TrainError::Data("a row without an image was drawn".to_owned()))?;
         let flip = settings.random_flip && step.is_some_and(|step| mirrored(settings.seed, step, *row));
-        processor.augmented(file, flip).map_err(|error| fault(&error))
+        let fault = |fault| TrainError::Data(format!("row {}: {fault}", image.row));
+        processor.augmented(&image.file, flip).map_err(fault)
     };
     let images = batch.rows.par_iter().map(pixels).collect::<Result<Vec<_>, _>>()?;
     let [height, width] = processor.size();
@@ -42,6 +43,55 @@ fn mirrored(seed: u64, step: u64, row: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::Picture;
+    use crate::train::order::tests::settings;
+
+    fn picture(row: usize, name: &str) -> Example {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images");
+        let image = Some(Picture { row, file: std::fs::read(folder.join(name)).unwrap().into() });
+        Example { tokens: Vec::new(), learnt: Vec::new(), image, class: None, groups: Vec::new() }
+    }
+
+    fn processor() -> Processor {
+        Processor::parse(br#"{"size": {"height": 6, "width": 5}}"#, Some([6, 5])).unwrap()
+    }
+
+    fn batch(examples: &[Example], flip: bool, step: Option<u64>) -> Result<Pixels, TrainError> {
+        let rows: Vec<usize> = (0..examples.len()).collect();
+        let mut batch = MicroBatch::new(examples, &rows);
+        let settings = Settings { random_flip: flip, ..settings() };
+        fill(&processor(), examples, &mut batch, &settings, step)?;
+        Ok(batch.pixels.unwrap())
+    }
+
+    #[test]
+    fn a_batch_has_mirrored_images_where_the_settings_ask_for_them() {
+        let examples: Vec<_> = (1..=12).map(|row| picture(row, "rgb.png")).collect();
+        let file = &examples[0].image.as_ref().unwrap().file;
+        let [own, other] = [false, true].map(|flip| processor().augmented(file, flip).unwrap());
+        assert_ne!(own, other);
+        let expected = |flips: &dyn Fn(usize) -> bool| -> Vec<f32> {
+            (0..12).flat_map(|row| if flips(row) { other.clone() } else { own.clone() }).collect()
+        };
+        let plain = batch(&examples, false, Some(3)).unwrap();
+        assert_eq!((plain.values, plain.shape), (expected(&|_| false), [12, 3, 6, 5]));
+        let seed = settings().seed;
+        for step in [3, 4] {
+            let flipped = batch(&examples, true, Some(step)).unwrap().values;
+            assert_eq!(flipped, expected(&|row| mirrored(seed, step, row)));
+            assert!(flipped.chunks(90).any(|image| image == own) && flipped.chunks(90).any(|image| image == other));
+        }
+        // Nobody looks at mirrored images.
+        assert_eq!(batch(&examples, true, None).unwrap().values, expected(&|_| false));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_decoded_names_its_row_in_the_data_set() {
+        let examples = [picture(3, "rgb.png"), picture(17, "damaged.png")];
+        let error = batch(&examples, false, Some(1)).unwrap_err();
+        assert!(matches!(error, TrainError::Data(_)), "{error}");
+        assert!(error.to_string().starts_with("row 17: is a damaged image"), "{error}");
+    }
 
     #[test]
     fn about_half_of_the_images_are_mirrored_and_the_same_ones_again() {

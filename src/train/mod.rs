@@ -26,7 +26,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::model::{BaseModel, ModelError};
 use crate::turns::Stopped;
 
-pub use examples::{Example, Examples, GroupKey};
+pub use examples::{Example, Examples, GroupKey, Picture};
 pub use learner::{Gradients, Learner, Outcome};
 pub use losses::RowLoss;
 pub use optimizer::{AdamW, Moments};

@@ -42,7 +42,7 @@ fn settings() -> Settings {
         },
         calibration: Calibration { bins: 10, temperature: false },
         membership: None,
-        max_tokens: 128,
+        max_tokens: Some(128),
         overlap: Overlap::Mark,
         convention: Convention::Fairlearn,
         utility_match: None,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::super::AuditError;
 use super::super::error::setting;
 use super::super::settings::{Settings, Task};
+use super::plan::Reader;
 use crate::encode::Encoder;
 use crate::model::chat::ChatTemplate;
 use crate::model::tokenizer::Tokenizer;
@@ -78,19 +79,26 @@ impl Base {
         }
     }
 
-    /// Returns what makes ids of texts; nothing for images, which bear one task only.
-    pub(super) fn encoder(&self, settings: &Settings) -> Result<Option<Encoder<'_>>, AuditError> {
-        let Self::Text(Context { model, tokenizer, chat, .. }) = self else {
-            let fault = "a model of images has a classification head, and no language";
-            return if settings.task == Task::Head { Ok(None) } else { Err(setting("task", fault)) };
+    /// Returns what reads rows; images bear one task only.
+    pub(super) fn reader(&self, settings: &Settings) -> Result<Reader<'_>, AuditError> {
+        let Context { model, tokenizer, chat, .. } = match self {
+            Self::Text(context) => context,
+            Self::Images(_) if settings.task != Task::Head => {
+                return Err(setting("task", "a model of images has a classification head, and no language"));
+            }
+            Self::Images(_) if settings.max_tokens.is_some() => {
+                return Err(setting("max_tokens", "is for texts: an image has no tokens"));
+            }
+            Self::Images(context) => return Ok(Reader::Images(context.model.processor())),
         };
         if settings.membership.as_ref().is_some_and(|asked| asked.mirrored) {
             return Err(setting("membership.mirrored", "is for images: a text has no mirror image"));
         }
         let longest = model.info().context_length;
-        if settings.max_tokens < 2 || settings.max_tokens > longest {
+        let most = settings.max_tokens.unwrap_or(longest);
+        if most < 2 || most > longest {
             return Err(setting("max_tokens", format!("must be from 2 to the model's context length, {longest}")));
         }
-        Ok(Some(Encoder::new(model.info(), tokenizer, chat.as_deref(), settings.max_tokens)))
+        Ok(Reader::Text(Encoder::new(model.info(), tokenizer, chat.as_deref(), most)))
     }
 }

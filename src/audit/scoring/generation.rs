@@ -21,6 +21,8 @@ use crate::model::tokenizer::Tokenizer;
 pub(super) struct Asked<'a> {
     pub(super) classifier: &'a Classifier,
     pub(super) new: usize,
+    /// Most tokens of prompt and completion.
+    pub(super) longest: usize,
     pub(super) expected: Option<&'a str>,
 }
 
@@ -36,12 +38,11 @@ pub(super) struct Generation {
 impl Generation {
     pub(super) fn plan(
         rows: &Rows<'_>,
-        settings: &Settings,
         (asked, tokenizer): (Asked<'_>, Arc<Tokenizer>),
         planner: &mut Planner<'_>,
     ) -> Result<Self, AuditError> {
-        if asked.new == 0 || asked.new >= settings.max_tokens {
-            let fault = format!("must be from 1 to below max_tokens, {}", settings.max_tokens);
+        if asked.new == 0 || asked.new >= asked.longest {
+            let fault = format!("must be from 1 to below max_tokens, {}", asked.longest);
             return Err(setting("task.generation.max_new_tokens", fault));
         }
         let rules = Rules::new(asked.classifier)?;

@@ -99,7 +99,8 @@ fn many(rows: &Rows<'_>, settings: &Settings) -> Result<Truth, AuditError> {
     Ok(Truth::Many { names, labels })
 }
 
-/// Returns logits of the mean of the probabilities of two queries (Carlini et al. 2022, section VI-C).
+/// Returns logits of the mean of the probabilities of two queries, as the code released with Carlini et al. 2022 does it
+/// (`mi_lira_2021`); the paper itself fits a Gaussian of as many dimensions as there are queries.
 fn averaged(one: &[f64], other: &[f64], truth: &Truth) -> Vec<f64> {
     match truth {
         Truth::One(_) => {

@@ -188,8 +188,9 @@ fn plan<'a>(
         Task::Perplexity => Box::new(perplexity::Perplexity::plan(rows, planner)?),
         Task::Generation { classifier, max_new_tokens, expected } => {
             let Base::Text(context) = base else { return Err(super::error::setting("task", "images have no words")) };
-            let asked = generation::Asked { classifier, new: *max_new_tokens, expected: expected.as_deref() };
-            Box::new(generation::Generation::plan(rows, settings, (asked, Arc::clone(&context.tokenizer)), planner)?)
+            let longest = settings.max_tokens.unwrap_or(context.model.info().context_length);
+            let asked = generation::Asked { classifier, new: *max_new_tokens, longest, expected: expected.as_deref() };
+            Box::new(generation::Generation::plan(rows, (asked, Arc::clone(&context.tokenizer)), planner)?)
         }
         Task::Uploaded => return Err(super::error::setting("task", "uploaded scores need no model")),
     })

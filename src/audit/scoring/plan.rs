@@ -14,6 +14,7 @@ use super::super::error::setting;
 use super::super::groups::Columns;
 use crate::dataset::{Content, Dataset, Row};
 use crate::encode::{Answers, Encoder, Question, RowFault};
+use crate::model::image::Processor;
 
 /// Tokens that an image counts as, where work is divided.
 const IMAGE_TOKENS: usize = 64;
@@ -113,8 +114,12 @@ impl Rows<'_> {
 
     /// Returns the fault of a row, in a column where one is named.
     pub(super) fn fault(&self, row: usize, column: Option<String>, fault: impl Into<String>) -> AuditError {
-        let row = self.columns.numbers.get(row).copied().unwrap_or(row + 1);
-        AuditError::Row { row, column, fault: fault.into() }
+        AuditError::Row { row: self.number(row), column, fault: fault.into() }
+    }
+
+    /// Returns a row's number in the data set, from 1.
+    fn number(&self, row: usize) -> usize {
+        self.columns.numbers.get(row).copied().unwrap_or(row + 1)
     }
 
     fn encoding(&self, row: usize, columns: &[String], fault: &RowFault) -> AuditError {
@@ -122,13 +127,21 @@ impl Rows<'_> {
     }
 }
 
+/// How rows are read.
+pub(super) enum Reader<'a> {
+    /// As texts.
+    Text(Encoder<'a>),
+    /// As images.
+    Images(&'a Processor),
+}
+
 /// Collects units.
 pub(super) struct Planner<'a> {
-    /// None where rows are images.
-    encoder: Option<Encoder<'a>>,
+    reader: Reader<'a>,
     data: &'a Rows<'a>,
     known: BTreeMap<Arc<Unit>, usize>,
     units: Vec<Arc<Unit>>,
+    rows: Vec<usize>,
     truncated: Vec<bool>,
 }
 
@@ -137,6 +150,8 @@ pub(super) struct Planner<'a> {
 pub(super) struct Plan {
     /// No two alike.
     pub(super) units: Vec<Arc<Unit>>,
+    /// The first row that needs each, by its number in the data set.
+    pub(super) rows: Vec<usize>,
     /// Rows that lost tokens.
     pub(super) truncated: u64,
 }
@@ -150,26 +165,26 @@ impl Plan {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(encoder: Option<Encoder<'a>>, data: &'a Rows<'a>) -> Self {
+    pub(super) fn new(reader: Reader<'a>, data: &'a Rows<'a>) -> Self {
         let truncated = vec![false; data.rows.len()];
-        Self { encoder, data, known: BTreeMap::new(), units: Vec::new(), truncated }
+        Self { reader, data, known: BTreeMap::new(), units: Vec::new(), rows: Vec::new(), truncated }
     }
 
     /// Ends planning.
     pub(super) fn finish(self) -> Plan {
         let truncated = self.truncated.iter().filter(|truncated| **truncated).count() as u64;
-        Plan { units: self.units, truncated }
+        Plan { units: self.units, rows: self.rows, truncated }
     }
 
     /// Plans the classes of a row's content.
     pub(super) fn classes(&mut self, row: usize) -> Result<usize, AuditError> {
-        if self.encoder.is_none() {
+        if self.sees() {
             return self.image(row, false);
         }
         let encoded = self.encoder()?.given(&self.data.rows[row].content);
         let encoded = encoded.map_err(|fault| self.data.encoding(row, &[], &fault))?;
         self.truncated[row] |= encoded.truncated;
-        Ok(self.add(Unit::Classes(encoded.tokens)))
+        Ok(self.add(row, Unit::Classes(encoded.tokens)))
     }
 
     /// Plans the classes of a row's image.
@@ -177,16 +192,22 @@ impl<'a> Planner<'a> {
         let Content::Image(file) = &self.data.rows[row].content else {
             return Err(self.data.fault(row, None, "it is no image, and the base model reads images"));
         };
-        Ok(self.add(Unit::Image { file: file.clone(), mirrored }))
+        if let Reader::Images(processor) = &self.reader {
+            processor.takes(file).map_err(|fault| self.data.fault(row, None, fault.to_string()))?;
+        }
+        Ok(self.add(row, Unit::Image { file: file.clone(), mirrored }))
     }
 
     /// Returns whether rows are images.
     pub(super) fn sees(&self) -> bool {
-        self.encoder.is_none()
+        matches!(self.reader, Reader::Images(_))
     }
 
     fn encoder(&self) -> Result<&Encoder<'a>, AuditError> {
-        self.encoder.as_ref().ok_or_else(|| setting("task", "a model of images has no language"))
+        match &self.reader {
+            Reader::Text(encoder) => Ok(encoder),
+            Reader::Images(_) => Err(setting("task", "a model of images has no language")),
+        }
     }
 
     /// Returns what a row asks.
@@ -218,7 +239,7 @@ impl<'a> Planner<'a> {
         let Some(Unit::Answers { answers, .. }) = self.units.get(unit).map(|unit| (**unit).clone()) else {
             return Ok(Vec::new());
         };
-        let alone = |answer: Vec<u32>| self.add(Unit::Answers { prompt: vec![start], answers: vec![answer] });
+        let alone = |answer: Vec<u32>| self.add(row, Unit::Answers { prompt: vec![start], answers: vec![answer] });
         Ok(answers.into_iter().map(alone).collect())
     }
 
@@ -230,7 +251,7 @@ impl<'a> Planner<'a> {
     ) -> Result<usize, AuditError> {
         let encoded = encoded.map_err(|fault| self.data.encoding(row, columns, &fault))?;
         self.truncated[row] |= encoded.truncated;
-        Ok(self.add(Unit::Answers { prompt: encoded.prompt, answers: encoded.answers }))
+        Ok(self.add(row, Unit::Answers { prompt: encoded.prompt, answers: encoded.answers }))
     }
 
     /// Plans the likelihood of a row's content; returns the bytes of what is measured too.
@@ -238,7 +259,7 @@ impl<'a> Planner<'a> {
         let encoded = self.encoder()?.measured(&self.data.rows[row].content);
         let (encoded, bytes) = encoded.map_err(|fault| self.data.encoding(row, &[], &fault))?;
         self.truncated[row] |= encoded.truncated;
-        Ok((self.add(Unit::Text { tokens: encoded.tokens, learnt: encoded.learnt }), bytes))
+        Ok((self.add(row, Unit::Text { tokens: encoded.tokens, learnt: encoded.learnt }), bytes))
     }
 
     /// Plans a completion of a row's content.
@@ -246,7 +267,7 @@ impl<'a> Planner<'a> {
         let asked = self.encoder()?.asked(&self.question(row)?, new);
         let (prompt, truncated) = asked.map_err(|fault| self.data.encoding(row, &[], &fault))?;
         self.truncated[row] |= truncated;
-        Ok(self.add(Unit::Completion { prompt, new }))
+        Ok(self.add(row, Unit::Completion { prompt, new }))
     }
 
     /// Returns the tokens of each answer of a planned unit.
@@ -259,13 +280,14 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn add(&mut self, unit: Unit) -> usize {
+    fn add(&mut self, row: usize, unit: Unit) -> usize {
         if let Some(known) = self.known.get(&unit) {
             return *known;
         }
         let (unit, place) = (Arc::new(unit), self.units.len());
         self.known.insert(Arc::clone(&unit), place);
         self.units.push(unit);
+        self.rows.push(self.data.number(row));
         place
     }
 }

@@ -63,13 +63,13 @@ impl Scorer {
         subjects: Vec<Subject>,
     ) -> Result<Self, AuditError> {
         let base = base.into();
-        let encoder = base.encoder(settings)?;
+        let reader = base.reader(settings)?;
         let rows = overlap::choose(dataset, settings)?;
         let grouping = Grouping::new(&rows.columns, settings)?;
         let passes = Passes::new(&base, settings, &subjects)?;
         let mut warnings = Vec::new();
         let models = overlap::overlaps(&rows, &subjects, settings, &mut warnings)?;
-        let mut planner = Planner::new(encoder, &rows);
+        let mut planner = Planner::new(reader, &rows);
         let reading = plan(&rows, settings, &base, &mut planner)?;
         let plan = planner.finish();
         passes.check(&base, settings, dataset)?;
@@ -145,12 +145,13 @@ impl Scorer {
         };
         let (mut tokens, mut items) = (0, 0);
         while tokens < TOKENS && items < ITEMS {
-            let left = &self.plan.units[self.results[pass].len()..];
+            let begin = self.results[pass].len();
+            let left = &self.plan.units[begin..];
             let some: Vec<&Unit> = left[..runner.together(left)].iter().map(|unit| &**unit).collect();
             if some.is_empty() {
                 break;
             }
-            self.results[pass].extend(runner.run(&some, slices)?);
+            self.results[pass].extend(runner.run(&some, &self.plan.rows[begin..], slices)?);
             tokens += some.iter().map(|unit| unit.tokens()).sum::<usize>();
             items += some.len();
         }

@@ -30,7 +30,7 @@ fn settings() -> Settings {
         },
         calibration: Calibration { bins: 10, temperature: false },
         membership: None,
-        max_tokens: 16,
+        max_tokens: Some(16),
         overlap: Overlap::Mark,
         convention: Convention::Defined,
         utility_match: None,

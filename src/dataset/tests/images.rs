@@ -65,6 +65,29 @@ fn faults_of_images_have_row_and_column() {
 }
 
 #[test]
+fn an_image_that_is_damaged_inside_is_refused_when_it_comes() {
+    let lines: String = ["rgb.png", "damaged.png", "grey.jpg"].map(|name| line(&STANDARD.encode(file(name)))).concat();
+    let found = faults(parse(lines.clone(), &declaration(Format::Jsonl)));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("row 2, column `image`: is a damaged image: "), "{found:?}");
+    // What a data set was accepted with before is not decoded again.
+    let read = parse_within(Limits { pixels: None, ..LIMITS }, lines, &declaration(Format::Jsonl));
+    assert_eq!(read.unwrap().rows.len(), 3);
+}
+
+#[test]
+fn no_more_is_decoded_than_all_images_may_have() {
+    // 11 x 7 pixels each.
+    let lines =
+        line(&STANDARD.encode(file("rgb.png"))).repeat(2) + &line(&STANDARD.encode(file("damaged.png"))).repeat(9);
+    let within =
+        |pixels| parse_within(Limits { pixels: Some(pixels), ..LIMITS }, lines.clone(), &declaration(Format::Jsonl));
+    let found = faults(within(2 * 77));
+    assert_eq!(found, ["row 3, column `image`: the number of pixels of all images so far is over the limit of 154"]);
+    assert_eq!(faults(within(11 * 77)).len(), 9);
+}
+
+#[test]
 fn an_image_does_not_count_as_text_but_all_of_them_are_bounded() {
     let encoded = STANDARD.encode(file("rgb.jpg"));
     let tight = Limits { row_bytes: 60, ..LIMITS };

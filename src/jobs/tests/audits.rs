@@ -30,7 +30,7 @@ fn asked(membership: Option<ask::Membership>) -> ask::Settings {
         },
         calibration: ask::Calibration { bins: 10, temperature: false },
         membership,
-        max_tokens: 16,
+        max_tokens: Some(16),
         overlap: ask::Overlap::Mark,
         convention: ask::Convention::Defined,
         utility_match: None,
@@ -50,16 +50,16 @@ fn shadows(shadows: usize, planted_control: bool) -> ask::Membership {
     }
 }
 
-fn model(name: &str, source: SourceWanted) -> ModelWanted {
+pub(super) fn model(name: &str, source: SourceWanted) -> ModelWanted {
     ModelWanted { name: name.into(), source, scale: 1.0 }
 }
 
-fn trained(name: &str, seed: u64) -> ModelWanted {
+pub(super) fn trained(name: &str, seed: u64) -> ModelWanted {
     let settings = Box::new(Settings { seed, ..settings() });
     model(name, SourceWanted::Training { settings, dataset: None })
 }
 
-fn audit(audit: &str, models: Vec<ModelWanted>, membership: Option<ask::Membership>) -> AuditWanted {
+pub(super) fn audit(audit: &str, models: Vec<ModelWanted>, membership: Option<ask::Membership>) -> AuditWanted {
     let (name, dataset, settings) = (name(audit), "rows".into(), asked(membership));
     AuditWanted { name, dataset, base: None, models, settings, keep_models: None }
 }

@@ -401,3 +401,24 @@ fn a_sequence_fits_the_model() {
         assert!(fits || matches!(outcome, Err(TrainError::Setting { field: "max_tokens", .. })));
     }
 }
+
+#[test]
+fn an_image_of_a_size_that_nothing_resizes_is_told_at_the_start() {
+    let folder = golden("vision/vit");
+    let model = crate::model::load_images(&folder, "golden", "cpu", "f32").unwrap();
+    let size = model.info().image_size;
+    let file = std::fs::read(golden("../images/rgb.png")).unwrap();
+    let image = |class| Row { label: Some(Label::Class(class)), ..row(Content::Image(file.clone().into())) };
+    let labels = vec!["no".to_owned(), "yes".to_owned()];
+    let dataset = Dataset { labels, ..dataset(vec![image(0), image(1)]) };
+    let settings = Settings { task: Task::ImageClassification, ..settings() };
+    let examples = |processor: &str| {
+        let reader = Reader::Images(crate::model::image::Processor::parse(processor.as_bytes(), size).unwrap());
+        Examples::new(&Context { model: model.clone(), reader, memory_bytes: 0 }, &dataset, &settings)
+    };
+    let numbers: Vec<_> =
+        examples(r#"{"size": 32}"#).unwrap().train.iter().map(|e| e.image.as_ref().unwrap().row).collect();
+    assert_eq!(numbers, [1, 2]);
+    let error = examples(r#"{"do_resize": false}"#).unwrap_err().to_string();
+    assert!(error.starts_with("row 1: ") && error.contains("does not resize"), "{error}");
+}

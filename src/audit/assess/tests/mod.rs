@@ -39,7 +39,7 @@ pub(super) fn settings() -> Settings {
         },
         calibration: Calibration { bins: 5, temperature: false },
         membership: None,
-        max_tokens: 128,
+        max_tokens: Some(128),
         overlap: Overlap::Mark,
         convention: Convention::Defined,
         utility_match: None,

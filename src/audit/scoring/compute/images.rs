@@ -1,7 +1,7 @@
 //! Computes classes of images with one model; a model at work is this or that of texts.
 //!
 //! Images share passes: that a result does not depend on what else is in a pass is the model's promise. Decodes files as
-//! they are needed. Shapes: `[images, channels, height, width]`.
+//! they are needed: a damaged one names its row. Shapes: `[images, channels, height, width]`.
 
 use std::sync::Arc;
 
@@ -35,14 +35,20 @@ impl Running {
         }
     }
 
-    /// Returns the results of units in their order: see [`Runner::run`].
+    /// Returns the results of units in their order: see [`Runner::run`]. `rows` are the numbers of rows that need them.
     ///
     /// # Errors
-    /// When a file cannot be decoded, the model fails, its logits are no numbers, or it was told to stop.
-    pub(in super::super) fn run(&mut self, units: &[&Unit], slices: &dyn Slices) -> Result<Vec<Vec<f64>>, AuditError> {
+    /// Names the row whose file cannot be decoded; when the model fails, its logits are no numbers, or it was told to
+    /// stop.
+    pub(in super::super) fn run(
+        &mut self,
+        units: &[&Unit],
+        rows: &[usize],
+        slices: &dyn Slices,
+    ) -> Result<Vec<Vec<f64>>, AuditError> {
         match self {
             Self::Text(runner) => runner.run(units, slices),
-            Self::Images(runner) => runner.run(units, slices),
+            Self::Images(runner) => runner.run(units, rows, slices),
         }
     }
 }
@@ -64,25 +70,26 @@ impl ImageRunner {
         Self { model, adapter, order }
     }
 
-    fn run(&self, units: &[&Unit], slices: &dyn Slices) -> Result<Vec<Vec<f64>>, AuditError> {
+    fn run(&self, units: &[&Unit], rows: &[usize], slices: &dyn Slices) -> Result<Vec<Vec<f64>>, AuditError> {
         let mut results = Vec::with_capacity(units.len());
-        for some in units.chunks(IMAGES) {
-            results.extend(slices.run(|| self.pass(some))?);
+        for (some, rows) in units.chunks(IMAGES).zip(rows.chunks(IMAGES)) {
+            results.extend(slices.run(|| self.pass(some, rows))?);
         }
         Ok(results)
     }
 
-    fn pass(&self, units: &[&Unit]) -> Result<Vec<Vec<f64>>, AuditError> {
+    fn pass(&self, units: &[&Unit], rows: &[usize]) -> Result<Vec<Vec<f64>>, AuditError> {
         let processor = self.model.processor();
-        let pixels = |unit: &&Unit| match unit {
-            Unit::Image { file, mirrored } => {
-                processor.augmented(file, *mirrored).map_err(|e| pass::fault(&e.to_string()))
-            }
-            Unit::Classes(_) | Unit::Answers { .. } | Unit::Text { .. } | Unit::Completion { .. } => {
-                Err(pass::fault("a model of images was given text"))
-            }
-        };
-        let pixels = units.par_iter().map(pixels).collect::<Result<Vec<_>, _>>()?.concat();
+        let pixels =
+            |(unit, row): (&&Unit, &usize)| match unit {
+                Unit::Image { file, mirrored } => processor
+                    .augmented(file, *mirrored)
+                    .map_err(|fault| AuditError::Row { row: *row, column: None, fault: fault.to_string() }),
+                Unit::Classes(_) | Unit::Answers { .. } | Unit::Text { .. } | Unit::Completion { .. } => {
+                    Err(pass::fault("a model of images was given text").into())
+                }
+            };
+        let pixels = units.par_iter().zip(rows).map(pixels).collect::<Result<Vec<_>, AuditError>>()?.concat();
         let [height, width] = processor.size();
         let shape = (units.len(), pixels.len() / (units.len() * height * width).max(1), height, width);
         let run = |(adapter, scale): &(Arc<Adapter>, f32)| Run {

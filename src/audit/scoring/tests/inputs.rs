@@ -35,8 +35,8 @@ fn faulty_settings_are_named() {
         expected: Some(expected.to_owned()),
     };
     for (field, settings) in [
-        ("max_tokens", Settings { max_tokens: 1, ..settings() }),
-        ("max_tokens", Settings { max_tokens: 100_000, ..settings() }),
+        ("max_tokens", Settings { max_tokens: Some(1), ..settings() }),
+        ("max_tokens", Settings { max_tokens: Some(100_000), ..settings() }),
         ("attributes", Settings { attributes: vec![], ..settings() }),
         ("positive", Settings { positive: Some("maybe".to_owned()), ..asking(words(&["a", "b"])) }),
         ("task", asking(Task::Uploaded)),

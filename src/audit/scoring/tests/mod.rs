@@ -1,6 +1,7 @@
 //! Scoring with the golden models: properties over whole audits. Golden numbers are compared in `compute`.
 
 mod choices;
+mod images;
 mod inputs;
 mod life;
 mod private;
@@ -66,7 +67,7 @@ pub(crate) fn settings() -> Settings {
         },
         calibration: Calibration { bins: 10, temperature: false },
         membership: None,
-        max_tokens: 200,
+        max_tokens: Some(200),
         overlap: Overlap::Refuse,
         convention: Convention::Defined,
         utility_match: None,

@@ -112,7 +112,7 @@ fn truncation_takes_the_start_and_never_an_answer() {
     let data =
         dataset(&["no", "yes"], &["group"], vec![row(text(&long), Some(0), &["a"]), row(text("a"), Some(1), &["b"])]);
     let task = Task::LabelWords { words: texts(&[" small", " cold night"]), normalization: Normalization::Sum };
-    let settings = Settings { max_tokens: 24, ..asking(task) };
+    let settings = Settings { max_tokens: Some(24), ..asking(task) };
     let found = scored(&context, &data, &settings, base());
     assert_eq!(found.data.truncated, 1);
     assert!(found.warnings.iter().any(|warning| warning.kind == "truncated"));
@@ -125,7 +125,8 @@ fn truncation_takes_the_start_and_never_an_answer() {
     let expected =
         log_probability(&context, None, &kept, answers[1]) - log_probability(&context, None, &kept, answers[0]);
     close((p[1] / p[0]).ln(), expected);
-    let error = Scorer::begin(&context, &data, &Settings { max_tokens: longest + 1, ..settings }, base()).unwrap_err();
+    let error =
+        Scorer::begin(&context, &data, &Settings { max_tokens: Some(longest + 1), ..settings }, base()).unwrap_err();
     assert!(matches!(&error, AuditError::Row { row: 1, .. }), "{error}");
 }
 
@@ -187,7 +188,7 @@ fn perplexity_counts_tokens_and_bytes_of_what_is_measured() {
         }
     }
     let long = dataset(&[], &["group"], vec![row(text(&"she said ".repeat(90)), None, &["a"])]);
-    let cut = scored(&context, &long, &Settings { max_tokens: 40, ..settings() }, base());
+    let cut = scored(&context, &long, &Settings { max_tokens: Some(40), ..settings() }, base());
     let Outcomes::Ratios { models, .. } = &cut.table.outcomes else { panic!() };
     // The beginning of text stays; nothing predicts the first token after the gap.
     assert_eq!((cut.data.truncated, models[0][0].counts[0]), (1, 38.0));
