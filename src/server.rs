@@ -24,6 +24,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, ImageClassifier};
 use crate::registry::{NamedBase, Registry, RegistryError};
 use crate::reports::{Reports, ReportsError};
+use crate::rpc::decode::Decoder;
 use crate::rpc::images::{Images, ServedImages};
 use crate::rpc::listener::{Listener, Stop};
 use crate::rpc::{Companions, Services, readiness_names};
@@ -173,10 +174,12 @@ impl Server {
         let of = |image: &ImageModel| (image.model.info().fingerprint.clone(), Arc::clone(&image.companions));
         let mut companions: Companions = loaded.images.iter().map(of).collect();
         companions.insert(info.fingerprint.clone(), loaded.companions);
+        let decoder = Decoder::new(&settings.engine);
         let images = loaded.images.iter().map(|ImageModel { name, model, .. }| {
             let (counts, turns) = (metrics.of_model(name)?, Arc::clone(&turns));
             let engine = ImageEngine::start(Arc::clone(model), &settings.engine, counts, turns);
-            Ok::<_, ServerError>(ServedImages { name: name.clone(), model: Arc::clone(model), engine })
+            let (model, decoder) = (Arc::clone(model), decoder.clone());
+            Ok::<_, ServerError>(ServedImages { name: name.clone(), model, engine, decoder })
         });
         let images = Images(images.collect::<Result<_, _>>()?);
         let mut auditing: Vec<scoring::Base> = vec![scoring::Base::Text(scoring::Context {

@@ -432,4 +432,11 @@ impl Adapter {
         let info = AdapterInfo { kind: Kind::Lora, rank: 1, alpha, modules, task_type, bytes: 0, classes: None };
         Self::hollow(Generation::from_digest([digest; 32]), info)
     }
+
+    /// Returns one that says it brings a head.
+    pub(crate) fn blank_with(digest: u8, classes: Classes) -> Self {
+        let blank = Self::blank(digest);
+        let info = AdapterInfo { classes: Some(classes), ..blank.info().clone() };
+        Self::hollow(Generation::from_digest([digest; 32]), info)
+    }
 }

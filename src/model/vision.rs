@@ -183,18 +183,33 @@ impl Head {
     pub(super) fn forward(&self, x: &Tensor, lora: &LoraBatch) -> candle_core::Result<Tensor> {
         let logits = match &self.own {
             Some(own) => own.forward(x, lora)?,
-            None => match lora.whole(self.site, x)? {
-                Some(logits) => logits,
-                None => candle_core::bail!("the base model has no head, nor has one adapter for all rows"),
-            },
+            None => {
+                let logits =
+                    lora.runs.iter().map(|run| self.brought(run, x)).collect::<candle_core::Result<Vec<_>>>()?;
+                let logits = Tensor::cat(&logits, 0)?;
+                if logits.dim(0)? != x.dim(0)? {
+                    candle_core::bail!("the base model has no head, nor have adapters for all rows");
+                }
+                logits
+            }
         };
         logits.to_dtype(DType::F32)
+    }
+
+    /// Returns logits of a run's rows by the head that its adapter brings.
+    fn brought(&self, run: &Run, x: &Tensor) -> candle_core::Result<Tensor> {
+        let x = x.narrow(0, run.rows.start, run.rows.len())?;
+        let own = LoraBatch { runs: vec![Run { rows: 0..run.rows.len(), ..run.clone() }], dropout: None };
+        match own.whole(self.site, &x)? {
+            Some(logits) => Ok(logits),
+            None => candle_core::bail!("neither the base model nor an adapter has a head"),
+        }
     }
 
     /// Refuses a batch that nothing classifies.
     pub(super) fn check(&self, lora: &LoraBatch) -> Result<(), ModelError> {
         let brings = |run: &Run| run.adapter.changes().contains_key(&self.site);
-        if self.own.is_some() || (lora.runs.len() == 1 && lora.runs.iter().all(brings)) {
+        if self.own.is_some() || (!lora.runs.is_empty() && lora.runs.iter().all(brings)) {
             return Ok(());
         }
         Err(ModelError::Unsupported("classification without a classification head".into()))

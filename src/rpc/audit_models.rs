@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use super::audit_settings;
 use super::fields::{name, reference};
+use super::names::dataset;
 use super::pb::{self, audit_model, training_settings};
 use super::training;
 use super::violations::Violations;
@@ -15,8 +16,6 @@ use crate::jobs::{AuditWanted, ModelWanted, SourceWanted};
 const MAX_MODELS: usize = 64;
 const MAX_SWEEPS: usize = 16;
 const MAX_NAME: usize = 128;
-/// Largest number of bytes of what a data set is called.
-const MAX_DATASET: usize = 128;
 
 /// Checks an audit; `context` is the longest sequence of the model.
 pub(super) fn wanted(v: &mut Violations, wire: pb::CreateAuditRequest, context: usize) -> Option<AuditWanted> {
@@ -41,11 +40,6 @@ pub(super) fn wanted(v: &mut Violations, wire: pb::CreateAuditRequest, context: 
     let base = (!wire.base_model.is_empty()).then_some(wire.base_model);
     let keep_models = wire.keep_models;
     Some(AuditWanted { name: own?, dataset: wire.dataset, base, models, settings: settings?, keep_models })
-}
-
-pub(super) fn dataset(v: &mut Violations, field: &str, name: &str) {
-    let sound = !name.is_empty() && name.len() <= MAX_DATASET && !name.chars().any(char::is_control);
-    v.require(field, sound, "must be the name or id of a data set");
 }
 
 fn model(v: &mut Violations, field: &str, wire: pb::AuditModel, context: usize) -> Option<ModelWanted> {

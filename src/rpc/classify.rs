@@ -17,6 +17,7 @@ pub(super) fn classification(logits: &[f32], classes: &Classes, tokens: usize) -
         probabilities: probabilities(&logits, classes.problem),
         logits,
         token_count: count(tokens),
+        row: 0,
     }
 }
 

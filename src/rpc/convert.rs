@@ -22,7 +22,7 @@ const MAX_TOKENS_LISTED: usize = 1024;
 /// Largest number of candidates of one Score request.
 pub(super) const MAX_CANDIDATES: usize = 1024;
 /// Largest number of texts of one Classify request.
-const MAX_INPUTS: usize = 1024;
+pub(super) const MAX_INPUTS: usize = 1024;
 /// Largest number of images of one Classify request.
 pub(super) const MAX_IMAGES: usize = 64;
 /// Largest number of messages of a conversation.
@@ -91,37 +91,6 @@ pub(super) struct Score {
     pub(super) candidates: Vec<Continuation>,
 }
 
-/// A checked request for classes.
-#[derive(Debug, Clone)]
-pub(super) enum Classes {
-    /// Of texts.
-    Texts(Classify),
-    /// Of images.
-    Images(ClassifyImages),
-}
-
-/// Texts to classify.
-#[derive(Debug, Clone)]
-pub(super) struct Classify {
-    /// The adapter; none is the base model.
-    pub(super) adapter: Option<Reference>,
-    /// Name of the base model; empty where none was given.
-    pub(super) base_model: String,
-    /// At least one.
-    pub(super) sources: Vec<Source>,
-}
-
-/// Images to classify.
-#[derive(Debug, Clone)]
-pub(super) struct ClassifyImages {
-    /// The adapter; none is the base model.
-    pub(super) adapter: Option<Reference>,
-    /// Name of the base model; empty where none was given.
-    pub(super) base_model: String,
-    /// Files, at least one.
-    pub(super) images: Vec<Vec<u8>>,
-}
-
 /// A checked request for token ids.
 #[derive(Debug, Clone)]
 pub(super) struct Tokenize {
@@ -184,42 +153,6 @@ pub(super) fn score(request: pb::ScoreRequest, bounds: Bounds) -> Result<Score, 
     v.finish(source.map(|source| Score { adapter, source, candidates }))
 }
 
-/// Checks a request for classes, of texts or of images.
-pub(super) fn classify(request: pb::ClassifyRequest, bounds: Bounds) -> Result<Classes, Violations> {
-    let mut v = Violations::default();
-    let adapter = adapter(&mut v, "adapter", &request.adapter);
-    let count = request.inputs.len();
-    if request.inputs.iter().any(|input| input.image.is_some()) {
-        let base_model = request.base_model;
-        return images(v, request.inputs).map(|images| Classes::Images(ClassifyImages { adapter, base_model, images }));
-    }
-    v.require("inputs", (1..=MAX_INPUTS).contains(&count), "must have 1 to 1024 entries");
-    let mut sources = Vec::new();
-    for (i, input) in request.inputs.into_iter().take(MAX_INPUTS).enumerate() {
-        let mut own = Violations::default();
-        sources.extend(source(&mut own, input.prompt, input.messages, input.prompt_token_ids, bounds));
-        for fault in own.list() {
-            v.add(format!("inputs[{i}].{}", fault.field), fault.description.clone());
-        }
-    }
-    v.finish(Some(Classes::Texts(Classify { adapter, base_model: request.base_model, sources })))
-}
-
-/// Takes the images of inputs that are nothing else.
-fn images(mut v: Violations, inputs: Vec<pb::ClassifyInput>) -> Result<Vec<Vec<u8>>, Violations> {
-    v.require("inputs", inputs.len() <= MAX_IMAGES, "must have at most 64 images");
-    let mut images = Vec::new();
-    for (i, input) in inputs.into_iter().take(MAX_IMAGES).enumerate() {
-        let text = input.prompt.is_some() || !input.messages.is_empty() || input.prompt_token_ids.is_some();
-        v.require(&format!("inputs[{i}]"), !text, "must be an image alone, as another input is one");
-        match input.image {
-            Some(image) => images.push(image),
-            None => v.add(format!("inputs[{i}].image"), "must be given, as another input is an image"),
-        }
-    }
-    v.finish(Some(images))
-}
-
 /// Checks a request for token ids.
 pub(super) fn tokenize(request: pb::TokenizeRequest) -> Result<Tokenize, Violations> {
     let mut v = Violations::default();
@@ -243,7 +176,7 @@ pub(super) fn tokenize(request: pb::TokenizeRequest) -> Result<Tokenize, Violati
 }
 
 /// Checks the name of what to run; empty is the base model.
-fn adapter(v: &mut Violations, field: &str, text: &str) -> Option<Reference> {
+pub(super) fn adapter(v: &mut Violations, field: &str, text: &str) -> Option<Reference> {
     if text.is_empty() {
         return None;
     }
@@ -252,7 +185,8 @@ fn adapter(v: &mut Violations, field: &str, text: &str) -> Option<Reference> {
     reference
 }
 
-fn source(
+/// Checks what stands before the first new token, or what is classified.
+pub(super) fn source(
     v: &mut Violations,
     prompt: Option<String>,
     conversation: Vec<pb::ChatMessage>,

@@ -1,15 +1,15 @@
-//! Images to classify: which model, then files to pixels, off the async threads.
+//! Images to classify: which model, then places in its queue, then files to pixels, then classes.
 //!
-//! Computes nothing and resolves no adapter. Every faulty image is told at once.
+//! Decodes nothing, computes nothing and resolves no adapter.
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
+use bytes::Bytes;
 use tonic::Status;
 
+use super::classify_request::Places;
 use super::context::Context;
-use super::convert::ClassifyImages;
-use super::services::blocking;
+use super::decode::Decoder;
 use super::status;
 use super::violations::Violations;
 use crate::engine::{EngineError, ImageEngine, ImageRequest};
@@ -26,6 +26,8 @@ pub struct ServedImages {
     pub model: Arc<dyn ImageClassifier>,
     /// Runs requests.
     pub engine: ImageEngine,
+    /// Makes pixels of files; that of all models.
+    pub decoder: Decoder,
 }
 
 impl std::fmt::Debug for ServedImages {
@@ -78,30 +80,20 @@ impl Images {
 }
 
 impl ServedImages {
-    /// Makes pixels of the files and has them classified: a row of logits an image.
+    /// Makes pixels of files and has them classified: a row of logits an image.
     pub(super) async fn classify(
         &self,
-        request: ClassifyImages,
+        (files, places): (Vec<Bytes>, &Places),
         adapter: Option<Arc<Adapter>>,
         context: &Context,
     ) -> Result<Vec<Vec<f32>>, Status> {
-        let model = Arc::clone(&self.model);
-        let decode = move || {
-            let processor = model.processor();
-            request.images.par_iter().map(|file| processor.pixels(file)).collect::<Vec<_>>()
-        };
-        let mut v = Violations::default();
-        let mut images = Vec::new();
-        for (i, decoded) in blocking(context, decode).await?.into_iter().enumerate() {
-            match decoded {
-                Ok(pixels) => images.push(pixels),
-                Err(fault) => v.add(format!("inputs[{i}].image"), fault.to_string()),
-            }
-        }
-        v.finish(Some(())).map_err(|v| status::violations(&v))?;
         let refused = |error: EngineError| status::engine(&error, context);
-        let answer = self.engine.classify(ImageRequest { images, adapter, deadline: context.deadline });
-        answer.map_err(refused)?.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)
+        // First: a full queue is told before anything is decoded for it.
+        let queued = self.engine.admit(files.len()).map_err(refused)?;
+        let images = self.decoder.pixels(&self.model, files, places, context).await?;
+        let request = ImageRequest { images, adapter, deadline: context.deadline };
+        let answer = self.engine.classify(queued, request).map_err(refused)?;
+        answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)
     }
 }
 

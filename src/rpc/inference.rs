@@ -6,13 +6,16 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use super::classify::classification;
+use super::classify_request::{Contents, Entries, Places, Wanted, classify};
+use super::classify_rows::Rows;
 use super::context::Context;
-use super::convert::{self, Bounds, Classes, Classify, ClassifyImages};
+use super::convert::{self, Bounds, Source};
 use super::images::{self, Images};
 use super::info::count;
 use super::pb;
@@ -34,6 +37,8 @@ pub(super) struct Inference {
     pub(super) model_name: String,
     pub(super) registry: Arc<Registry>,
     pub(super) prompts: Prompts,
+    /// Data sets to classify.
+    pub(super) rows: Rows,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -127,46 +132,54 @@ impl Inference {
 }
 
 impl Inference {
+    /// Classifies texts: returns logits, and the number of tokens of each.
     async fn classify_texts(
         &self,
-        texts: Classify,
-        named: &str,
-        context: &Context,
-    ) -> Result<Response<pb::ClassifyResponse>, Status> {
-        if !texts.base_model.is_empty() && texts.base_model != self.model_name {
+        (texts, places): (Vec<Source>, Places),
+        of: &Asked<'_>,
+    ) -> Result<(Head, Vec<Vec<f32>>, Vec<usize>), Status> {
+        if !of.base_model.is_empty() && of.base_model != self.model_name {
             let mut v = Violations::default();
             v.add("base_model", format!("must be {}, or not given: it alone reads text", self.model_name));
             return Err(status::violations(&v));
         }
-        let place = self.enter(1, context)?;
-        let reference = texts.adapter.clone();
-        let mut request = self.prepare(context, move |prompts| prompts.classify(texts)).await?;
-        request.adapter = self.adapter(reference.clone(), context).await?;
-        request.adapter_use = self.adapter_use(reference.as_ref());
+        let place = self.enter(1, of.context)?;
+        let context = of.context;
+        let mut request = self.prepare(context, move |prompts| prompts.classify(texts, &places)).await?;
+        request.adapter = self.adapter(of.adapter.clone(), context).await?;
+        request.adapter_use = self.adapter_use(of.adapter.as_ref());
         request.deadline = context.deadline;
         let of_base = self.prompts.model.classes.as_ref();
         let head = Head::new(request.adapter.as_deref(), of_base, self.model_name.clone());
-        let head = head.ok_or_else(|| status::no_classifier(named))?;
+        let head = head.ok_or_else(|| status::no_classifier(of.named))?;
         let lengths: Vec<usize> = request.sequences.iter().map(Vec::len).collect();
         let refused = |error: EngineError| status::engine(&error, context);
         let answer = place.classify(request).map_err(refused)?;
-        let logits = answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?;
-        Ok(Response::new(head.described(&logits, &lengths)))
+        Ok((head, answer.await.unwrap_or(Err(EngineError::Stopped)).map_err(refused)?, lengths))
     }
 
+    /// As [`Self::classify_texts`], images.
     async fn classify_images(
         &self,
-        request: ClassifyImages,
-        named: &str,
-        context: &Context,
-    ) -> Result<Response<pb::ClassifyResponse>, Status> {
-        let adapter = self.any_adapter(request.adapter.clone(), context).await?;
-        let served = self.images.model(&request.base_model, adapter.as_deref(), context)?;
+        (files, places): (Vec<Bytes>, Places),
+        of: &Asked<'_>,
+    ) -> Result<(Head, Vec<Vec<f32>>, Vec<usize>), Status> {
+        let adapter = self.any_adapter(of.adapter.clone(), of.context).await?;
+        let served = self.images.model(of.base_model, adapter.as_deref(), of.context)?;
         let head = Head::new(adapter.as_deref(), served.model.info().classes.as_ref(), served.name.clone());
-        let head = head.ok_or_else(|| status::no_classifier(named))?;
-        let logits = served.classify(request, adapter, context).await?;
-        Ok(Response::new(head.described(&logits, &vec![0; logits.len()])))
+        let head = head.ok_or_else(|| status::no_classifier(of.named))?;
+        let lengths = vec![0; files.len()];
+        Ok((head, served.classify((files, &places), adapter, of.context).await?, lengths))
     }
+}
+
+/// What a request for classes asks beside its entries.
+struct Asked<'a> {
+    adapter: Option<Reference>,
+    /// The adapter as the caller named it.
+    named: &'a str,
+    base_model: &'a str,
+    context: &'a Context,
 }
 
 /// The head that classifies.
@@ -185,15 +198,25 @@ impl Head {
         Some(Self { classes, generation, base_model })
     }
 
-    fn described(self, logits: &[Vec<f32>], lengths: &[usize]) -> pb::ClassifyResponse {
-        let one = |(logits, tokens): (&Vec<f32>, &usize)| classification(logits, &self.classes, *tokens);
+    fn described(
+        self,
+        logits: &[Vec<f32>],
+        lengths: &[usize],
+        places: &Places,
+        dataset: String,
+    ) -> pb::ClassifyResponse {
+        let one = |(entry, (logits, tokens)): (usize, (&Vec<f32>, &usize))| pb::Classification {
+            row: places.row(entry),
+            ..classification(logits, &self.classes, *tokens)
+        };
         pb::ClassifyResponse {
-            classifications: logits.iter().zip(lengths).map(one).collect(),
+            classifications: logits.iter().zip(lengths).enumerate().map(one).collect(),
             multi_label: self.classes.problem == Problem::Multi,
             label_names: self.classes.names,
             generation: self.generation,
             usage: Some(pb::Usage { prompt_tokens: count(lengths.iter().sum()), completion_tokens: 0 }),
             base_model: self.base_model,
+            dataset,
         }
     }
 }
@@ -369,11 +392,22 @@ impl pb::inference_service_server::InferenceService for Inference {
     async fn classify(&self, request: Request<pb::ClassifyRequest>) -> Result<Response<pb::ClassifyResponse>, Status> {
         let context = Context::of(&request);
         let named = request.get_ref().adapter.clone();
-        let checked = convert::classify(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
-        match checked {
-            Classes::Texts(texts) => self.classify_texts(texts, &named, &context).await,
-            Classes::Images(images) => self.classify_images(images, &named, &context).await,
-        }
+        let checked = classify(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
+        let (entries, dataset) = match checked.wanted {
+            Wanted::Given(entries) => (entries, String::new()),
+            Wanted::Rows(rows) => {
+                let dataset = self.rows.dataset(rows.dataset.clone(), &context).await?;
+                (rows.take(&dataset).map_err(|v| status::violations(&v))?, dataset.id.clone())
+            }
+        };
+        let Entries { content, places } = entries;
+        let (named, base_model) = (named.as_str(), checked.base_model.as_str());
+        let asked = Asked { adapter: checked.adapter, named, base_model, context: &context };
+        let (head, logits, lengths) = match content {
+            Contents::Texts(texts) => self.classify_texts((texts, places.clone()), &asked).await?,
+            Contents::Images(files) => self.classify_images((files, places.clone()), &asked).await?,
+        };
+        Ok(Response::new(head.described(&logits, &lengths, &places, dataset)))
     }
 
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {

@@ -39,6 +39,9 @@ impl Info {
                 max_page_size: count(MAX_PAGE),
                 max_waiting_images: count(settings.engine.max_waiting_images),
                 max_images: count(convert::MAX_IMAGES),
+                max_image_bytes: settings.engine.max_image_bytes,
+                max_image_pixels: settings.engine.max_image_pixels,
+                max_request_pixels: settings.engine.max_request_pixels,
             }),
         })
     }

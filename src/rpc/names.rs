@@ -18,6 +18,15 @@ pub(super) fn column(v: &mut Violations, field: &str, name: &str) {
     v.require(field, is_name(name), "must be 1 to 255 bytes without control characters");
 }
 
+/// Largest number of bytes of a data set's name or id.
+const MAX_DATASET: usize = 128;
+
+/// Checks the name or id of a data set.
+pub(super) fn dataset(v: &mut Violations, field: &str, name: &str) {
+    let sound = !name.is_empty() && name.len() <= MAX_DATASET && !name.chars().any(char::is_control);
+    v.require(field, sound, "must be the name or id of a data set");
+}
+
 /// Checks different names of columns.
 pub(super) fn columns(v: &mut Violations, field: &str, names: &[String], number: RangeInclusive<usize>) {
     let sound = names.iter().all(|name| is_name(name)) && number.contains(&names.len()) && all_differ(names);

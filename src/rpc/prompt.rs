@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::convert::{Classify, Continuation, Generate, Score, Source, Tokenize};
+use super::classify_request::Places;
+use super::convert::{Continuation, Generate, Score, Source, Tokenize};
 use super::pb;
 use super::violations::Violations;
 use crate::engine::{ClassifyRequest, GenerateRequest, ScoreRequest};
@@ -126,10 +127,10 @@ impl Prompts {
     }
 
     /// Completes a request for classes; adapter and deadline are the caller's to set.
-    pub(super) fn classify(&self, request: Classify) -> Result<ClassifyRequest, PromptError> {
+    pub(super) fn classify(&self, texts: Vec<Source>, places: &Places) -> Result<ClassifyRequest, PromptError> {
         let mut faults = Violations::default();
-        let mut sequences = Vec::with_capacity(request.sources.len());
-        for (i, source) in request.sources.into_iter().enumerate() {
+        let mut sequences = Vec::with_capacity(texts.len());
+        for (i, source) in texts.into_iter().enumerate() {
             let ids = match source {
                 // Nothing is to follow the conversation.
                 Source::Messages(messages) => self.render(&messages, Ending::Plain)?.1,
@@ -137,9 +138,9 @@ impl Prompts {
             };
             let (length, most) = (ids.len(), self.model.context_length);
             if length == 0 {
-                faults.add(format!("inputs[{i}]"), "has no tokens");
+                places.fault(&mut faults, i, "", "has no tokens");
             } else if length > most {
-                faults.add(format!("inputs[{i}]"), format!("has {length} tokens, the context length is {most}"));
+                places.fault(&mut faults, i, "", &format!("has {length} tokens, the context length is {most}"));
             }
             sequences.push(ids);
         }

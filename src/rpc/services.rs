@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 
 use super::adapters::Adapters;
 use super::audits::Audits;
+use super::classify_rows::Rows;
 use super::context::Context;
 use super::datasets::DatasetApi;
 use super::fine_tuning::FineTunings;
@@ -116,6 +117,7 @@ impl Services {
             model_name: self.model_name.clone(),
             registry: Arc::clone(&self.registry),
             prompts,
+            rows: Rows::new(Arc::clone(&self.datasets)),
             metrics: Arc::clone(&self.metrics),
         };
         let inference = InferenceServiceServer::new(inference)

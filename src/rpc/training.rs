@@ -289,7 +289,7 @@ pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
 
 /// What became of a step.
 pub(super) fn progress_out(advance: Advance) -> pb::TrainingProgress {
-    let Advance { progress, tokens_per_second, eta_seconds } = advance;
+    let Advance { progress, tokens_per_second, eta_seconds, step_seconds: _ } = advance;
     pb::TrainingProgress {
         step: progress.step,
         total_steps: progress.total_steps,

@@ -178,6 +178,20 @@ class Client:
         return list(self.inference.Classify(request, timeout=self.timeout).classifications)
 
     @_typed
+    def classify_rows(
+        self,
+        dataset: str,
+        numbers: Iterable[int] | range,
+        *,
+        adapter: str = "",
+        base_model: str = "",
+    ) -> list[inference_pb2.Classification]:
+        """Labels of rows of a data set, texts or images, by their numbers from 1; each says its `row`."""
+        rows = inference_pb2.DatasetRows(dataset=dataset, numbers=numbers)
+        request = inference_pb2.ClassifyRequest(adapter=adapter, rows=rows, base_model=base_model)
+        return list(self.inference.Classify(request, timeout=self.timeout).classifications)
+
+    @_typed
     def upload(self, name: str, folder: str | os.PathLike, *, request_id: str | None = None, **header):
         """Publishes a PEFT folder, or one with a whole model, under a name; `header` as in UploadAdapterHeader."""
         is_peft = os.path.exists(os.path.join(folder, PEFT[0]))

@@ -225,45 +225,69 @@ class ClassifyInput(_message.Message):
     image: bytes
     def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., image: _Optional[bytes] = ...) -> None: ...
 
+class RowRange(_message.Message):
+    __slots__ = ("first", "count")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    count: int
+    def __init__(self, first: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class DatasetRows(_message.Message):
+    __slots__ = ("dataset", "numbers", "range")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    range: RowRange
+    def __init__(self, dataset: _Optional[str] = ..., numbers: _Optional[_Iterable[int]] = ..., range: _Optional[_Union[RowRange, _Mapping]] = ...) -> None: ...
+
 class ClassifyRequest(_message.Message):
-    __slots__ = ("adapter", "inputs", "base_model")
+    __slots__ = ("adapter", "inputs", "base_model", "rows")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     inputs: _containers.RepeatedCompositeFieldContainer[ClassifyInput]
     base_model: str
-    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[ClassifyInput, _Mapping]]] = ..., base_model: _Optional[str] = ...) -> None: ...
+    rows: DatasetRows
+    def __init__(self, adapter: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[ClassifyInput, _Mapping]]] = ..., base_model: _Optional[str] = ..., rows: _Optional[_Union[DatasetRows, _Mapping]] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("label", "label_name", "probabilities", "logits", "token_count")
+    __slots__ = ("label", "label_name", "probabilities", "logits", "token_count", "row")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     LABEL_NAME_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
     label: int
     label_name: str
     probabilities: _containers.RepeatedScalarFieldContainer[float]
     logits: _containers.RepeatedScalarFieldContainer[float]
     token_count: int
-    def __init__(self, label: _Optional[int] = ..., label_name: _Optional[str] = ..., probabilities: _Optional[_Iterable[float]] = ..., logits: _Optional[_Iterable[float]] = ..., token_count: _Optional[int] = ...) -> None: ...
+    row: int
+    def __init__(self, label: _Optional[int] = ..., label_name: _Optional[str] = ..., probabilities: _Optional[_Iterable[float]] = ..., logits: _Optional[_Iterable[float]] = ..., token_count: _Optional[int] = ..., row: _Optional[int] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("classifications", "label_names", "multi_label", "generation", "usage", "base_model")
+    __slots__ = ("classifications", "label_names", "multi_label", "generation", "usage", "base_model", "dataset")
     CLASSIFICATIONS_FIELD_NUMBER: _ClassVar[int]
     LABEL_NAMES_FIELD_NUMBER: _ClassVar[int]
     MULTI_LABEL_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
     classifications: _containers.RepeatedCompositeFieldContainer[Classification]
     label_names: _containers.RepeatedScalarFieldContainer[str]
     multi_label: bool
     generation: str
     usage: Usage
     base_model: str
-    def __init__(self, classifications: _Optional[_Iterable[_Union[Classification, _Mapping]]] = ..., label_names: _Optional[_Iterable[str]] = ..., multi_label: bool = ..., generation: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., base_model: _Optional[str] = ...) -> None: ...
+    dataset: str
+    def __init__(self, classifications: _Optional[_Iterable[_Union[Classification, _Mapping]]] = ..., label_names: _Optional[_Iterable[str]] = ..., multi_label: bool = ..., generation: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., base_model: _Optional[str] = ..., dataset: _Optional[str] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("text", "messages", "add_special_tokens")

@@ -51,7 +51,7 @@ class BaseModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., fingerprint: _Optional[str] = ..., parameters: _Optional[int] = ..., dtype: _Optional[str] = ..., context_length: _Optional[int] = ..., device: _Optional[str] = ..., vocab_size: _Optional[int] = ..., has_chat_template: bool = ..., label_names: _Optional[_Iterable[str]] = ..., image_height: _Optional[int] = ..., image_width: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_waiting_sequences", "max_running_sequences", "max_step_tokens", "kv_cache_bytes", "adapter_bytes", "max_upload_bytes", "max_n", "max_logprobs", "max_stop_strings", "max_candidates", "max_message_bytes", "max_page_size", "max_waiting_images", "max_images")
+    __slots__ = ("max_waiting_sequences", "max_running_sequences", "max_step_tokens", "kv_cache_bytes", "adapter_bytes", "max_upload_bytes", "max_n", "max_logprobs", "max_stop_strings", "max_candidates", "max_message_bytes", "max_page_size", "max_waiting_images", "max_images", "max_image_bytes", "max_image_pixels", "max_request_pixels")
     MAX_WAITING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     MAX_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,9 @@ class Limits(_message.Message):
     MAX_PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_PIXELS_FIELD_NUMBER: _ClassVar[int]
     max_waiting_sequences: int
     max_running_sequences: int
     max_step_tokens: int
@@ -80,4 +83,7 @@ class Limits(_message.Message):
     max_page_size: int
     max_waiting_images: int
     max_images: int
-    def __init__(self, max_waiting_sequences: _Optional[int] = ..., max_running_sequences: _Optional[int] = ..., max_step_tokens: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., max_n: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_page_size: _Optional[int] = ..., max_waiting_images: _Optional[int] = ..., max_images: _Optional[int] = ...) -> None: ...
+    max_image_bytes: int
+    max_image_pixels: int
+    max_request_pixels: int
+    def __init__(self, max_waiting_sequences: _Optional[int] = ..., max_running_sequences: _Optional[int] = ..., max_step_tokens: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., adapter_bytes: _Optional[int] = ..., max_upload_bytes: _Optional[int] = ..., max_n: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_candidates: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_page_size: _Optional[int] = ..., max_waiting_images: _Optional[int] = ..., max_images: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., max_request_pixels: _Optional[int] = ...) -> None: ...
