@@ -1,7 +1,8 @@
 //! What an audit would cost: trainings, steps, items, seconds, bytes of memory and of the disk.
 //!
-//! Makes nothing. Seconds are those of the newest jobs that measured any. Models are in memory one at a time; what is
-//! trained for an audit stays on the disk until it has ended. What training takes while it runs is not counted.
+//! Makes nothing. Seconds are those of the newest jobs on the same base model that measured any. Models are in memory one
+//! at a time; what is trained for an audit stays on the disk until it has ended. What training takes while it runs is not
+//! counted.
 //! Units: bytes, seconds.
 
 use std::collections::BTreeSet;
@@ -30,9 +31,9 @@ pub struct Estimate {
     pub steps: u64,
     /// Rows to score, all models together.
     pub items: u64,
-    /// About how many seconds training takes; none where no step was measured yet.
+    /// About how many seconds training takes; none where no step on this base model was measured yet.
     pub training_seconds: Option<f64>,
-    /// About how many seconds scoring takes; none where nothing was measured yet.
+    /// About how many seconds scoring takes; none where nothing on this base model was measured yet.
     pub scoring_seconds: Option<f64>,
     /// Bytes of scores, all models together, at most; in memory and on the disk.
     pub score_bytes: u64,
@@ -79,7 +80,7 @@ impl Jobs {
         let passes = (audit.models.len() + helpers.len()) as u64 + u64::from(runs_base(audit));
         let score_bytes = rows * passes * score_bytes(&audit.settings, dataset.labels.len());
         let statistics = statistics_bytes(rows, audit.models.len() as u64);
-        let speed = inner.parts.store.read(measured)?;
+        let speed = inner.parts.store.read(|catalog| measured(catalog, &plan.audit.base))?;
         Ok(Estimate {
             trainings: plan.children.len() as u64,
             steps,
@@ -133,7 +134,7 @@ fn steps_of(settings: &Settings, dataset: &Dataset) -> u64 {
     }
 }
 
-/// What was measured of late.
+/// What was measured of late on one base model.
 #[derive(Debug, Default)]
 struct Measured {
     /// Seconds that learning from a row takes.
@@ -142,16 +143,18 @@ struct Measured {
     item_seconds: Option<f64>,
 }
 
-fn measured(catalog: &Catalog<'_>) -> Result<Measured, JobsError> {
+fn measured(catalog: &Catalog<'_>, base: &str) -> Result<Measured, JobsError> {
     let mut measured = Measured::default();
     for row in catalog.jobs(None, None, LOOKED_THROUGH)? {
         // A record that cannot be read was measured by nobody.
         let Ok(job) = parse(&row) else { continue };
+        if job.base != base {
+            continue;
+        }
         if let (Task::FineTuning(tuning), Some(last)) = (&job.task, &job.last)
-            && last.tokens_per_second > 0.0
+            && last.step_seconds > 0.0
         {
-            let seconds = last.progress.tokens as f64 / last.tokens_per_second;
-            measured.row_seconds.get_or_insert(seconds / rows_of_step(&tuning.settings));
+            measured.row_seconds.get_or_insert(last.step_seconds / rows_of_step(&tuning.settings));
         }
         if let Some(audited) = &job.audited
             && audited.items_per_second > 0.0

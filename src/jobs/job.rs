@@ -200,6 +200,9 @@ pub struct Advance {
     pub tokens_per_second: f64,
     /// Seconds until the last step, as far as can be told.
     pub eta_seconds: f64,
+    /// Seconds that a step takes, of late; 0: not measured.
+    #[serde(default)]
+    pub step_seconds: f64,
 }
 
 /// How far an audit is.

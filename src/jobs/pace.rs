@@ -106,6 +106,11 @@ pub(super) struct Speed {
 }
 
 impl Speed {
+    /// Returns the seconds that a step takes; 0 before the first.
+    pub(super) fn seconds(&self) -> f64 {
+        self.step.map_or(0.0, |(_, seconds)| seconds)
+    }
+
     /// Takes a step into account; returns tokens a second and the seconds that `left` steps will take.
     pub(super) fn note(&mut self, tokens: u64, elapsed: Duration, left: u64) -> (f64, f64) {
         // A clock may not see the shortest steps.
@@ -124,7 +129,9 @@ mod tests {
     #[test]
     fn speed_follows_the_steps_and_stays_a_number() {
         let mut speed = Speed::default();
+        assert_eq!(speed.seconds(), 0.0);
         assert_eq!(speed.note(100, Duration::from_secs(2), 10), (50.0, 20.0));
+        assert_eq!(speed.seconds(), 2.0);
         for _ in 0..200 {
             speed.note(100, Duration::from_secs(1), 1);
         }

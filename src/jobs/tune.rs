@@ -62,7 +62,8 @@ impl Inner {
             let last = progress.last;
             let left = if last { 0 } else { progress.total_steps.saturating_sub(at) };
             let (tokens_per_second, eta_seconds) = speed.note(progress.tokens, elapsed, left);
-            self.show(job.id, Advance { progress, tokens_per_second, eta_seconds })?;
+            let step_seconds = speed.seconds();
+            self.show(job.id, Advance { progress, tokens_per_second, eta_seconds, step_seconds })?;
             if last || due.is_due(at) {
                 self.keep(job.id, (at, last), |out| Ok(work.checkpoint(out)?))?;
                 due.note(at);

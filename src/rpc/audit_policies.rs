@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::audit_models::dataset;
+use super::names::dataset;
 use super::audit_report::{scope_kind_in, scope_kind_out};
 use super::audits::reference;
 use super::fields::{name, timestamp};

@@ -6,6 +6,7 @@
 
 mod audits;
 mod ends;
+mod estimates;
 mod kills;
 mod queue;
 mod script;
@@ -75,6 +76,8 @@ struct Play {
     state: [u8; 32],
     /// Bytes that make a checkpoint larger.
     padding: usize,
+    /// Of a step; images have none.
+    tokens: u64,
 }
 
 impl Training for Script {
@@ -97,7 +100,8 @@ impl Training for Script {
                 (u64::from_be_bytes(step.try_into().unwrap()), state[..32].try_into().unwrap())
             }
         };
-        Ok(Box::new(Play { hooks, step, state, padding: settings.max_tokens }))
+        let tokens = if settings.task == crate::train::Task::ImageClassification { 0 } else { 10 };
+        Ok(Box::new(Play { hooks, step, state, padding: settings.max_tokens, tokens }))
     }
 
     fn size(&self, base: &str, settings: &Settings, _: usize) -> Option<u64> {
@@ -126,7 +130,7 @@ impl Work for Play {
             loss,
             learning_rate: 1e-3,
             grad_norm: 0.1,
-            tokens: 10,
+            tokens: self.tokens,
             groups: vec![figure(3), empty],
             truncated_rows: 0,
             evaluation: (self.step == 4).then(|| Evaluation { figures: vec![figure(5)], best: true }),
