@@ -27,10 +27,12 @@ LANGUAGE_KEEPS = {
 }
 # Merged logits differ in kind for these only; elsewhere they repeat `logits`.
 MERGED_KEEPS = ("all_linear", "dora", "embed_lm_head_light", "tied_embedding")
-# Image classifiers: the two largest Swin-v2 and their adapters are left to the full set.
-VISION = ("vit", "swinv2_padded", "swinv2_smooth")
+# Image classifiers: the largest Swin-v2 and its adapters are left to the full set.
+VISION = ("vit", "swinv2_padded", "swinv2_pretrained_window", "swinv2_smooth")
 VISION_IMAGES = 1
-VISION_ADAPTERS = ("vit_bias_all", "vit_bias_lora_only", "vit_dora", "vit_qv", "vit_qv_v5_names")
+VISION_ADAPTERS = ("swinv2_pretrained_window_dora",) + (
+    ("vit_bias_all", "vit_bias_lora_only", "vit_dora", "vit_qv", "vit_qv_v5_names")
+)
 # Each has a sibling of the same kind in the set.
 ADAPTERS_LEFT_OUT = ("embed_lm_head", "exclude_list", "layers_to_transform")
 BROKEN_LEFT_OUT = (

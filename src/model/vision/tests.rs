@@ -11,6 +11,7 @@ use crate::lora::Change;
 use crate::model::open_images;
 use crate::model::testing::write;
 
+mod files;
 mod learning;
 
 /// Patches that do not divide the image, heads of an odd size, no bias of queries.

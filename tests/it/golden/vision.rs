@@ -44,6 +44,8 @@ struct Case {
 impl Case {
     fn compare(&self, tally: &mut Tally, model: &dyn ImageModel) {
         let pixels = &self.values["pixel_values"];
+        // What is left out of a compact set is what another case shows; logits are what every case is for.
+        assert!(self.values.contains_key("logits"), "{}: there are no logits to compare with", self.name);
         let images = pixels.dim(0).unwrap();
         let mut close = |key: &str, got: &Tensor| {
             let Some(expected) = self.values.get(key) else { return };
