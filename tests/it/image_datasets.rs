@@ -1,11 +1,15 @@
 //! Data sets of images over gRPC: three ways in with one identity, and every faulty image refused by row and column.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use evenkeel::rpc::pb::dataset_declaration::Split;
 use evenkeel::rpc::pb::upload_dataset_request::Part;
 use evenkeel::rpc::pb::{self, DatasetDeclaration, DatasetSplit, ImageRow};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -65,6 +69,30 @@ fn lines(rows: &[ImageRow]) -> String {
     rows.iter().map(line).collect()
 }
 
+/// The same rows as Parquet, an image in a binary column.
+fn table(rows: &[ImageRow]) -> Vec<u8> {
+    let text = |name: &str| format!("required binary {name} (STRING);");
+    let schema = format!("message m {{ required binary image; {} }}", ["label", "light", "part"].map(text).concat());
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let part = |row: &ImageRow| if row.split() == DatasetSplit::Test { "test" } else { "train" };
+    let cells: [&dyn Fn(&ImageRow) -> Vec<u8>; 4] = [
+        &|row| row.image.clone(),
+        &|row| row.labels[0].clone().into_bytes(),
+        &|row| row.values["light"].clone().into_bytes(),
+        &|row| part(row).as_bytes().to_vec(),
+    ];
+    for cell in cells {
+        let mut column = group.next_column().unwrap().unwrap();
+        let values: Vec<_> = rows.iter().map(|row| ByteArray::from(cell(row))).collect();
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.into_inner().unwrap()
+}
+
 fn load(name: &str) -> pb::LoadDatasetRequest {
     pb::LoadDatasetRequest {
         name: name.into(),
@@ -107,6 +135,20 @@ async fn every_way_in_gives_the_same_rows() {
     for other in [&whole, &loaded] {
         assert_eq!((&other.id, other.bytes, &other.parts), (&rows.id, rows.bytes, &rows.parts));
     }
+    // Another file has another id, of the same rows.
+    let table = table(&some_rows());
+    let declared = DatasetDeclaration { format: pb::DatasetFormat::Parquet.into(), ..declaration() };
+    let of_table = pb::UploadDatasetHeader {
+        size: table.len() as u64,
+        sha256: sha256(&table),
+        declaration: Some(declared),
+        ..header("table")
+    };
+    let of_table = send(client, parts(of_table, &table, 1000)).await.unwrap();
+    assert_ne!(of_table.id, rows.id);
+    let told = |set: &pb::Dataset| (set.rows, set.labels.clone(), set.group_columns.clone(), set.parts.clone());
+    assert_eq!(told(&of_table), told(&rows));
+    assert!(rows.parts.iter().any(|part| !part.sha256.is_empty()), "parts tell the hash of their rows");
     // Content and label decide: a row that is there twice is told.
     let twice = [some_rows(), some_rows()].concat();
     let twice = send_rows(client, header("twice"), twice).await.unwrap();
@@ -154,6 +196,7 @@ async fn faulty_images_are_refused_by_row_and_column() {
         ("huge.png", "100000 x 100000"),
         ("huge.jpg", "65535 x 65535"),
         ("empty.png", "0 x 0"),
+        ("damaged.png", "damaged"),
         ("cmyk.jpg", "CMYK"),
         ("expected.json", "over the limit of 1000"),
     ];

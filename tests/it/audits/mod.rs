@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 use super::client::{self, Client, sha256};
 use super::{datasets, fine_tuning};
 
-fn audits(client: &Client) -> AuditServiceClient<Channel> {
+pub(crate) fn audits(client: &Client) -> AuditServiceClient<Channel> {
     AuditServiceClient::new(client.channel.clone()).max_decoding_message_size(64 << 20)
 }
 
@@ -110,7 +110,7 @@ pub(crate) async fn create(client: &Client, request: CreateAuditRequest) -> Resu
 }
 
 /// The job when it has ended, and all of its events.
-async fn finished(client: &Client, id: &str) -> (pb::Job, Vec<pb::WatchJobResponse>) {
+pub(crate) async fn finished(client: &Client, id: &str) -> (pb::Job, Vec<pb::WatchJobResponse>) {
     let events = fine_tuning::watched(client, id).await;
     (fine_tuning::job(client, id).await, events)
 }
@@ -124,13 +124,17 @@ pub(crate) async fn reported(client: &Client, id: &str) -> AuditReport {
     get(client, &id, pb::ReportFormat::Unspecified).await.unwrap().report.unwrap()
 }
 
-async fn get(client: &Client, name: &str, format: pb::ReportFormat) -> Result<pb::GetAuditReportResponse, Status> {
+pub(crate) async fn get(
+    client: &Client,
+    name: &str,
+    format: pb::ReportFormat,
+) -> Result<pb::GetAuditReportResponse, Status> {
     let request = pb::GetAuditReportRequest { name: name.into(), format: format.into() };
     Ok(audits(client).get_audit_report(request).await?.into_inner())
 }
 
 /// The one figure of a measure, scope, group and model that compares nothing.
-fn figure<'a>(
+pub(crate) fn figure<'a>(
     report: &'a AuditReport,
     measure: &str,
     scope: FigureScope,
@@ -152,7 +156,7 @@ fn figure<'a>(
 }
 
 /// What every report has to be.
-fn sound(report: &AuditReport) {
+pub(crate) fn sound(report: &AuditReport) {
     assert!(!report.figures.is_empty());
     for figure in &report.figures {
         assert!((figure.model as usize) < report.models.len());

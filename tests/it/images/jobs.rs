@@ -15,7 +15,7 @@ use tonic::Code;
 
 const COLOURS: [[u8; 3]; 3] = [[220, 30, 30], [30, 200, 40], [40, 50, 230]];
 
-fn image(label: usize, number: u32) -> Vec<u8> {
+pub(super) fn image(label: usize, number: u32) -> Vec<u8> {
     let dim = if number.is_multiple_of(2) { 1 } else { 2 };
     png(24 + number % 5, 24, COLOURS[label].map(|x| x / dim), number)
 }
@@ -36,7 +36,7 @@ fn rows(labels: &[String]) -> String {
     rows
 }
 
-async fn upload(client: &Client, name: &str, labels: &[String]) -> pb::Dataset {
+pub(super) async fn upload(client: &Client, name: &str, labels: &[String]) -> pb::Dataset {
     let declaration = DatasetDeclaration {
         format: pb::DatasetFormat::Jsonl.into(),
         image_column: "image".into(),
@@ -57,7 +57,7 @@ async fn upload(client: &Client, name: &str, labels: &[String]) -> pb::Dataset {
     datasets::send(client, datasets::parts(header, file.as_bytes(), 1 << 20)).await.unwrap()
 }
 
-fn settings(steps: u64, rate: f64, method: Method) -> TrainingSettings {
+pub(super) fn settings(steps: u64, rate: f64, method: Method) -> TrainingSettings {
     TrainingSettings {
         task: pb::TrainingTask::ImageClassification.into(),
         method: Some(method),
@@ -71,11 +71,11 @@ fn settings(steps: u64, rate: f64, method: Method) -> TrainingSettings {
     }
 }
 
-fn lora() -> Method {
+pub(super) fn lora() -> Method {
     Method::Lora(LoraMethod { rank: Some(4), ..Default::default() })
 }
 
-async fn train(client: &Client, base: &str, adapter: &str, settings: TrainingSettings) {
+pub(super) async fn train(client: &Client, base: &str, adapter: &str, settings: TrainingSettings) {
     let request = CreateFineTuningJobRequest {
         adapter: adapter.into(),
         dataset: format!("colours-{base}"),
@@ -88,7 +88,7 @@ async fn train(client: &Client, base: &str, adapter: &str, settings: TrainingSet
 }
 
 /// All labels of a base; three of them occur in the rows.
-async fn labels_of(server: &Server, base: &str) -> Vec<String> {
+pub(super) async fn labels_of(server: &Server, base: &str) -> Vec<String> {
     let info = server.client.server.clone().get_server_info(pb::GetServerInfoRequest {}).await.unwrap().into_inner();
     info.image_models.into_iter().find(|model| model.name == base).unwrap().label_names
 }
@@ -188,32 +188,60 @@ async fn a_data_set_may_have_other_labels_than_the_base() {
 }
 
 #[tokio::test]
-async fn a_job_that_is_killed_ends_with_the_same_images_mirrored() {
-    let mut digests = Vec::new();
-    for kill in [false, true] {
-        let mut server = start(&[VIT]).await;
-        let labels = labels_of(&server, VIT).await;
-        upload(&server.client, "colours", &labels).await;
-        let request = CreateFineTuningJobRequest {
-            adapter: "low".into(),
-            dataset: "colours".into(),
-            settings: Some(settings(60, 1e-2, lora())),
-            base_model: VIT.into(),
-            ..Default::default()
-        };
-        let job = fine_tuning::create(&server.client, request).await.unwrap();
-        if kill {
-            fine_tuning::follow(&server.client, &job.id, "", fine_tuning::at_step(20)).await;
-            server.process.kill();
-            server.process = crate::client::spawn(&server.settings).await;
-            server.client = Client::connect(&server.process).await;
+async fn a_job_that_is_killed_goes_on_and_ends_with_the_same_images_mirrored() {
+    const STEPS: u64 = 60;
+    let cases = [(VIT, "low"), (SWIN, "low"), (VIT, "full"), (SWIN, "full")];
+    let start = async || {
+        let server = start_with(&[VIT, SWIN], |settings| settings.jobs.checkpoint_steps = 3).await;
+        for base in [VIT, SWIN] {
+            upload(&server.client, &format!("colours-{base}"), &labels_of(&server, base).await).await;
         }
-        fine_tuning::watched(&server.client, &job.id).await;
-        let ended = fine_tuning::job(&server.client, &job.id).await;
-        assert_eq!(ended.state(), pb::JobState::Succeeded, "{:?}", ended.error);
-        digests.push(ended.result.unwrap().generation);
+        server
+    };
+    let request = |(base, kind): (&str, &str)| {
+        let (rate, method) = if kind == "low" { (1e-2, lora()) } else { (1e-3, Method::Full(pb::FullMethod {})) };
+        CreateFineTuningJobRequest {
+            adapter: format!("{base}-{kind}"),
+            dataset: format!("colours-{base}"),
+            settings: Some(settings(STEPS, rate, method)),
+            base_model: base.into(),
+            ..Default::default()
+        }
+    };
+    let ended = async |client: &Client, id: &str| {
+        fine_tuning::watched(client, id).await;
+        let job = fine_tuning::job(client, id).await;
+        assert_eq!(job.state(), pb::JobState::Succeeded, "{:?}", job.error);
+        job.result.unwrap().generation
+    };
+    let (whole, mut server) = (start().await, start().await);
+    for case in cases {
+        let job = fine_tuning::create(&whole.client, request(case)).await.unwrap();
+        let expected = ended(&whole.client, &job.id).await;
+        let job = fine_tuning::create(&server.client, request(case)).await.unwrap();
+        fine_tuning::follow(&server.client, &job.id, "", fine_tuning::at_step(20)).await;
+        server.process.kill();
+        server.process = crate::client::spawn(&server.settings).await;
+        server.client = Client::connect(&server.process).await;
+        let kept = fine_tuning::job(&server.client, &job.id).await.checkpoint_step;
+        assert!((18..STEPS).contains(&kept), "{case:?}: killed with {kept} steps in the checkpoint");
+        assert_eq!(ended(&server.client, &job.id).await, expected, "{case:?}");
+        // What was in the checkpoint was not computed again.
+        let computed = server.client.metrics().await.value("evenkeel_training_steps_total");
+        assert!(computed <= (STEPS - 18) as f64, "{case:?}: {computed} steps after the kill");
     }
-    assert_eq!(digests[0], digests[1]);
+}
+
+#[tokio::test]
+async fn mirrored_images_change_what_is_learnt() {
+    let server = start(&[VIT]).await;
+    upload(&server.client, "colours-vit", &labels_of(&server, VIT).await).await;
+    let mut generations = Vec::new();
+    for (adapter, random_flip) in [("with", true), ("without", false)] {
+        train(&server.client, VIT, adapter, TrainingSettings { random_flip, ..settings(3, 1e-2, lora()) }).await;
+        generations.push(server.client.adapter(adapter).await.unwrap().generations[0].id.clone());
+    }
+    assert_ne!(generations[0], generations[1]);
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
-//! Classifiers of images on the real server, beside a language model: asked here, trained and audited in `jobs`.
+//! Classifiers of images on the real server, beside a language model: asked here, trained in `jobs`, audited in
+//! `audits`, rows of data sets in `rows`, images that are made to harm in `hostile`.
 //!
 //! Models are the small golden ones; that their numbers are transformers' is `golden_vision`'s to show. Here the server's
 //! answers are compared with the library's, and adapters, bases and requests are kept apart.
 
+mod audits;
+mod hostile;
 mod jobs;
+mod rows;
 
 use std::io::Cursor;
 use std::path::PathBuf;
@@ -58,11 +62,16 @@ pub(super) async fn classify(
 ) -> Result<pb::ClassifyResponse, Status> {
     let input = |image: &Vec<u8>| ClassifyInput { image: Some(image.clone()), ..Default::default() };
     let (adapter, inputs) = (adapter.into(), images.iter().map(input).collect());
-    let request = ClassifyRequest { adapter, inputs, base_model: base_model.into() };
+    let request = ClassifyRequest { adapter, inputs, base_model: base_model.into(), rows: None };
     Ok(client.inference.clone().classify(request).await?.into_inner())
 }
 
-async fn publish(client: &Client, name: &str, adapter: &str, base_model: &str) -> Result<pb::Adapter, Status> {
+pub(super) async fn publish(
+    client: &Client,
+    name: &str,
+    adapter: &str,
+    base_model: &str,
+) -> Result<pb::Adapter, Status> {
     let files = files(adapter);
     let header = pb::UploadAdapterHeader { base_model: base_model.into(), ..header(name, &files) };
     client.send(parts(header, &files, 64 << 10)).await
