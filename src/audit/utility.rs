@@ -96,9 +96,10 @@ mod tests {
     #[test]
     fn any_model_can_be_the_one_to_be_near_to() {
         let mut report = report();
-        let figure = report.figures.iter().find(|f| f.versus.is_some() && f.model == 3 && f.scope == Scope::Overall);
+        let last = |f: &&Figure| f.versus.is_some() && f.model == 3 && f.scope == Scope::Overall;
+        let figure = report.figures.iter().find(last).unwrap().clone();
         // The last model minus the second: 0.03, from 0 to 0.07.
-        report.figures.push(Figure { versus: Some(1), ..figure.unwrap().clone() });
+        report.figures.push(Figure { versus: Some(1), ..figure });
         let near = |reference: usize| {
             let reference = Some(report.models[reference].name.clone());
             let asked = UtilityMatch { reference, measure: "accuracy".into(), tolerance: 0.08 };
