@@ -235,6 +235,11 @@ pub struct Figure {
     pub weight: f64,
     /// Groups with a value, of those of the attribute; for figures over groups.
     pub groups: Option<(u64, u64)>,
+    /// Values of the groups that a figure of extremes is of, the first of equals: of a minimum or maximum the one, of a
+    /// difference or ratio of both the smallest and then the largest. Left out of the JSON where there are none, so that
+    /// what was written before says the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extremes: Vec<Option<String>>,
     /// Where the value lies.
     pub interval: Option<Interval>,
     /// Test of the hypothesis that nothing differs.
@@ -260,7 +265,7 @@ pub enum Status {
 /// Where a value lies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// `wilson`, `clopper_pearson`, `percentile`, `bca`, `robins_breslow_greenland`, `sandwich`, …
+    /// `wilson`, `newcombe`, `clopper_pearson`, `percentile`, `bca`, `robins_breslow_greenland`, `sandwich`, …
     pub method: String,
     /// Level.
     pub level: f64,

@@ -95,7 +95,7 @@ impl Task {
             Self::Bbq { answers, condition, unknown, biased, normalization: _ } => {
                 answers.iter().chain([condition, unknown, biased]).collect()
             }
-            Self::Generation { expected, .. } => expected.iter().collect(),
+            Self::Generation { expected, gold, .. } => expected.iter().chain(gold).collect(),
         }
     }
 }
@@ -149,8 +149,12 @@ pub enum Task {
         classifier: Classifier,
         /// Longest completion.
         max_new_tokens: usize,
-        /// Column with the category that the stereotype expects, for pro, anti, neutral and unknown rates (WinoMT).
+        /// Column with the category that the stereotype expects, for rates in line with it and against it.
         expected: Option<String>,
+        /// Column with the category that is right, for accuracy and the gaps of WinoMT; left out of the JSON where there
+        /// is none, so that what was written before says the same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gold: Option<String>,
     },
     /// Predictions came with the request.
     Uploaded,
@@ -253,11 +257,11 @@ pub struct Statistics {
     pub resamples: usize,
     /// How intervals come from resamples.
     pub interval: BootstrapInterval,
-    /// Permutations of the null distribution; 0: no tests of gaps.
+    /// Permutations of the null distribution, or all arrangements where they are no more; 0: no tests of gaps.
     pub permutations: usize,
     /// Correction for the family of tests.
     pub correction: Correction,
-    /// Largest difference that counts as none, for tests of equivalence (TOST); 0: no such test.
+    /// Largest difference that counts as none, for tests of equivalence (TOST) of models and of groups; 0: no such test.
     pub margin: f64,
     /// A figure with a denominator below this has the status `low_support`.
     pub min_group: u64,

@@ -67,6 +67,7 @@ fn gap(model: u32, value: Option<f64>, status: Status) -> Figure {
         n: 40,
         weight: 40.0,
         groups: Some((2, 2)),
+        extremes: Vec::new(),
         interval: value.map(|v| Interval { method: "percentile".into(), level: 0.95, low: v - 0.1, high: v + 0.1 }),
         test: None,
     }

@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use super::names::dataset;
 use super::audit_report::{scope_kind_in, scope_kind_out};
 use super::audits::reference;
 use super::fields::{name, timestamp};
 use super::names::column;
+use super::names::dataset;
 use super::pb;
 use super::violations::Violations;
 use crate::audit::measures;

@@ -192,6 +192,7 @@ fn figure_out(figure: Figure) -> pb::AuditFigure {
         weight: figure.weight,
         groups_defined: figure.groups.map(|(defined, _)| defined),
         groups_total: figure.groups.map(|(_, total)| total),
+        extremes: figure.extremes.into_iter().map(|value| pb::FigureGroup { value }).collect(),
         interval: figure.interval.map(interval_out),
         test: figure.test.map(|test| pb::FigureTest {
             name: test.name,

@@ -147,11 +147,14 @@ fn generation(v: &mut Violations, wire: pb::GenerationTask) -> Option<Task> {
     let tokens = wire.max_new_tokens.unwrap_or(DEFAULT_NEW_TOKENS);
     let field = "settings.task.generation.max_new_tokens";
     v.require(field, (1..=MAX_NEW_TOKENS).contains(&tokens), "must be 1 to 1024");
-    let expected = (!wire.expected_column.is_empty()).then_some(wire.expected_column);
-    if let Some(expected) = &expected {
-        column(v, "settings.task.generation.expected_column", expected);
-    }
-    Some(Task::Generation { classifier, max_new_tokens: tokens as usize, expected })
+    let mut named = |field: &str, name: String| {
+        let name = (!name.is_empty()).then_some(name)?;
+        column(v, field, &name);
+        Some(name)
+    };
+    let expected = named("settings.task.generation.expected_column", wire.expected_column);
+    let gold = named("settings.task.generation.gold_column", wire.gold_column);
+    Some(Task::Generation { classifier, max_new_tokens: tokens as usize, expected, gold })
 }
 
 /// The same on the wire; none for uploaded scores.
@@ -185,11 +188,14 @@ pub(super) fn task_out(task: Task) -> Option<pb::AuditTask> {
             normalization: normalization_out(normalization).into(),
         }),
         Task::Perplexity => audit_task::Kind::Perplexity(pb::PerplexityTask {}),
-        Task::Generation { classifier, max_new_tokens, expected } => audit_task::Kind::Generation(pb::GenerationTask {
-            classifier: Some(classifier_out(classifier)),
-            max_new_tokens: Some(count(max_new_tokens)),
-            expected_column: expected.unwrap_or_default(),
-        }),
+        Task::Generation { classifier, max_new_tokens, expected, gold } => {
+            audit_task::Kind::Generation(pb::GenerationTask {
+                classifier: Some(classifier_out(classifier)),
+                max_new_tokens: Some(count(max_new_tokens)),
+                expected_column: expected.unwrap_or_default(),
+                gold_column: gold.unwrap_or_default(),
+            })
+        }
     };
     Some(pb::AuditTask { kind: Some(kind) })
 }

@@ -1,15 +1,18 @@
 //! Time and memory of the statistics of an audit, and what their intervals and tests hold.
 //!
 //! `cargo bench --bench audit` audits uploaded scores of 1,000,000 rows in 8 groups with 1,000 bootstrap replicates and
-//! 1,000 permutations, of one model and of two. `cargo bench --bench audit -- calibration` simulates audits: how often
-//! does the permutation test reject where nothing differs, and how often do intervals hold the truth? Figures are kept
-//! in README.md beside this file. Memory is the largest that the process had (Linux).
+//! 1,000 permutations, of one model and of two. `cargo bench --bench audit -- calibration [AUDITS]` simulates 2,000 or as
+//! many audits of each kind: how often do tests reject where nothing differs, and how often do intervals hold the truth?
+//! It fails where a promise is broken. Figures are kept in README.md beside this file. Memory is the largest that the
+//! process had (Linux).
 
 #![expect(clippy::print_stdout, clippy::panic, reason = "a program that prints figures")]
 
+mod calibration;
+
 use std::time::Instant;
 
-use evenkeel::audit::report::{Figure, Report, Scope};
+use evenkeel::audit::report::Report;
 use evenkeel::audit::settings::{
     BootstrapInterval, Calibration, Convention, Correction, Overlap, Settings, Statistics, Task,
 };
@@ -99,58 +102,13 @@ fn speed() {
     }
 }
 
-fn find<'r>(report: &'r Report, measure: &str, scope: &Scope) -> &'r Figure {
-    let fits = |f: &&Figure| f.measure == measure && f.scope == *scope && f.versus.is_none();
-    report.figures.iter().find(fits).unwrap_or_else(|| panic!("no {measure}"))
-}
-
-fn calibration(audits: u64) {
-    let named = |resamples, permutations, seed, interval| {
-        let mut settings = settings(resamples, permutations, seed);
-        settings.measures = ["accuracy", "tpr", "auc"].map(str::to_owned).to_vec();
-        settings.statistics.interval = interval;
-        settings.statistics.correction = Correction::None;
-        settings
-    };
-    println!("rejections of the permutation test at 5 % where nothing differs, {audits} audits");
-    for (groups, rows) in [(2, 200), (8, 400), (8, 2400)] {
-        let mut counts = [0; 3];
-        for seed in 0..audits {
-            let report = run(
-                &named(0, 199, seed, BootstrapInterval::Percentile),
-                &upload(rows, 1, &vec![0.85; groups], 10_000 + seed),
-            );
-            for (count, measure) in counts.iter_mut().zip(["accuracy", "tpr", "auc"]) {
-                let test = find(&report, measure, &Scope::Difference).test.as_ref();
-                *count += u64::from(test.is_some_and(|test| test.p <= 0.05));
-            }
-        }
-        let shares = counts.map(|count| 100.0 * count as f64 / audits as f64);
-        println!(
-            "{groups} groups, {rows} rows: accuracy {:.1} %, tpr {:.1} %, auc {:.1} %",
-            shares[0], shares[1], shares[2]
-        );
-    }
-    println!("intervals of 95 % that hold the difference of a group from the rest, {audits} audits, 999 resamples");
-    for (interval, name) in [(BootstrapInterval::Percentile, "percentile"), (BootstrapInterval::Bca, "bca")] {
-        for rows in [200, 1000] {
-            let mut held = 0;
-            let (right, scope) = ([0.75, 0.9], Scope::MemberMinusRest(Some("g0".to_owned())));
-            for seed in 0..audits {
-                let report = run(&named(999, 0, seed, interval), &upload(rows, 1, &right, 50_000 + seed));
-                let interval = find(&report, "accuracy", &scope).interval.as_ref();
-                held +=
-                    u64::from(interval.is_some_and(|i| i.low <= right[0] - right[1] && right[0] - right[1] <= i.high));
-            }
-            println!("{name}, {rows} rows: {:.1} %", 100.0 * held as f64 / audits as f64);
-        }
-    }
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().any(|argument| argument == "calibration") {
-        true => calibration(2000),
-        false => speed(),
+    match arguments.iter().position(|argument| argument == "calibration") {
+        Some(at) => {
+            let audits = arguments.get(at + 1).and_then(|number| number.parse().ok());
+            calibration::calibration(audits.unwrap_or(2000));
+        }
+        None => speed(),
     }
 }

@@ -75,7 +75,8 @@ pub(super) struct Task {
     pub(super) at: At,
 }
 
-/// Smooth ECE and the null of ECE of all rows and of every group, with the test of ECE against that null.
+/// Smooth ECE and the null of ECE of all rows and of every group, with the test of ECE against that null; smooth ECE also
+/// of complements, with gaps between groups and differences between models.
 pub(super) fn add(part: &Part<'_>, asked: Asked<'_>, figures: &mut Figures, stop: Stop<'_>) -> Result<(), AssessError> {
     let mut tasks = Vec::new();
     for view in 0..part.models {
@@ -83,8 +84,8 @@ pub(super) fn add(part: &Part<'_>, asked: Asked<'_>, figures: &mut Figures, stop
             if part.overall {
                 tasks.push(Task { view, form, at: At::Overall });
             }
-            let groups = (0..part.layout.groups).map(|group| Task { view, form, at: At::Group(group) });
-            tasks.extend(groups);
+            let groups = (0..part.layout.groups).flat_map(|group| [At::Group(group), At::Complement(group)]);
+            tasks.extend(groups.map(|at| Task { view, form, at }));
         }
     }
     let found: Vec<Result<OfScope, AssessError>> = tasks
@@ -93,46 +94,148 @@ pub(super) fn add(part: &Part<'_>, asked: Asked<'_>, figures: &mut Figures, stop
         .collect();
     let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
     let (found, values): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-    let intervals = smooth::intervals(part, &tasks, &values, stop)?;
-    for ((task, found), interval) in tasks.iter().zip(found).zip(intervals) {
+    let replicates = smooth::replicates(part, &tasks, &values, stop)?;
+    let mut supports = Vec::with_capacity(tasks.len());
+    for (i, (task, found)) in tasks.iter().zip(found).enumerate() {
+        let mut support = Support::default();
         for (measure, mut found, test) in found {
-            if measure.starts_with("smooth_ece") {
-                found.interval.clone_from(&interval);
+            if let (true, Some(smooth)) = (measure.starts_with(SMOOTH), values[i]) {
+                found.interval = replicates.interval(smooth.value, |values| values[i], part);
             }
-            let place = Place {
-                model: part.views[task.view].model,
-                versus: None,
-                attribute: if task.at == At::Overall { None } else { part.attribute },
-                at: task.at,
-                group: task.at.group().and_then(|group| part.values[group]),
-                control: None,
-                measure: &measure,
-                class: part.class,
-            };
+            support = found.support;
+            let place = place(part, (task, None, task.at), &measure);
             figures.add(&place, found);
             if let Some(test) = test {
                 let ece = format!("ece_width_{}", task.form.name());
                 figures.attach(&Place { measure: &ece, ..place }, test);
             }
         }
+        supports.push(support);
     }
+    Compared { part, tasks: &tasks, values: &values, supports: &supports, replicates: &replicates }.add(asked, figures);
     Ok(())
 }
 
-/// Whether a row is in the group, or anywhere.
-fn membership(part: &Part<'_>, group: Option<usize>) -> impl Fn(usize) -> bool {
-    let place = group.and_then(|group| {
+const SMOOTH: &str = "smooth_ece";
+
+fn place<'p>(part: &'p Part<'_>, (task, versus, at): (&Task, Option<usize>, At), measure: &'p str) -> Place<'p> {
+    Place {
+        model: part.views[task.view].model,
+        versus,
+        attribute: if at == At::Overall { None } else { part.attribute },
+        at,
+        group: at.group().and_then(|group| part.values[group]),
+        control: part.control.clone(),
+        measure,
+        class: part.class,
+    }
+}
+
+/// Smooth ECE of all scopes and views, to be compared.
+struct Compared<'c, 'p> {
+    part: &'c Part<'p>,
+    tasks: &'c [Task],
+    values: &'c [Option<SmoothEce>],
+    supports: &'c [Support],
+    replicates: &'c smooth::Replicates,
+}
+
+impl Compared<'_, '_> {
+    /// Adds the gap of each view and form, and the difference of each pair of models.
+    fn add(&self, asked: Asked<'_>, figures: &mut Figures) {
+        for (first, task) in self.tasks.iter().enumerate() {
+            let measure = format!("{SMOOTH}_{}", task.form.name());
+            let starts =
+                first == 0 || (self.tasks[first - 1].view, self.tasks[first - 1].form) != (task.view, task.form);
+            if !(asked.wants)(&measure) {
+                continue;
+            }
+            if starts && self.part.attribute.is_some() {
+                let gap = self.gap(task);
+                self.publish(figures, (task, None, At::Difference), &measure, (&gap[..], None));
+            }
+            for (a, _) in self.part.pairs().into_iter().filter(|(_, b)| *b == task.view) {
+                let versus = Some(self.part.views[a].model);
+                let same = |other: &&Task| other.view == a && other.form == task.form;
+                if let At::Overall | At::Group(_) = task.at {
+                    let other = self.tasks.iter().position(|other| same(&other) && other.at == task.at);
+                    let other = other.map(|other| vec![other]).unwrap_or_default();
+                    self.publish(figures, (task, versus, task.at), &measure, (&[first][..], Some(&other)));
+                }
+                if let (true, true, Some(other)) = (starts, self.part.attribute.is_some(), self.tasks.iter().find(same))
+                {
+                    let (own, other) = (self.gap(task), self.gap(other));
+                    self.publish(figures, (task, versus, At::Difference), &measure, (&own[..], Some(&other)));
+                }
+            }
+        }
+    }
+
+    /// The groups of a view and form that have a value.
+    fn gap(&self, of: &Task) -> Vec<usize> {
+        let inside = |(i, task): (usize, &Task)| {
+            let same = (task.view, task.form) == (of.view, of.form) && matches!(task.at, At::Group(_));
+            (same && self.values[i].is_some()).then_some(i)
+        };
+        self.tasks.iter().enumerate().filter_map(inside).collect()
+    }
+
+    /// Publishes the value of one task or the gap between several, of the second view minus the first.
+    fn publish(
+        &self,
+        figures: &mut Figures,
+        (task, versus, at): (&Task, Option<usize>, At),
+        measure: &str,
+        (own, other): (&[usize], Option<&Vec<usize>>),
+    ) {
+        let gap = at == At::Difference;
+        let least = if gap { 2 } else { 1 };
+        let of = |tasks: &[usize], value: &dyn Fn(usize) -> f64| -> f64 {
+            if tasks.len() < least || tasks.iter().any(|task| value(*task).is_nan()) {
+                return f64::NAN;
+            }
+            let values = || tasks.iter().map(|task| value(*task));
+            let largest = values().fold(f64::MIN, f64::max);
+            if gap { largest - values().fold(f64::MAX, f64::min) } else { largest }
+        };
+        let figure = |value: &dyn Fn(usize) -> f64| of(own, value) - other.map_or(0.0, |other| of(other, value));
+        let smooth = |task: usize| self.values[task].map_or(f64::NAN, |smooth| smooth.value);
+        let value = figure(&smooth);
+        let all = || own.iter().chain(other.into_iter().flatten());
+        let support = all().map(|task| self.supports[*task]).reduce(|a, b| if b.n < a.n { b } else { a });
+        let why = if gap { Undefined::OneGroup } else { Undefined::NoRows };
+        let measured = if value.is_finite() { Ok(value) } else { Err(why) };
+        let suppressed = self.part.is_suppressed(at);
+        let mut found = Found { suppressed, ..Found::new(measured, support.unwrap_or_default()) };
+        found.groups = gap.then_some((own.len() as u64, self.part.layout.groups as u64));
+        if gap && other.is_none() {
+            let tasks = || own.iter().copied();
+            let smallest = tasks().reduce(|a, b| if smooth(b) < smooth(a) { b } else { a });
+            let largest = tasks().reduce(|a, b| if smooth(b) > smooth(a) { b } else { a });
+            let name = |task: usize| self.part.values[self.tasks[task].at.group()?].map(str::to_owned);
+            found.extremes = [smallest, largest].into_iter().flatten().map(name).collect();
+        }
+        if value.is_finite() && !suppressed {
+            found.interval = self.replicates.interval(value, |values| figure(&|task| values[task]), self.part);
+        }
+        figures.add(&place(self.part, (task, versus, at), measure), found);
+    }
+}
+
+/// Whether a row is in the group, or outside it, or anywhere.
+fn membership(part: &Part<'_>, at: At) -> impl Fn(usize) -> bool {
+    let place = at.group().and_then(|group| {
         let of = |set: &super::layout::PatternSet| set.groups.iter().position(|g| *g == group);
         part.layout.sets.iter().find_map(|set| Some((set, of(set)?)))
     });
-    move |row| place.is_none_or(|(set, at)| set.member[set.patterns[row] as usize][at])
+    let wanted = !matches!(at, At::Complement(_));
+    move |row| place.is_none_or(|(set, at)| set.member[set.patterns[row] as usize][at] == wanted)
 }
 
 fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> OfScope {
     let view = &part.views[task.view];
-    let group = task.at.group();
-    let suppressed = group.is_some_and(|group| part.suppressed[group]);
-    let (confidence, hit, weights) = pairs(view, task.form, part.weights.is_some(), membership(part, group));
+    let suppressed = part.is_suppressed(task.at);
+    let (confidence, hit, weights) = pairs(view, task.form, part.weights.is_some(), membership(part, task.at));
     let weight = weights.iter().sum();
     let support = Support { n: confidence.len() as u64, weight, squares: weights.iter().map(|w| w * w).sum() };
     let weights = part.weights.map(|_| &weights[..]);
@@ -147,7 +250,8 @@ fn of_scope(part: &Part<'_>, asked: Asked<'_>, task: &Task) -> OfScope {
         smooth = value.ok().filter(|_| !suppressed);
         add("smooth_ece", value.map(|smooth| smooth.value), None);
     }
-    if (asked.wants)(&name("ece_null")) {
+    // Of two groups the complement of one is the other: its test would be the same again.
+    if (asked.wants)(&name("ece_null")) && !matches!(task.at, At::Complement(_)) {
         let null = view.binning.as_ref().map_or(Err(Undefined::NoRows), |binning| {
             let draws = (NULL_NUMBERS / confidence.len().max(1)).clamp(NULL_DRAWS.0, NULL_DRAWS.1);
             null_ece(&binning.width, &confidence, weights, draws, part.seed ^ 0x6563_6500)

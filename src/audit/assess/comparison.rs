@@ -2,7 +2,8 @@
 //!
 //! McNemar's test where rows are independent and count one each; where they come in clusters or have weights, the signs
 //! of the differences of clusters are turned at random instead (the same hypothesis: the models are exchangeable).
-//! Equivalence is two one-sided tests with the bootstrap's standard error (Schuirmann 1987).
+//! Equivalence, of models or of groups, is two one-sided tests (Schuirmann 1987) with the bootstrap's standard error, or
+//! that of Agresti and Caffo for shares of rows that are independent and count one each.
 
 use rand::RngExt;
 use rand::SeedableRng;
@@ -11,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use super::base::{At, Spec, What};
 use super::figures::{Figures, Found, Place};
 use super::measure::Kind;
-use super::part::{Part, permutation_test};
+use super::part::{Part, Resampled, permutation_test};
 use super::read::Support;
 use super::view::View;
 use crate::audit::report::{Interval, Test};
@@ -21,6 +22,7 @@ use crate::audit::statistics::distributions::{normal_cdf, normal_quantile};
 use crate::audit::statistics::hypothesis::{
     PairedTable, Stratum, cochran_mantel_haenszel, pooled_odds_error, pooled_odds_influence, pooled_odds_ratio,
 };
+use crate::audit::statistics::proportions::TwoProportions;
 use crate::audit::table::Formula;
 
 /// Ends the name of a difference whose test is that of equivalence.
@@ -86,7 +88,7 @@ pub(super) fn add_tests(part: &Part<'_>, specs: &[Spec], mut add: impl FnMut(usi
     }
 }
 
-fn test(name: &str, p: f64) -> Test {
+pub(super) fn test(name: &str, p: f64) -> Test {
     Test { name: name.to_owned(), p, adjusted: None, null: None, detectable: None }
 }
 
@@ -115,33 +117,104 @@ fn sign_flip(part: &Part<'_>, pairs: impl Iterator<Item = (usize, bool, bool)>) 
         return None;
     }
     differences.retain(|difference| *difference != 0.0);
-    let observed = differences.iter().sum::<f64>().abs() / total;
-    let mut rng = ChaCha8Rng::seed_from_u64(part.seed ^ 0x7369_676e_0000_0000);
-    let mut flipped =
-        || differences.iter().map(|d| if rng.random::<bool>() { *d } else { -d }).sum::<f64>().abs() / total;
-    let null: Vec<f64> = (0..count).map(|_| flipped()).collect();
-    Some(Test { name: "sign_flip".to_owned(), ..permutation_test(observed, &null, None) })
+    let observed = differences.iter().sum::<f64>() / total;
+    let flipped = |mut turn: Box<dyn FnMut(usize) -> bool + '_>| {
+        differences.iter().enumerate().map(|(i, d)| if turn(i) { -d } else { *d }).sum::<f64>() / total
+    };
+    let exact = differences.len() < 63 && 1_usize << differences.len() <= count;
+    let null: Vec<f64> = if exact {
+        (0..1_u64 << differences.len()).map(|choice| flipped(Box::new(move |i| choice >> i & 1 == 1))).collect()
+    } else {
+        let mut rng = ChaCha8Rng::seed_from_u64(part.seed ^ 0x7369_676e_0000_0000);
+        (0..count).map(|_| flipped(Box::new(|_| !rng.random::<bool>()))).collect()
+    };
+    Some(Test { name: "sign_flip".to_owned(), ..permutation_test(observed, (null, exact), None) })
 }
 
-/// The difference of two models with the test that it is smaller than the margin; none where that was not asked.
-pub(super) fn equivalence(part: &Part<'_>, spec: &Spec, found: &Found, error: Option<f64>) -> Option<Found> {
-    let margin = part.statistics.margin;
-    let asked = match spec.what {
-        What::Measure(measure) => {
-            let measure = &part.views[spec.view].measures[measure];
-            // A margin is on the scale from 0 to 1.
-            measure.tested && !matches!(measure.kind, Kind::LogLoss | Kind::Brier)
-        }
-        What::Named(_) => false,
+/// The figure of the same measure of other rows, which is listed before.
+fn beside(specs: &[Spec], i: usize, at: At) -> Option<usize> {
+    let spec = Spec { at, ..specs[i] };
+    specs[..i].iter().rposition(|other| *other == spec)
+}
+
+/// The groups with the smallest and the largest value that a figure is of, the first of equals.
+pub(super) fn extremes(part: &Part<'_>, (specs, i): (&[Spec], usize), values: &[Measured]) -> Vec<Option<String>> {
+    let (spec, name) = (&specs[i], |(group, _): (usize, f64)| part.values[group].map(str::to_owned));
+    let of_groups = || {
+        let value = |group: usize| Some((group, values[beside(specs, i, At::Group(group))?].ok()?));
+        (0..part.layout.groups).filter(|group| !part.suppressed[*group]).filter_map(value)
     };
-    spec.versus.filter(|_| asked && margin > 0.0 && !found.suppressed)?;
-    let (difference, error) = (found.value.ok()?, error?);
+    let smallest = || of_groups().reduce(|a, b| if b.1 < a.1 { b } else { a }).map(name);
+    let largest = || of_groups().reduce(|a, b| if b.1 > a.1 { b } else { a }).map(name);
+    match (spec.versus, spec.at) {
+        (None, At::Minimum) => smallest().into_iter().collect(),
+        (None, At::Maximum) => largest().into_iter().collect(),
+        (None, At::Difference | At::Ratio) => smallest().into_iter().chain(largest()).collect(),
+        (_, _) => Vec::new(),
+    }
+}
+
+/// Hits and rows of a group and of the others, for the difference of their shares.
+pub(super) fn two_proportions(specs: &[Spec], i: usize, resampled: &[Resampled]) -> Option<TwoProportions> {
+    let At::MemberMinusRest(group) = specs[i].at else { return None };
+    let counts = |at: At| resampled[beside(specs, i, at)?].counts;
+    let ((hits_1, rows_1), (hits_2, rows_2)) = (counts(At::Group(group))?, counts(At::Complement(group))?);
+    Some(TwoProportions { hits_1, rows_1, hits_2, rows_2 })
+}
+
+/// p of two one-sided tests that a difference is smaller than the margin.
+fn tost(difference: f64, error: f64, margin: f64) -> f64 {
     let tail = |distance: f64| match error > 0.0 {
         true => normal_cdf(distance / error),
         false => f64::from(u8::from(distance >= 0.0)),
     };
-    let p = tail(-(difference + margin)).max(tail(difference - margin));
-    Some(Found { test: Some(test("tost", p)), ..found.clone() })
+    tail(-(difference + margin)).max(tail(difference - margin))
+}
+
+/// p of the test that a difference of groups or models, or a gap between groups, is smaller than the margin; none where
+/// that was not asked.
+///
+/// A gap is smaller where all differences of two groups are: its p is the largest of theirs (Berger 1982), so that a
+/// group of few rows leaves it open. Groups are taken as independent; those that share rows or clusters differ by less.
+pub(super) fn equivalence(
+    part: &Part<'_>,
+    (specs, i): (&[Spec], usize),
+    values: &[Measured],
+    resampled: &[Resampled],
+) -> Option<f64> {
+    let (spec, margin) = (&specs[i], part.statistics.margin);
+    let What::Measure(measure) = spec.what else { return None };
+    let measure = &part.views[spec.view].measures[measure];
+    // A margin is on the scale from 0 to 1.
+    let asked = margin > 0.0 && measure.tested && !matches!(measure.kind, Kind::LogLoss | Kind::Brier);
+    if !asked || part.is_suppressed(spec.at) || (spec.versus.is_none() && spec.view >= part.models) {
+        return None;
+    }
+    let (value, error) = (values[i].ok()?, resampled[i].error);
+    match (spec.versus, spec.at) {
+        (None, At::MemberMinusRest(_)) => match two_proportions(specs, i, resampled) {
+            Some(two) => two.equivalence(margin).ok(),
+            None => Some(tost(value, error?, margin)),
+        },
+        (None, At::Difference) => {
+            let group = |group: usize| {
+                let at = beside(specs, i, At::Group(group)).filter(|_| !part.suppressed[group])?;
+                values[at].ok().map(|value| (value, &resampled[at]))
+            };
+            let groups: Vec<(f64, &Resampled)> = (0..part.layout.groups).filter_map(group).collect();
+            let pair =
+                |(a, first): (f64, &Resampled), (b, second): (f64, &Resampled)| match (first.counts, second.counts) {
+                    (Some((hits_1, rows_1)), Some((hits_2, rows_2))) => {
+                        TwoProportions { hits_1, rows_1, hits_2, rows_2 }.equivalence(margin).ok()
+                    }
+                    (_, _) => Some(tost(a - b, first.error?.hypot(second.error?), margin)),
+                };
+            let pairs = (1..groups.len()).flat_map(|second| (0..second).map(move |first| (first, second)));
+            pairs.map(|(first, second)| pair(groups[first], groups[second])).reduce(|a, b| Some(a?.max(b?)))?
+        }
+        (Some(_), _) => Some(tost(value, error?, margin)),
+        (None, _) => None,
+    }
 }
 
 /// Normal interval of the logarithm of a pooled odds ratio: Robins, Breslow and Greenland's error where rows are

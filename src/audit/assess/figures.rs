@@ -54,13 +54,14 @@ pub(super) struct Found {
     pub(super) support: Support,
     pub(super) suppressed: bool,
     pub(super) groups: Option<(u64, u64)>,
+    pub(super) extremes: Vec<Option<String>>,
     pub(super) interval: Option<Interval>,
     pub(super) test: Option<Test>,
 }
 
 impl Found {
     pub(super) fn new(value: Measured, support: Support) -> Self {
-        Self { value, support, suppressed: false, groups: None, interval: None, test: None }
+        Self { value, support, suppressed: false, groups: None, extremes: Vec::new(), interval: None, test: None }
     }
 }
 
@@ -123,6 +124,7 @@ impl Figures {
             n: if found.suppressed { 0 } else { found.support.n },
             weight: if found.suppressed { 0.0 } else { found.support.weight },
             groups: found.groups,
+            extremes: if published { found.extremes } else { Vec::new() },
             interval: found.interval.filter(|interval| published && finite(interval)),
             test: found.test.filter(|_| published),
         };

@@ -34,7 +34,7 @@ pub use names::{Shape, unknown_measures};
 use figures::{Figures, Found, Place};
 use held::Held;
 use layout::Layout;
-use measure::{AFTER, Named};
+use measure::Named;
 use part::Part;
 use questions::{Question, Questions};
 use read::Support;
@@ -338,10 +338,14 @@ impl Assessment<'_> {
                 class,
                 strata: strata.as_deref(),
             };
+            let calibrated = calibration::Asked { wants: &asked };
+            let is_calibrated = questions.is_calibrated(question);
             self.attributes(&over, |figures, reliability, part, stop| {
                 comparison::common_odds(part, figures);
+                if is_calibrated {
+                    calibration::add(part, calibrated, figures, stop)?;
+                }
                 if question == Question::Task {
-                    calibration::add(part, calibration::Asked { wants: &asked }, figures, stop)?;
                     reliability.extend(calibration::reliability(part));
                 }
                 Ok(())
@@ -358,7 +362,10 @@ impl Assessment<'_> {
                     let control = Some((count, (control.name.clone(), group.value.clone())));
                     let (rows, stratum) = (&group.rows[..], Some((number, place)));
                     let over = Over { rows, control, stratum, views: &views, models, named, class, strata: None };
-                    self.attributes(&over, |_, _, _, _| Ok(()))?;
+                    self.attributes(&over, |figures, _, part, stop| match is_calibrated {
+                        true => calibration::add(part, calibrated, figures, stop),
+                        false => Ok(()),
+                    })?;
                     count += 1;
                 }
             }
@@ -394,28 +401,39 @@ impl Assessment<'_> {
     /// Measures of the task that were not asked for, or cannot be had, once for each model.
     fn not_measured(&mut self, questions: &Questions<'_>) {
         let wants = self.wants();
-        let missing: Vec<String> = names::known(&questions.shape()).into_iter().filter(|name| !wants(name)).collect();
+        let (missing, asked): (Vec<String>, Vec<String>) =
+            names::known(&questions.shape()).into_iter().partition(|name| !wants(name));
+        let after = questions.after_temperature(&wants);
         drop(wants);
+        let beyond = |question: Question| matches!(question, Question::Class(_)) && !questions.is_calibrated(question);
+        let of_classes = questions.all().into_iter().any(|(question, _)| beyond(question));
         for model in 0..questions.models() {
             for name in &missing {
                 self.figures.not_measured(model, name, "not_asked");
             }
-            if let Outcomes::Classes { names, .. } = &self.table.outcomes {
-                if names.len() > measure::MOST_RANKED {
-                    self.figures.not_measured(model, "auc_macro", "not_available");
-                }
-                if !self.settings.calibration.temperature {
-                    self.figures.not_measured(model, "temperature", "not_asked");
-                }
-                if questions.temperature(model).is_some_and(|(fit, _)| fit.is_err()) {
-                    self.figures.not_measured(model, &format!("log_loss{AFTER}"), "not_available");
-                }
+            let (several, ranked): (_, &[&str]) = match &self.table.outcomes {
+                Outcomes::Classes { names, .. } => (names.len() > measure::MOST_RANKED, &["auc_macro"]),
+                Outcomes::MultiLabel { names, .. } => (names.len() > measure::MOST_RANKED, &["auc_macro", "auc_micro"]),
+                Outcomes::Ratios { .. } => (false, &[]),
+            };
+            for name in ranked.iter().filter(|_| several) {
+                self.figures.not_measured(model, name, "not_available");
             }
-            if let Outcomes::MultiLabel { names, .. } = &self.table.outcomes
-                && names.len() > measure::MOST_RANKED
-            {
-                for name in ["auc_macro", "auc_micro"] {
-                    self.figures.not_measured(model, name, "not_available");
+            // Of too many classes those of each against the rest; those of all at once have a value.
+            let by_class = asked.iter().filter(|name| of_classes && name.ends_with("_positive_class"));
+            for name in by_class.filter(|name| name.starts_with("smooth_ece") || name.starts_with("ece_null")) {
+                self.figures.not_measured(model, name, "not_available");
+            }
+            let binary_or_classes = matches!(self.table.outcomes, Outcomes::Classes { .. });
+            match (self.settings.calibration.temperature, binary_or_classes) {
+                (false, true) => self.figures.not_measured(model, "temperature", "not_asked"),
+                // There is one temperature for a distribution over classes, none for labels or ratios.
+                (true, false) => self.figures.not_measured(model, "temperature", "not_available"),
+                (_, _) => {}
+            }
+            if let Some((Err(why), _)) = questions.temperature(model) {
+                for measure in &after {
+                    self.figures.not_measured(model, &measure.name, &figures::reason(why));
                 }
             }
             if self.settings.membership.is_none() {

@@ -61,11 +61,13 @@ pub(super) fn known(shape: &Shape) -> Vec<String> {
             beside(&mut known);
             known.extend(names(measure::one_against_rest()));
             known.extend(named());
+            beside(&mut known);
         }
         Shape::Labels(count) => {
             known.extend(names(label_measures(*count)));
             known.extend(names(measure::binary()));
             known.extend(named());
+            beside(&mut known);
         }
         Shape::Ratios(names) => known.extend(names.iter().cloned()),
     }

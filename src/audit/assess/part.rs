@@ -18,6 +18,8 @@ use crate::audit::statistics::bootstrap::Distribution;
 use crate::audit::statistics::confusion::{Convention, Rate};
 use crate::audit::statistics::distributions::normal_quantile;
 use crate::audit::statistics::intervals::{Proportion, proportion};
+use crate::audit::statistics::permutation::Tails;
+use crate::audit::statistics::proportions::Difference;
 
 /// Figures of replicates that are kept at once, in numbers.
 const KEPT: usize = 8 << 20;
@@ -51,19 +53,26 @@ pub(super) struct Part<'a> {
 
 /// What resampling says of one figure.
 #[derive(Debug, Clone, Default)]
-struct Resampled {
+pub(super) struct Resampled {
     interval: Option<Interval>,
-    error: Option<f64>,
+    pub(super) error: Option<f64>,
+    /// Hits and rows of a share where every row is one piece of evidence: there are neither weights nor clusters.
+    pub(super) counts: Option<(u64, u64)>,
     test: Option<Test>,
+    /// p of the test that it is smaller than the margin, where that is asked.
+    equivalence: Option<f64>,
 }
 
 impl<'a> Part<'a> {
     /// Pairs of views that are compared: the second minus the first.
-    fn pairs(&self) -> Vec<(usize, usize)> {
+    pub(super) fn pairs(&self) -> Vec<(usize, usize)> {
         let all = self.models <= 4;
-        let of = |first: usize| (1..self.models).flat_map(move |b| (0..b).map(move |a| (first + a, first + b)));
-        let starts = (0..self.views.len() / self.models.max(1)).map(|kind| kind * self.models);
-        starts.flat_map(of).filter(|(a, _)| all || a % self.models == 0).collect()
+        let of = |views: std::ops::Range<usize>| {
+            let start = views.start;
+            views.flat_map(move |b| (start..b).map(move |a| (a, b)))
+        };
+        let kinds = [0..self.models, self.models..self.views.len()];
+        kinds.into_iter().flat_map(of).filter(|(a, _)| all || self.views[*a].model == 0).collect()
     }
 
     fn specs(&self) -> Vec<Spec> {
@@ -137,7 +146,7 @@ impl<'a> Part<'a> {
         self.views.iter().zip(supports).map(of).collect()
     }
 
-    fn is_suppressed(&self, at: At) -> bool {
+    pub(super) fn is_suppressed(&self, at: At) -> bool {
         at.group().map_or(self.hidden && at == At::Overall, |group| self.suppressed[group])
     }
 
@@ -158,6 +167,9 @@ impl<'a> Part<'a> {
         self.intervals(&scene, &specs, (&values, &supports), &mut resampled, stop)?;
         self.tests(&scene, &specs, &values, &mut resampled, stop)?;
         comparison::add_tests(self, &specs, |i, test| resampled[i].test = Some(test));
+        let equivalences: Vec<Option<f64>> =
+            (0..specs.len()).map(|i| comparison::equivalence(self, (&specs, i), &values, &resampled)).collect();
+        resampled.iter_mut().zip(equivalences).for_each(|(of, p)| of.equivalence = p);
         self.publish(&specs, &values, &supports, resampled, figures);
         Ok(())
     }
@@ -193,10 +205,23 @@ impl<'a> Part<'a> {
                 }
                 What::Measure(_) | What::Named(_) => None,
             };
-            if let Some(rate) = exact {
+            if let Some(two) = comparison::two_proportions(specs, i, resampled) {
+                let newcombe = two.difference(level, Difference::Newcombe).ok();
+                resampled[i].interval = newcombe.map(|interval| Interval {
+                    method: "newcombe".to_owned(),
+                    level,
+                    low: interval.low.clamp(-1.0, value),
+                    high: interval.high.clamp(value, 1.0),
+                });
+                resampled[i].error = two.standard_error().ok();
+            } else if let Some(rate) = exact {
                 resampled[i].interval = self.exact(value, spec, rate, supports);
             } else if share && self.clusters.is_none() {
-                let rows = self.support(spec, supports).0.effective();
+                let support = self.support(spec, supports).0;
+                let rows = support.effective();
+                if self.weights.is_none() {
+                    resampled[i].counts = Some(((value * rows).round() as u64, support.n));
+                }
                 let hits = (value * rows).clamp(0.0, rows);
                 let interval = proportion(hits, rows, level, Proportion::Wilson).ok();
                 resampled[i].interval = interval.map(|interval| Interval {
@@ -279,14 +304,14 @@ impl<'a> Part<'a> {
         if count == 0 || tested.is_empty() {
             return Ok(());
         }
-        let permuter = Permuter::new(self.layout, self.clusters, self.strata);
+        let permuter = Permuter::new(self.layout, self.clusters, self.strata, count);
         for part in tested.chunks((KEPT / count).max(1)) {
             let chosen: Vec<Spec> = part.iter().map(|i| specs[*i]).collect();
-            let null = permutations(scene, &permuter, (count, self.seed), &chosen, stop)?;
+            let null = permutations(scene, &permuter, self.seed, &chosen, stop)?;
             for (figure, i) in part.iter().enumerate() {
                 let Ok(value) = values[*i] else { continue };
-                let null: Vec<f64> = null.figure(figure).map(f64::abs).collect();
-                resampled[*i].test = Some(permutation_test(value.abs(), &null, resampled[*i].error));
+                let null = (null.figure(figure).collect(), permuter.is_exact());
+                resampled[*i].test = Some(permutation_test(value, null, resampled[*i].error));
             }
         }
         Ok(())
@@ -332,7 +357,7 @@ impl<'a> Part<'a> {
     ) {
         // Tests of gaps by view and rate, for named measures that are the same number.
         let mut gaps = Vec::new();
-        for ((spec, value), resampled) in specs.iter().zip(values).zip(resampled) {
+        for (i, ((spec, value), resampled)) in specs.iter().zip(values).zip(resampled).enumerate() {
             let view = &self.views[spec.view];
             let (support, groups) = self.support(spec, supports);
             let measure = match spec.what {
@@ -354,10 +379,12 @@ impl<'a> Part<'a> {
                 support,
                 suppressed: self.is_suppressed(spec.at),
                 groups,
+                extremes: comparison::extremes(self, (specs, i), values),
                 interval: resampled.interval,
                 test: resampled.test,
             };
-            if let Some(found) = comparison::equivalence(self, spec, &found, resampled.error) {
+            if let Some(p) = resampled.equivalence {
+                let found = Found { test: Some(comparison::test("tost", p)), ..found.clone() };
                 let measure = format!("{measure}{}", comparison::EQUIVALENCE);
                 figures.add(&Place { measure: &measure, ..place.clone() }, found);
             }
@@ -429,18 +456,17 @@ pub(super) fn interval(
     (interval, drawn.standard_error().ok().filter(|error| error.is_finite()))
 }
 
-/// A statistic of which large values are extreme, among those of permutations; an undefined one counts as extreme.
-pub(super) fn permutation_test(value: f64, null: &[f64], error: Option<f64>) -> Test {
-    let slack = 1e-12 * value.abs().max(1e-2);
-    let extreme = null.iter().filter(|v| v.is_nan() || **v >= value - slack).count();
-    let measured = |v: &f64| if v.is_finite() { Ok(*v) } else { Err(super::NO_ROWS) };
-    let drawn = Distribution::new(null.iter().map(measured));
+/// A statistic of which values far from 0 are extreme, among those of permutations (and whether these are all there are).
+pub(super) fn permutation_test(value: f64, (null, exact): (Vec<f64>, bool), error: Option<f64>) -> Test {
+    let p = Tails::of(value, null.iter().copied(), exact).two_sided_absolute;
+    let measured = |v: f64| if v.is_finite() { Ok(v.abs()) } else { Err(super::NO_ROWS) };
+    let drawn = Distribution::new(null.into_iter().map(measured));
     let bound = drawn.quantile(0.95).ok();
     // The gap whose estimate lies above the bound in 80 % of samples, its error being normal.
     let error = error.or_else(|| drawn.standard_error().ok());
     Test {
         name: "permutation".to_owned(),
-        p: (extreme + 1) as f64 / (null.len() + 1) as f64,
+        p,
         adjusted: None,
         null: bound,
         detectable: bound.zip(error).map(|(bound, error)| bound + normal_quantile(0.8) * error),

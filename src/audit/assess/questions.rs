@@ -93,6 +93,17 @@ impl<'a> Questions<'a> {
         }
     }
 
+    /// Whether smooth ECE and the null of ECE are computed of it: they need passes over all rows for each class.
+    pub(super) fn is_calibrated(&self, question: Question) -> bool {
+        match (question, &self.table.outcomes) {
+            (Question::Task, _) => true,
+            (Question::Class(_), Outcomes::Classes { names, .. } | Outcomes::MultiLabel { names, .. }) => {
+                names.len() <= measure::MOST_RANKED
+            }
+            (Question::Class(_) | Question::Labels | Question::Ratios, _) => false,
+        }
+    }
+
     /// All measures of the question, asked or not.
     pub(super) fn measures(&self, question: Question) -> Vec<Measure> {
         match (question, &self.table.outcomes) {
@@ -112,8 +123,14 @@ impl<'a> Questions<'a> {
         Some((fit.map(|fit| fit.temperature).map_err(|why| *why), fit.ok().and_then(|fit| fit.log_error)))
     }
 
-    /// Views of all models over the rows: as predicted, and then after temperature where that was asked and every
-    /// model has one. `weights` are of these rows.
+    /// The measures of the task after temperature scaling, of those that are wanted.
+    pub(super) fn after_temperature(&self, wants: &dyn Fn(&str) -> bool) -> Vec<Measure> {
+        let asked: Vec<Measure> = self.measures(Question::Task).into_iter().filter(|m| wants(&m.name)).collect();
+        measure::after_temperature(&asked)
+    }
+
+    /// Views of all models over the rows: as predicted, and then, of each model that has a temperature, after it.
+    /// `weights` are of these rows.
     pub(super) fn views(
         &self,
         question: Question,
@@ -125,14 +142,13 @@ impl<'a> Questions<'a> {
         let asked: Vec<Measure> = all.iter().filter(|m| wants(&m.name)).cloned().collect();
         let models = 0..self.models();
         let mut views: Vec<View> = models
-            .clone()
             .map(|model| self.view((question, model), self.probabilities(model), asked.clone(), rows, weights))
             .collect();
-        let after = measure::after_temperature(&asked);
-        let scaled: Vec<&[f64]> =
-            self.temperatures.iter().filter_map(|fit| fit.as_ref().ok()).map(|f| &f.probabilities[..]).collect();
-        if question == Question::Task && !after.is_empty() && scaled.len() == self.models() {
-            views.extend(models.map(|model| self.view((question, model), scaled[model], after.clone(), rows, weights)));
+        let after = self.after_temperature(wants);
+        if question == Question::Task && !after.is_empty() {
+            let fits = self.temperatures.iter().enumerate();
+            let scaled = fits.filter_map(|(model, fit)| Some((model, &fit.as_ref().ok()?.probabilities[..])));
+            views.extend(scaled.map(|(model, p)| self.view((question, model), p, after.clone(), rows, weights)));
         }
         views
     }

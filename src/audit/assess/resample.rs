@@ -16,6 +16,7 @@ use super::AssessError;
 use super::base::{Base, Rows, Scene, Spec};
 use super::layout::Layout;
 use crate::audit::statistics::bootstrap::{Buffers, Resampling, Sampler};
+use crate::audit::statistics::permutation::{arrangement, arrangements};
 
 /// Replicates between two questions whether to stop.
 const SLICE: usize = 32;
@@ -113,7 +114,8 @@ pub(super) fn without((block, blocks): (usize, usize), rows: usize, clusters: Op
 }
 
 /// Rearranges memberships: among clusters where each has one (rows, where there are no clusters), else among the rows
-/// of each cluster; within control strata always.
+/// of each cluster; within control strata always. Where there are no more arrangements than are asked for, each comes
+/// once.
 #[derive(Debug)]
 pub(super) struct Permuter {
     /// `[rows]`; none: each row is a unit.
@@ -122,6 +124,17 @@ pub(super) struct Permuter {
     blocks: Vec<Vec<u32>>,
     /// By set: `[units]`.
     patterns: Vec<Vec<u16>>,
+    /// How many arrangements are looked at.
+    count: usize,
+    /// By block, where these are all: units by their memberships, and the number of arrangements.
+    every: Option<Vec<(Alike, u64)>>,
+}
+
+/// Units of a block: a label for each, and one unit with the memberships of each label.
+#[derive(Debug)]
+struct Alike {
+    labels: Vec<u32>,
+    units: Vec<u32>,
 }
 
 /// Room of one thread.
@@ -132,7 +145,7 @@ pub(super) struct Permuted {
 }
 
 impl Permuter {
-    pub(super) fn new(layout: &Layout, clusters: Option<&[u32]>, strata: Option<&[u32]>) -> Self {
+    pub(super) fn new(layout: &Layout, clusters: Option<&[u32]>, strata: Option<&[u32]>, count: usize) -> Self {
         let rows = layout.sets.first().map_or(0, |set| set.patterns.len());
         let stratum = |row: usize| strata.map_or(0, |strata| strata[row]);
         let key = |row: usize| {
@@ -144,7 +157,7 @@ impl Permuter {
         };
         let Some(clusters) = clusters else {
             let blocks = blocks((0..rows).map(|row| (stratum(row), 0)));
-            return Self { units: None, blocks, patterns: of_sets(&(0..rows).collect::<Vec<_>>()) };
+            return Self::of(None, blocks, of_sets(&(0..rows).collect::<Vec<_>>()), count);
         };
         let count = clusters.iter().max().map_or(0, |last| *last as usize + 1);
         let mut first = vec![usize::MAX; count];
@@ -155,17 +168,55 @@ impl Permuter {
         let alike = clusters.iter().enumerate().all(|(row, cluster)| key(row) == key(first[*cluster as usize]));
         if alike {
             let blocks = blocks(first.iter().map(|row| (stratum(*row), 0)));
-            Self { units: Some(clusters.to_vec()), blocks, patterns: of_sets(&first) }
+            Self::of(Some(clusters.to_vec()), blocks, of_sets(&first), count)
         } else {
             let blocks = blocks(clusters.iter().enumerate().map(|(row, cluster)| (stratum(row), *cluster)));
-            Self { units: None, blocks, patterns: of_sets(&(0..rows).collect::<Vec<_>>()) }
+            Self::of(None, blocks, of_sets(&(0..rows).collect::<Vec<_>>()), count)
         }
     }
 
+    fn of(units: Option<Vec<u32>>, blocks: Vec<Vec<u32>>, patterns: Vec<Vec<u16>>, count: usize) -> Self {
+        let mut left = count as u64;
+        let mut every = Vec::new();
+        for block in &blocks {
+            // Two kinds of memberships have at least as many orders as there are units.
+            let alike = (block.len() as u64 <= left).then(|| Alike::of(block, &patterns));
+            let Some((alike, arrangements)) = alike.and_then(|a| arrangements(&a.labels, left).map(|all| (a, all)))
+            else {
+                return Self { units, blocks, patterns, count, every: None };
+            };
+            left /= arrangements;
+            every.push((alike, arrangements));
+        }
+        let count = every.iter().map(|(_, arrangements)| *arrangements as usize).product();
+        Self { units, blocks, patterns, count, every: Some(every) }
+    }
+
+    /// Whether all arrangements are looked at.
+    pub(super) fn is_exact(&self) -> bool {
+        self.every.is_some()
+    }
+
+    /// The arrangement of this number.
+    fn enumerate(&self, every: &[(Alike, u64)], mut number: u64, room: &mut Permuted) {
+        room.source.resize(self.patterns.first().map_or(0, Vec::len), 0);
+        for (block, (alike, arrangements)) in self.blocks.iter().zip(every) {
+            let order = arrangement(&alike.labels, number % arrangements);
+            number /= arrangements;
+            for (unit, label) in block.iter().zip(order) {
+                room.source[*unit as usize] = alike.units[label as usize];
+            }
+        }
+        self.place(room);
+    }
+
     fn draw(&self, seed: u64, replicate: u64, room: &mut Permuted) {
+        room.patterns.resize(self.patterns.len(), Vec::new());
+        if let Some(every) = &self.every {
+            return self.enumerate(every, replicate, room);
+        }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(replicate);
-        room.patterns.resize(self.patterns.len(), Vec::new());
         if let ([patterns], [_], None) = (&self.patterns[..], &self.blocks[..], &self.units) {
             room.patterns[0].clone_from(patterns);
             room.patterns[0].shuffle(&mut rng);
@@ -181,6 +232,11 @@ impl Permuter {
                 room.source[*unit as usize] = *source;
             }
         }
+        self.place(room);
+    }
+
+    /// Gives every row the memberships of the unit that its own was exchanged for.
+    fn place(&self, room: &mut Permuted) {
         for (patterns, from) in room.patterns.iter_mut().zip(&self.patterns) {
             patterns.clear();
             match &self.units {
@@ -188,6 +244,23 @@ impl Permuter {
                 None => patterns.extend(room.source.iter().map(|source| from[*source as usize])),
             }
         }
+    }
+}
+
+impl Alike {
+    fn of(block: &[u32], patterns: &[Vec<u16>]) -> Self {
+        let mut known = BTreeMap::new();
+        let mut units = Vec::new();
+        let label = |unit: &u32| {
+            let key: Vec<u16> = patterns.iter().map(|of| of[*unit as usize]).collect();
+            let next = known.len() as u32;
+            *known.entry(key).or_insert_with(|| {
+                units.push(*unit);
+                next
+            })
+        };
+        let labels = block.iter().map(label).collect();
+        Self { labels, units }
     }
 }
 
@@ -202,13 +275,13 @@ fn blocks(keys: impl Iterator<Item = (u32, u32)>) -> Vec<Vec<u32>> {
 pub(super) fn permutations(
     scene: &Scene<'_>,
     permuter: &Permuter,
-    (permutations, seed): (usize, u64),
+    seed: u64,
     specs: &[Spec],
     stop: Stop<'_>,
 ) -> Result<Replicates, AssessError> {
     // Another key than that of the bootstrap.
     let seed = seed ^ 0x7065_726d_7574_6500;
-    Replicates::of((permutations, specs), scene, stop, Permuted::default, |replicate, room, with| {
+    Replicates::of((permuter.count, specs), scene, stop, Permuted::default, |replicate, room, with| {
         permuter.draw(seed, replicate, room);
         with(Rows { counts: None, patterns: Some(&room.patterns) });
     })

@@ -61,19 +61,28 @@ impl Sums {
     }
 }
 
-/// Returns the interval of each task that has a value.
-pub(super) fn intervals(
+/// Smooth ECE by resample and task, NaN where undefined; empty where there are no resamples.
+pub(super) struct Replicates(Vec<Vec<f64>>);
+
+impl Replicates {
+    /// The interval of a figure of the tasks of each resample.
+    pub(super) fn interval(&self, value: f64, of: impl Fn(&[f64]) -> f64, part: &Part<'_>) -> Option<Interval> {
+        interval(value, self.0.iter().map(|values| of(values)), Vec::new(), part.statistics).0
+    }
+}
+
+/// Resamples each task that has a value.
+pub(super) fn replicates(
     part: &Part<'_>,
     tasks: &[Task],
     found: &[Option<SmoothEce>],
     stop: Stop<'_>,
-) -> Result<Vec<Option<Interval>>, AssessError> {
+) -> Result<Replicates, AssessError> {
     let rows = part.views.first().map_or(0, super::view::View::rows);
     let count = resamples(part.statistics, rows);
     let grids = grids(part, tasks, found);
-    let mut intervals = vec![None; tasks.len()];
     if count == 0 || grids.is_empty() {
-        return Ok(intervals);
+        return Ok(Replicates(Vec::new()));
     }
     let sampler = Sampler::new(Resampling { rows, clusters: part.clusters, strata: None, seed: part.seed });
     // `[resamples][tasks]`
@@ -87,13 +96,7 @@ pub(super) fn intervals(
             grids.iter().for_each(|grid| replicate(part, grid, tasks, counts, values));
         });
     }
-    for (task, interval_of) in intervals.iter_mut().enumerate() {
-        if let Some(smooth) = found[task] {
-            let drawn = values.iter().map(|values| values[task]);
-            *interval_of = interval(smooth.value, drawn, Vec::new(), part.statistics).0;
-        }
-    }
-    Ok(intervals)
+    Ok(Replicates(values))
 }
 
 /// Spreads the rows of each view and form that has a value over a grid for the smallest bandwidth.
@@ -145,30 +148,20 @@ fn replicate(part: &Part<'_>, grid: &Grid, tasks: &[Task], counts: &[u16], value
             sums.rows += f64::from(*count);
         }
         for (task, smoother) in &grid.tasks {
-            let place = match tasks[*task].at {
-                At::Group(group) => match set.groups.iter().position(|of| *of == group) {
+            let at = tasks[*task].at;
+            let place = match at.group() {
+                Some(group) => match set.groups.iter().position(|of| *of == group) {
                     Some(place) => Some(place),
                     None => continue,
                 },
                 // All rows are in the first set.
-                At::Overall
-                | At::Complement(_)
-                | At::MemberMinusRest(_)
-                | At::Minimum
-                | At::Maximum
-                | At::Difference
-                | At::Ratio
-                | At::DifferenceToOverall
-                | At::RatioToOverall
-                | At::Attribute => {
-                    if number > 0 {
-                        continue;
-                    }
-                    None
-                }
+                None if number > 0 => continue,
+                None => None,
             };
+            let wanted = !matches!(at, At::Complement(_));
             let mut whole = Sums::new(grid.points);
-            let inside = sums.iter().zip(&set.member).filter(|(_, member)| place.is_none_or(|place| member[place]));
+            let inside =
+                sums.iter().zip(&set.member).filter(|(_, member)| place.is_none_or(|place| member[place] == wanted));
             inside.for_each(|(sums, _)| whole.add(sums));
             values[*task] = smoother.error(&whole.residual, &whole.ones, whole.rows).unwrap_or(f64::NAN);
         }

@@ -38,6 +38,16 @@ pub(super) fn of_data(settings: &Settings, table: &Table, groups: &[Group]) -> V
         let below = settings.statistics.min_group;
         warnings.push(warning("small_groups", format!("groups of fewer than {below} rows: {}", small.join(", "))));
     }
+    for attribute in table.attributes.iter().filter(|attribute| !attribute.combination) {
+        let mut groups = vec![0_u16; table.rows];
+        attribute.groups.iter().flat_map(|group| &group.rows).for_each(|row| groups[*row as usize] += 1);
+        let none = groups.iter().filter(|groups| **groups == 0).count();
+        let several = groups.iter().filter(|groups| **groups > 1).count();
+        if none > 0 || several > 0 {
+            let message = format!("of {}: {none} rows are in no group and {several} in several", attribute.name);
+            warnings.push(warning("memberships", message));
+        }
+    }
     if settings.convention == Convention::Fairlearn {
         warnings.push(warning(
             "convention_fairlearn",

@@ -4,10 +4,10 @@
 //! back exactly.
 
 use super::escape::visible;
-use super::words::{scope_word, status_word};
-use crate::audit::report::{Figure, Report, Status};
+use super::words::{group_name, scope_word, status_word};
+use crate::audit::report::{Figure, Report, Scope, Status};
 
-const HEADER: [&str; 25] = [
+const HEADER: [&str; 27] = [
     "model",
     "versus",
     "attribute",
@@ -33,6 +33,8 @@ const HEADER: [&str; 25] = [
     "p_adjusted",
     "null",
     "detectable",
+    "smallest_group",
+    "largest_group",
 ];
 
 /// Writes all figures in the order of the report, below one header line.
@@ -50,11 +52,26 @@ pub fn csv(report: &Report) -> String {
     String::from_utf8(bytes).unwrap_or_default()
 }
 
-fn line(report: &Report, figure: &Figure) -> [String; 25] {
+fn line(report: &Report, figure: &Figure) -> [String; 27] {
     let model = |index: u32| report.models.get(index as usize).map(|model| model.name.as_str());
     // The group of missing values and a figure of no group differ in their scope.
     let group = figure.scope.group().and_then(Option::as_deref);
     let control = figure.control.as_ref();
+    let extreme = |place: Option<usize>| Some(group_name(figure.extremes.get(place?)?.as_deref()));
+    let of = |smallest, largest| (extreme(smallest), extreme(largest));
+    let (smallest, largest) = match figure.scope {
+        Scope::Maximum => of(None, Some(0)),
+        Scope::Overall
+        | Scope::Group(_)
+        | Scope::Complement(_)
+        | Scope::MemberMinusRest(_)
+        | Scope::Minimum
+        | Scope::Difference
+        | Scope::Ratio
+        | Scope::DifferenceToOverall
+        | Scope::RatioToOverall
+        | Scope::Attribute => of(Some(0), Some(1)),
+    };
     // What is not published is not here either, not even as what was found about it.
     let published = figure.status != Status::Suppressed;
     let interval = figure.interval.as_ref().filter(|_| published);
@@ -85,6 +102,8 @@ fn line(report: &Report, figure: &Figure) -> [String; 25] {
         number(test.and_then(|test| test.adjusted)),
         number(test.and_then(|test| test.null)),
         number(test.and_then(|test| test.detectable)),
+        text(smallest.filter(|_| published)),
+        text(largest.filter(|_| published)),
     ]
 }
 

@@ -3,7 +3,7 @@
 //! For readers of a page; formulas and sources stand with the functions that compute them.
 
 /// The first whose name a measure begins with is its definition.
-const DEFINITIONS: [(&str, &str); 47] = [
+const DEFINITIONS: [(&str, &str); 50] = [
     (
         "accuracy_common_odds_ratio",
         "Odds of being right in the group over those in the rest, common to all strata (Mantel and Haenszel); 1: no difference.",
@@ -70,6 +70,12 @@ const DEFINITIONS: [(&str, &str); 47] = [
         "mia_",
         "Membership inference: how well members of the training data can be told from other rows; an AUC of 0.5 is guessing.",
     ),
+    ("gold_accuracy", "Texts of the category that is right."),
+    ("delta_g", "WinoMT: F1 of male minus F1 of female texts (Stanovsky et al. 2019)."),
+    (
+        "delta_s",
+        "WinoMT: accuracy where the right category is the stereotyped one minus accuracy where it is not (Stanovsky et al. 2019).",
+    ),
     ("bbq", "BBQ: how often answers follow the stereotype (Parrish et al. 2022)."),
     ("temperature", "What logits are divided by to be calibrated; above 1: too confident before."),
 ];
@@ -82,7 +88,7 @@ pub(super) fn definition(measure: &str) -> Option<String> {
         text.push_str(" After a temperature was fitted on the other half of the rows.");
     }
     if measure.ends_with("_equivalence") {
-        text.push_str(" Here: test that two models differ by less than the margin.");
+        text.push_str(" Here: test that two models, or groups, differ by less than the margin.");
     }
     Some(text)
 }

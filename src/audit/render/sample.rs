@@ -90,6 +90,7 @@ fn figure(model: u32, place: (Option<&str>, Scope), measure: &str, value: Option
         n: if value.is_some() { 240 } else { 12 },
         weight: 240.0,
         groups: gap.then_some((3, 5)),
+        extremes: Vec::new(),
         interval: value.map(|value| Interval {
             method: "wilson".to_owned(),
             level: 0.95,
@@ -148,12 +149,10 @@ fn figures(groups: &[Group]) -> Vec<Figure> {
                 all.push(one);
             }
             for attribute in ["region", HOSTILE[0]] {
-                all.push(figure(
-                    model,
-                    (Some(attribute), Scope::Difference),
-                    measure,
-                    Some(0.05 + 0.03 * f64::from(model)),
-                ));
+                let value = Some(0.05 + 0.03 * f64::from(model));
+                let mut gap = figure(model, (Some(attribute), Scope::Difference), measure, value);
+                gap.extremes = vec![Some(if attribute == "region" { "north" } else { HOSTILE[1] }.to_owned()), None];
+                all.push(gap);
                 all.push(figure(model, (Some(attribute), Scope::Ratio), measure, Some(0.81)));
             }
             if model > 0 {

@@ -73,10 +73,11 @@ pub(super) fn groups(report: &Report) -> Table {
     table
 }
 
-const GAP: [&str; 7] = [
+const GAP: [&str; 8] = [
     "Measure",
     "Model",
     "Gap [interval]",
+    "Smallest and largest group",
     "Gap by chance (95 %)",
     "p, corrected",
     "Smallest detectable",
@@ -107,6 +108,12 @@ pub(super) fn gaps(report: &Report, attribute: &str, first: bool) -> Table {
     table
 }
 
+/// Names of the groups that a figure of extremes is of.
+fn extremes(figure: &Figure) -> Option<String> {
+    let names: Vec<&str> = figure.extremes.iter().map(|value| group_name(value.as_deref())).collect();
+    (!names.is_empty()).then(|| names.join(" – "))
+}
+
 fn gap(report: &Report, figure: &Figure) -> Vec<String> {
     let test = figure.test.as_ref();
     // What a test found of a figure that is not shown is not shown either.
@@ -116,6 +123,7 @@ fn gap(report: &Report, figure: &Figure) -> Vec<String> {
         measure_words(&figure.measure, figure.class.as_deref()),
         subject(report, figure),
         value_words(figure),
+        of(extremes(figure)),
         of(test.and_then(|test| test.null).map(number)),
         of(test.map(|test| match test.adjusted {
             Some(adjusted) => p_value(adjusted),
@@ -256,6 +264,9 @@ pub(super) fn figures(report: &Report) -> Table {
         let mut of = scope_words(&figure.scope);
         if let Some((column, value)) = &figure.control {
             of.push_str(&format!(" where {column} = {}", group_name(value.as_deref())));
+        }
+        if let Some(names) = extremes(figure).filter(|_| absence(figure).is_none()) {
+            of.push_str(&format!(": {names}"));
         }
         if let Some((defined, total)) = figure.groups {
             of.push_str(&format!(" ({defined} of {total} groups)"));
@@ -399,7 +410,7 @@ pub(super) fn differences(report: &Report) -> Table {
             continue;
         }
         let cells = gap(report, figure);
-        let kept = [0, 1, 2, 4, 6];
+        let kept = [0, 1, 2, 5, 7];
         table
             .rows
             .push(cells.into_iter().enumerate().filter(|(i, _)| kept.contains(i)).map(|(_, cell)| cell).collect());

@@ -271,18 +271,20 @@ fn csv_has_a_line_a_figure_and_no_formula() {
         assert_eq!(
             header.iter().collect::<Vec<_>>().join(","),
             "model,versus,attribute,scope,group,control,control_value,measure,class,value,status,reason,n,weight,groups_defined,\
-             groups_total,interval_method,level,low,high,test,p,p_adjusted,null,detectable"
+             groups_total,interval_method,level,low,high,test,p,p_adjusted,null,detectable,smallest_group,largest_group"
         );
         let lines: Vec<::csv::StringRecord> = reader.records().collect::<Result<_, _>>().unwrap();
         assert_eq!(lines.len(), report.figures.len());
         for (line, figure) in lines.iter().zip(&report.figures) {
-            let words = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 16, 20];
+            let words = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 16, 20, 25, 26];
             for word in words.map(|column| &line[column]) {
                 assert!(!word.starts_with(['=', '+', '-', '@', '\t', '\r']), "{word}");
             }
             let hidden = figure.status == Status::Suppressed;
             let value = figure.value.filter(|_| !hidden);
             assert_eq!(line[9].parse::<f64>().ok(), value);
+            let named = figure.extremes.iter().filter(|_| !hidden).count();
+            assert_eq!([25, 26].iter().filter(|column| !line[**column].is_empty()).count(), named);
         }
     }
     assert!(csv(&report()).contains(&format!("'{}", HOSTILE[1])));

@@ -186,10 +186,11 @@ fn plan<'a>(
             Box::new(bbq::Bbq::plan(rows, columns, planner)?)
         }
         Task::Perplexity => Box::new(perplexity::Perplexity::plan(rows, planner)?),
-        Task::Generation { classifier, max_new_tokens, expected } => {
+        Task::Generation { classifier, max_new_tokens, expected, gold } => {
             let Base::Text(context) = base else { return Err(super::error::setting("task", "images have no words")) };
             let longest = settings.max_tokens.unwrap_or(context.model.info().context_length);
-            let asked = generation::Asked { classifier, new: *max_new_tokens, longest, expected: expected.as_deref() };
+            let (new, expected, gold) = (*max_new_tokens, expected.as_deref(), gold.as_deref());
+            let asked = generation::Asked { classifier, new, longest, expected, gold };
             Box::new(generation::Generation::plan(rows, (asked, Arc::clone(&context.tokenizer)), planner)?)
         }
         Task::Uploaded => return Err(super::error::setting("task", "uploaded scores need no model")),

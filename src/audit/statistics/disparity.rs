@@ -203,35 +203,6 @@ impl Groups<'_> {
     }
 }
 
-/// Groups that may overlap, each compared with the rows outside it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Overlapping {
-    /// Smallest of a group.
-    pub worst_member: Measured,
-    /// Largest of a group.
-    pub best_member: Measured,
-    /// Their difference.
-    pub max_min_over_members: Measured,
-    /// Largest distance of a group from the rows outside it.
-    pub max_abs_member_minus_rest: Measured,
-    /// Groups that have the figure.
-    pub groups_defined: usize,
-}
-
-/// Compares overlapping groups; `rest[i]` is of the rows outside group i.
-#[must_use]
-pub fn overlapping(member: &[Measured], rest: &[Measured]) -> Overlapping {
-    let all = Aggregates::of(Err(Undefined::NoRows), member, Convention::Defined);
-    let minus = member.iter().zip(rest).filter_map(|(member, rest)| Some((member.ok()? - rest.ok()?).abs()));
-    Overlapping {
-        worst_member: all.group_min,
-        best_member: all.group_max,
-        max_min_over_members: all.difference_between_groups,
-        max_abs_member_minus_rest: minus.reduce(f64::max).ok_or(Undefined::OneGroup),
-        groups_defined: all.groups_defined,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

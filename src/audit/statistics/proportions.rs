@@ -229,6 +229,23 @@ impl TwoProportions {
         divide(x1 * (n2 - x2), (n1 - x1) * x2, Undefined::DivisionByZero)
     }
 
+    /// The proportions after one more hit and miss each, and the standard error of their difference (Agresti and Caffo
+    /// 2000): above 0 even where nothing or everything is a hit.
+    fn plus_one(&self) -> (f64, f64) {
+        let (x1, n1, x2, n2) = self.parts();
+        let (p1, p2) = ((x1 + 1.0) / (n1 + 2.0), (x2 + 1.0) / (n2 + 2.0));
+        (p1 - p2, (p1 * (1.0 - p1) / (n1 + 2.0) + p2 * (1.0 - p2) / (n2 + 2.0)).sqrt())
+    }
+
+    /// Standard error of the difference, by Agresti and Caffo.
+    ///
+    /// # Errors
+    /// [`Undefined::NoRows`].
+    pub fn standard_error(&self) -> Measured {
+        self.proportions()?;
+        Ok(self.plus_one().1)
+    }
+
     /// Two one-sided tests: p-value against "the proportions differ by `margin` or more", with Agresti and Caffo's
     /// variance. Small means: the difference is below the margin.
     ///
@@ -236,11 +253,9 @@ impl TwoProportions {
     /// [`Undefined::NoRows`].
     pub fn equivalence(&self, margin: f64) -> Measured {
         self.proportions()?;
-        let (x1, n1, x2, n2) = self.parts();
-        let (p1, p2) = ((x1 + 1.0) / (n1 + 2.0), (x2 + 1.0) / (n2 + 2.0));
-        let error = (p1 * (1.0 - p1) / (n1 + 2.0) + p2 * (1.0 - p2) / (n2 + 2.0)).sqrt();
-        let above_lower = normal_cdf(-(p1 - p2 + margin) / error);
-        let below_upper = normal_cdf((p1 - p2 - margin) / error);
+        let (difference, error) = self.plus_one();
+        let above_lower = normal_cdf(-(difference + margin) / error);
+        let below_upper = normal_cdf((difference - margin) / error);
         Ok(above_lower.max(below_upper))
     }
 }

@@ -307,3 +307,63 @@ async fn one_group_one_class_and_one_row_are_defined_results() {
         sound(&send(client, parts).await.unwrap());
     }
 }
+
+#[tokio::test]
+async fn the_convention_of_fairlearn_gives_what_fairlearn_gives() {
+    let file = std::fs::read(crate::golden::audit::folder().join("edge_cases.json")).unwrap();
+    let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    let server = client::start().await;
+    let client = &server.client;
+    let (mut compared, mut apart) = (0, 0);
+    for case in file["cases"].as_array().unwrap() {
+        let (inputs, expected) = (&case["inputs"], &case["expected"]["fairlearn"]);
+        let (Some(groups), Some(expected)) = (inputs["group"].as_array(), expected.as_object()) else { continue };
+        let list = |name: &str| inputs[name].as_array().into_iter().flatten().filter_map(serde_json::Value::as_f64);
+        let of = |name: &str| -> u32 { u32::from(name == "b") + 1 };
+        let parts = |convention: pb::AuditConvention| {
+            let settings = AuditSettings {
+                convention: convention.into(),
+                measures: expected.keys().cloned().chain(["tpr".to_owned()]).collect(),
+                statistics: Some(pb::AuditStatistics {
+                    resamples: Some(0),
+                    permutations: Some(0),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let header = pb::ScoresHeader {
+                labels: vec!["0".into(), "1".into()],
+                models: vec!["model".into()],
+                attributes: vec!["group".into()],
+                settings: Some(settings),
+                ..Default::default()
+            };
+            let rows = pb::ScoresRows {
+                labels: list("y_true").map(|label| label as u32).collect(),
+                models: vec![pb::ModelScores { probabilities: list("y_pred").collect(), ..Default::default() }],
+                attributes: vec![pb::GroupValues {
+                    dictionary: vec!["a".into(), "b".into()],
+                    values: groups.iter().map(|group| of(group.as_str().unwrap())).collect(),
+                    ..Default::default()
+                }],
+                weights: list("weights").collect(),
+                ..Default::default()
+            };
+            vec![Part::Header(header), Part::Rows(rows)]
+        };
+        let by_fairlearn = send(client, parts(pb::AuditConvention::Fairlearn)).await.unwrap();
+        let by_rule = send(client, parts(pb::AuditConvention::Defined)).await.unwrap();
+        sound(&by_fairlearn);
+        assert!(by_fairlearn.warnings.iter().any(|warning| warning.kind == "convention_fairlearn"));
+        for (name, value) in expected {
+            // fairlearn refuses some, and has no number for others.
+            let Some(value) = value["value"].as_f64() else { continue };
+            let of = |report| figure(report, name, FigureScope::Attribute, None, 0).value;
+            let got = of(&by_fairlearn).unwrap_or_else(|| panic!("{}: no {name}", case["id"]));
+            assert!((got - value).abs() < 1e-9, "{}: {name} is {got}, expected {value}", case["id"]);
+            compared += 1;
+            apart += u32::from(of(&by_rule) != Some(got));
+        }
+    }
+    assert!(compared > 20 && apart > 0 && apart < compared, "{compared} compared, {apart} apart from the rule");
+}

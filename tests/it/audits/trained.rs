@@ -106,6 +106,56 @@ async fn head_only_lora_and_full_are_trained_and_compared_in_one_request() {
 }
 
 #[tokio::test]
+async fn gaps_of_the_base_a_lora_and_a_full_fine_tune_are_subtracted_in_one_report() {
+    let server = client::start().await;
+    let client = &server.client;
+    // Every other pair of rows is there to learn from; pairs share an author.
+    let with_part = |(i, line): (usize, &str)| {
+        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+        row["part"] = json!(if i / 2 % 2 == 0 { "train" } else { "test" });
+        format!("{row}\n")
+    };
+    let file: String = rows().lines().enumerate().map(with_part).collect();
+    let split = Some(pb::dataset_declaration::Split::SplitColumn("part".into()));
+    upload(client, "rows", &file, DatasetDeclaration { split, ..declaration() }).await;
+    let learnt = |name: &str, method| {
+        let task = pb::TrainingTask::CausalLm.into();
+        trained(name, pb::TrainingSettings { task, ..training(method, 4) })
+    };
+    let models = vec![base(), learnt("lora", None), learnt("full", Some(Method::Full(pb::FullMethod {})))];
+    let job = create(client, request("three", models, settings())).await.unwrap();
+    let report = reported(client, &job.id).await;
+    sound(&report);
+    let kinds: Vec<_> = report.models.iter().map(pb::AuditedModel::kind).collect();
+    use pb::AuditedModelKind::{Adapter, Base, Full};
+    assert_eq!(kinds, [Base, Adapter, Full]);
+    let mut apart = 0;
+    for measure in ["accuracy", "log_loss", "brier", "auc"] {
+        let gap = |model: u32| figure(&report, measure, FigureScope::Difference, None, model);
+        for (model, versus) in [(1, 0), (2, 0), (2, 1)] {
+            let fits = |f: &&AuditFigure| {
+                f.measure == measure
+                    && f.scope() == FigureScope::Difference
+                    && (f.model, f.versus) == (model, Some(versus))
+            };
+            let compared = report.figures.iter().find(fits).unwrap();
+            let expected = gap(model).value.unwrap() - gap(versus).value.unwrap();
+            assert!((compared.value.unwrap() - expected).abs() < 1e-12, "{compared:?}");
+            let interval = compared.interval.as_ref().unwrap();
+            assert!(interval.low <= interval.high && interval.method == "percentile", "{interval:?}");
+            apart += u32::from(expected.abs() > 1e-9 && interval.low < interval.high);
+        }
+        // The groups that a gap is between have its values.
+        let own = gap(0);
+        let value =
+            |of: &pb::FigureGroup| figure(&report, measure, FigureScope::Group, of.value.as_deref(), 0).value.unwrap();
+        let [smallest, largest] = &own.extremes[..] else { panic!("{own:?}") };
+        assert!((value(largest) - value(smallest) - own.value.unwrap()).abs() < 1e-12, "{own:?}");
+    }
+    assert!(apart > 3, "training changes what is compared: {apart}");
+}
+
+#[tokio::test]
 async fn rows_that_a_model_learnt_are_refused_or_marked() {
     let server = client::start().await;
     let client = &server.client;

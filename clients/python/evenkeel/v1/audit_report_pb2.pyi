@@ -228,7 +228,7 @@ class AuditGroup(_message.Message):
     def __init__(self, attribute: _Optional[str] = ..., value: _Optional[str] = ..., rows: _Optional[int] = ..., weight: _Optional[float] = ..., clusters: _Optional[int] = ..., suppressed: bool = ...) -> None: ...
 
 class AuditFigure(_message.Message):
-    __slots__ = ("model", "versus", "attribute", "scope", "group", "control", "measure", "value", "status", "reason", "n", "weight", "groups_defined", "groups_total", "interval", "test")
+    __slots__ = ("model", "versus", "attribute", "scope", "group", "control", "measure", "value", "status", "reason", "n", "weight", "groups_defined", "groups_total", "interval", "test", "extremes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSUS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class AuditFigure(_message.Message):
     GROUPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_FIELD_NUMBER: _ClassVar[int]
     TEST_FIELD_NUMBER: _ClassVar[int]
+    EXTREMES_FIELD_NUMBER: _ClassVar[int]
     model: int
     versus: int
     attribute: str
@@ -262,7 +263,14 @@ class AuditFigure(_message.Message):
     groups_total: int
     interval: FigureInterval
     test: FigureTest
-    def __init__(self, model: _Optional[int] = ..., versus: _Optional[int] = ..., attribute: _Optional[str] = ..., scope: _Optional[_Union[FigureScope, str]] = ..., group: _Optional[str] = ..., control: _Optional[_Union[FigureControl, _Mapping]] = ..., measure: _Optional[str] = ..., value: _Optional[float] = ..., status: _Optional[_Union[FigureStatus, str]] = ..., reason: _Optional[str] = ..., n: _Optional[int] = ..., weight: _Optional[float] = ..., groups_defined: _Optional[int] = ..., groups_total: _Optional[int] = ..., interval: _Optional[_Union[FigureInterval, _Mapping]] = ..., test: _Optional[_Union[FigureTest, _Mapping]] = ..., **kwargs) -> None: ...
+    extremes: _containers.RepeatedCompositeFieldContainer[FigureGroup]
+    def __init__(self, model: _Optional[int] = ..., versus: _Optional[int] = ..., attribute: _Optional[str] = ..., scope: _Optional[_Union[FigureScope, str]] = ..., group: _Optional[str] = ..., control: _Optional[_Union[FigureControl, _Mapping]] = ..., measure: _Optional[str] = ..., value: _Optional[float] = ..., status: _Optional[_Union[FigureStatus, str]] = ..., reason: _Optional[str] = ..., n: _Optional[int] = ..., weight: _Optional[float] = ..., groups_defined: _Optional[int] = ..., groups_total: _Optional[int] = ..., interval: _Optional[_Union[FigureInterval, _Mapping]] = ..., test: _Optional[_Union[FigureTest, _Mapping]] = ..., extremes: _Optional[_Iterable[_Union[FigureGroup, _Mapping]]] = ..., **kwargs) -> None: ...
+
+class FigureGroup(_message.Message):
+    __slots__ = ("value",)
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    value: str
+    def __init__(self, value: _Optional[str] = ...) -> None: ...
 
 class FigureControl(_message.Message):
     __slots__ = ("column", "value")

@@ -215,16 +215,18 @@ class PerplexityTask(_message.Message):
     def __init__(self) -> None: ...
 
 class GenerationTask(_message.Message):
-    __slots__ = ("pronouns", "lexicon", "max_new_tokens", "expected_column")
+    __slots__ = ("pronouns", "lexicon", "max_new_tokens", "expected_column", "gold_column")
     PRONOUNS_FIELD_NUMBER: _ClassVar[int]
     LEXICON_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_COLUMN_FIELD_NUMBER: _ClassVar[int]
+    GOLD_COLUMN_FIELD_NUMBER: _ClassVar[int]
     pronouns: PronounClassifier
     lexicon: LexiconClassifier
     max_new_tokens: int
     expected_column: str
-    def __init__(self, pronouns: _Optional[_Union[PronounClassifier, _Mapping]] = ..., lexicon: _Optional[_Union[LexiconClassifier, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., expected_column: _Optional[str] = ...) -> None: ...
+    gold_column: str
+    def __init__(self, pronouns: _Optional[_Union[PronounClassifier, _Mapping]] = ..., lexicon: _Optional[_Union[LexiconClassifier, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., expected_column: _Optional[str] = ..., gold_column: _Optional[str] = ...) -> None: ...
 
 class PronounClassifier(_message.Message):
     __slots__ = ()

@@ -106,3 +106,36 @@ fn labels_beyond_those_that_are_ranked_say_so() {
     assert_eq!((figure.status, figure.reason.as_deref()), (Status::NotMeasured, Some("not_available")));
     assert!(find(&found, "f1_micro", &Scope::Overall).value.is_some());
 }
+
+#[test]
+fn labels_have_smooth_calibration_and_say_that_there_is_no_temperature() {
+    let n = 120;
+    let score = |row: usize, k: usize| ((row * 37 + k * 17) % 101) as f64 / 101.0;
+    let truth: Vec<[bool; 3]> = (0..n).map(|row| [0, 1, 2].map(|k| (row * 13 + k * 5) % 7 < 3)).collect();
+    let scores: Vec<[f64; 3]> = (0..n).map(|row| [0, 1, 2].map(|k| score(row, k))).collect();
+    let groups: Vec<Option<&str>> = (0..n).map(|row| Some(if row % 3 == 0 { "a" } else { "b" })).collect();
+    let mut settings = of(&["smooth_ece_positive_class", "ece_null_positive_class"]);
+    settings.calibration.temperature = true;
+    let found = report(&settings, &table(&truth, &scores, &groups, None));
+    let of_label = |measure: &str, scope: &Scope| {
+        let fits = |f: &&Figure| {
+            f.measure == measure
+                && f.scope == *scope
+                && f.class.as_deref() == Some("y")
+                && f.model == 0
+                && f.versus.is_none()
+        };
+        found.figures.iter().find(fits).unwrap()
+    };
+    let labels: Vec<bool> = truth.iter().map(|row| row[1]).collect();
+    let y: Vec<f64> = scores.iter().map(|row| row[1]).collect();
+    let expected = crate::audit::statistics::smooth_ece::smooth_ece(&y, &labels, None).unwrap().value;
+    let smooth = of_label("smooth_ece_positive_class", &Scope::Overall);
+    assert!((smooth.value.unwrap() - expected).abs() < 1e-12 && smooth.interval.is_some(), "{smooth:?}");
+    let null = of_label("ece_null_positive_class", &Scope::Group(Some("a".into())));
+    assert!(null.value.is_some_and(|null| null > 0.0));
+    for model in 0..2 {
+        let temperature = found.figures.iter().find(|f| f.measure == "temperature" && f.model == model).unwrap();
+        assert_eq!((temperature.status, temperature.reason.as_deref()), (Status::NotMeasured, Some("not_available")));
+    }
+}

@@ -6,6 +6,7 @@ mod privacy;
 mod properties;
 mod smooth;
 mod suppression;
+mod versus;
 
 use crate::audit::report::{Data, Figure, Model, ModelKind, Report, Scope};
 use crate::audit::settings::{

@@ -91,3 +91,88 @@ fn the_coarse_grid_of_resamples_is_near_the_fine_one() {
         assert!((coarse - exact.value).abs() < 0.01 * exact.value + 1e-4, "{coarse} {exact:?}");
     }
 }
+
+/// Smooth ECE of some rows.
+fn of_rows(rows: &Rows, model: usize, inside: impl Fn(usize) -> bool) -> f64 {
+    let rows_in: Vec<usize> = (0..rows.labels.len()).filter(|row| inside(*row)).collect();
+    let scores: Vec<f64> = rows_in.iter().map(|row| rows.scores[model][*row]).collect();
+    let labels: Vec<bool> = rows_in.iter().map(|row| rows.labels[*row]).collect();
+    smooth_ece(&scores, &labels, None).unwrap().value
+}
+
+#[test]
+fn smooth_ece_has_complements_strata_gaps_and_differences_of_models() {
+    let mut rows = rows(240, 0.15, 4);
+    rows.scores[1] = rows.scores[0].iter().map(|p| 0.5 * (p + 0.5)).collect();
+    rows.controls = (0..240).map(|row| if row % 2 == 0 { "even" } else { "odd" }).collect();
+    let mut settings = of(&["smooth_ece_positive_class", "ece_null_positive_class"]);
+    settings.statistics.resamples = 60;
+    let found = report(&settings, &rows.table());
+    let measure = "smooth_ece_positive_class";
+    let value = |scope: Scope, model: u32, versus: Option<u32>, control: Option<&str>| {
+        let control = control.map(|value| ("c".to_owned(), Some(value.to_owned())));
+        let fits = |f: &&Figure| {
+            f.measure == measure && f.scope == scope && (f.model, f.versus) == (model, versus) && f.control == control
+        };
+        let figure = found.figures.iter().find(fits).unwrap_or_else(|| panic!("{scope:?} {versus:?} {control:?}"));
+        let interval = figure.interval.as_ref().unwrap_or_else(|| panic!("{figure:?}"));
+        assert!(interval.low <= interval.high && interval.high - interval.low < 0.5, "{figure:?}");
+        figure.value.unwrap()
+    };
+    let is_a = |row: usize| row % 3 == 0;
+    let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-12, "{got} is not {expected}");
+    let rest = Scope::Complement(Some("a".to_owned()));
+    close(value(rest.clone(), 0, None, None), of_rows(&rows, 0, |row| !is_a(row)));
+    close(value(rest, 0, None, Some("odd")), of_rows(&rows, 0, |row| !is_a(row) && row % 2 == 1));
+    close(value(group("a"), 1, None, Some("even")), of_rows(&rows, 1, |row| is_a(row) && row % 2 == 0));
+    let by_group = |model: usize| [of_rows(&rows, model, is_a), of_rows(&rows, model, |row| !is_a(row))];
+    let gap = |model: usize| (by_group(model)[0] - by_group(model)[1]).abs();
+    close(value(Scope::Difference, 0, None, None), gap(0));
+    close(value(Scope::Difference, 1, Some(0), None), gap(1) - gap(0));
+    let mut order = ["a", "b"].map(|name| Some(name.to_owned()));
+    if by_group(0)[0] > by_group(0)[1] {
+        order.reverse();
+    }
+    assert_eq!(find(&found, measure, &Scope::Difference).extremes, order);
+    close(value(group("b"), 1, Some(0), None), by_group(1)[1] - by_group(0)[1]);
+    close(value(Scope::Overall, 1, Some(0), None), of_rows(&rows, 1, |_| true) - of_rows(&rows, 0, |_| true));
+    let in_stratum = |f: &&Figure| f.measure == "ece_null_positive_class" && f.control.is_some() && f.value.is_some();
+    assert!(found.figures.iter().filter(in_stratum).count() >= 12);
+}
+
+#[test]
+fn a_model_without_a_temperature_takes_none_from_the_others() {
+    let mut rows = rows(200, 0.2, 6);
+    // The second model is right in every row, and certain about it in each half: any smaller temperature is better.
+    rows.scores[1] = rows.labels.iter().map(|label| if *label { 0.9 } else { 0.1 }).collect();
+    rows.scores.push(rows.scores[0].iter().map(|p| 0.5 * (p + 0.5)).collect());
+    let mut settings = of(&["log_loss", "ece_width_positive_class"]);
+    settings.calibration.temperature = true;
+    let found = report(&settings, &rows.table());
+    let of = |measure: &str, model: u32| {
+        let fits =
+            |f: &&Figure| f.measure == measure && f.model == model && f.versus.is_none() && f.scope == Scope::Overall;
+        found.figures.iter().find(fits).unwrap()
+    };
+    use crate::audit::report::Status;
+    for measure in ["log_loss_after_temperature", "ece_width_positive_class_after_temperature"] {
+        for model in [0, 2] {
+            assert_eq!(of(measure, model).status, Status::Ok, "{measure} of {model}");
+        }
+        let missing = of(measure, 1);
+        assert_eq!((missing.status, missing.reason.as_deref()), (Status::NotMeasured, Some("unbounded")), "{measure}");
+    }
+    assert_eq!(of("temperature", 1).reason.as_deref(), Some("unbounded"));
+    let versus = |model: u32, base: u32| {
+        let fits = |f: &&Figure| {
+            f.measure == "log_loss_after_temperature"
+                && f.model == model
+                && f.versus == Some(base)
+                && f.scope == Scope::Overall
+        };
+        found.figures.iter().find(fits).map(|f| f.value.unwrap())
+    };
+    let value = |model: u32| of("log_loss_after_temperature", model).value.unwrap();
+    assert!((versus(2, 0).unwrap() - (value(2) - value(0))).abs() < 1e-12);
+    assert_eq!((versus(1, 0), versus(2, 1)), (None, None));
+}

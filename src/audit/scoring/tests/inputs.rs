@@ -33,6 +33,7 @@ fn faulty_settings_are_named() {
         classifier: Classifier::Pronouns,
         max_new_tokens: 3,
         expected: Some(expected.to_owned()),
+        gold: None,
     };
     for (field, settings) in [
         ("max_tokens", Settings { max_tokens: Some(1), ..settings() }),
@@ -126,8 +127,12 @@ fn faulty_rows_are_named_by_column() {
         unrelated: Some("z".to_owned()),
         normalization: Normalization::Sum,
     };
-    let written =
-        Task::Generation { classifier: Classifier::Pronouns, max_new_tokens: 3, expected: Some("c".to_owned()) };
+    let written = Task::Generation {
+        classifier: Classifier::Pronouns,
+        max_new_tokens: 3,
+        expected: Some("c".to_owned()),
+        gold: None,
+    };
     for (task, column, cell) in [
         (&bbq, "x", "-"),
         (&bbq, "y", "the man"),

@@ -6,6 +6,7 @@ mod inputs;
 mod life;
 mod private;
 mod tasks;
+mod verdicts;
 
 use std::path::{Path, PathBuf};
 
@@ -88,6 +89,11 @@ fn context(model: &str) -> Context {
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
     let loaded = crate::model::load(&folder, model, "cpu", "f32").unwrap();
     Context { model: loaded, name: model.to_owned(), tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) }
+}
+
+/// Text to ids and back.
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::load(&golden("language").join(LLAMA3)).unwrap().0)
 }
 
 fn adapter(context: &Context, name: &str) -> Arc<Adapter> {

@@ -341,11 +341,16 @@ fn what_is_written_has_one_outcome_a_row() {
         classifier: Classifier::Lexicon(lexicon.clone()),
         max_new_tokens: new,
         expected: Some("e".to_owned()),
+        gold: Some("e".to_owned()),
     };
     let found = scored(&context, &data, &asking(task(new)), base());
     let outcome = |name: &str| ratios(&found, name)[0].clone();
     assert_eq!((outcome("word_rate")[0], outcome("pro_rate")[0], outcome("anti_rate")[0]), (1.0, 1.0, 0.0));
     assert!(outcome("pro_rate")[2].is_nan());
+    // What is right is what is expected here.
+    assert_eq!(outcome("gold_accuracy")[..2], outcome("pro_rate")[..2]);
+    let Outcomes::Ratios { measures, .. } = &found.table.outcomes else { panic!() };
+    assert!(measures.iter().any(|m| m.name == "delta_s") && measures.iter().all(|m| m.name != "delta_g"));
     for row in 0..3 {
         let all = ["word_rate", "other_rate", "unknown_rate", "refusal_rate"].map(|name| outcome(name)[row]);
         assert_eq!(all.iter().sum::<f64>(), 1.0);

@@ -8,12 +8,10 @@ mod choice;
 mod pairs;
 #[cfg(test)]
 mod tests;
-mod winomt;
 
 pub use bbq::{Bbq, BbqRow, Tendency};
 pub use choice::{Choice, ChoiceRow, Choices, answer};
 pub use pairs::{CrowsPairs, Sentences, StereoSet, StereoSetTriple};
-pub use winomt::{Gender, Output, OutputRates, Translation, WinoMt, WinoMtRow, pronoun_rates};
 
 use super::{Measured, Undefined, weights_or_ones};
 

@@ -57,36 +57,3 @@ fn a_length_decides_between_options() {
     assert_eq!([Choice::Sum, Choice::Characters, Choice::Bytes].map(|by| close.answer(by)), [0, 0, 1]);
     assert!((close.probabilities().iter().sum::<f64>() - 1.0).abs() < 1e-12);
 }
-
-#[test]
-fn winomt_gaps() {
-    let row = |gold, pro, output| WinoMtRow { gold, pro_stereotypical: Some(pro), output };
-    let rows = [
-        row(Gender::Male, true, Output::Male),
-        row(Gender::Female, true, Output::Female),
-        row(Gender::Female, false, Output::Male),
-        row(Gender::Male, false, Output::Male),
-        row(Gender::Female, false, Output::Unknown),
-    ];
-    let sums = WinoMt::new(&rows, None);
-    assert_eq!(sums.accuracy(), Ok(0.6));
-    assert_eq!(sums.unknown(), Ok(0.2));
-    assert!((sums.delta_s().unwrap() - (1.0 - 1.0 / 3.0)).abs() < 1e-12);
-    // F1: male 2·2/(2 + 3), female 2·1/(3 + 1).
-    assert!((sums.delta_g().unwrap() - (0.8 - 0.5)).abs() < 1e-12);
-    assert_eq!(WinoMt::new(&rows[..1], None).delta_s(), Err(Undefined::OneGroup));
-    assert_eq!(WinoMt::new(&rows[..1], None).delta_g(), Err(Undefined::OneGroup));
-}
-
-#[test]
-fn pronoun_rates_sum_to_1() {
-    let outputs = [Output::Male, Output::Female, Output::Neutral, Output::Unknown, Output::Male];
-    let genders = [Gender::Male, Gender::Male, Gender::Female, Gender::Female, Gender::Female];
-    let rows: Vec<Translation> =
-        genders.iter().zip(outputs).map(|(s, output)| Translation { stereotype: *s, output }).collect();
-    let rates = pronoun_rates(&rows, None);
-    assert_eq!((rates.pro, rates.anti, rates.neutral, rates.unknown), (Ok(0.2), Ok(0.4), Ok(0.2), Ok(0.2)));
-    let male: Vec<f64> = genders.iter().map(|g| f64::from(u8::from(*g == Gender::Male))).collect();
-    assert_eq!(pronoun_rates(&rows, Some(&male)).pro, Ok(0.5));
-    assert_eq!(pronoun_rates(&[], None).neutral, Err(Undefined::NoRows));
-}

@@ -2,14 +2,46 @@
 
 use std::collections::BTreeMap;
 
+use evenkeel::audit::settings::Settings;
 use evenkeel::audit::statistics::confusion::Convention;
-use evenkeel::audit::statistics::groups::Partition;
-use evenkeel::audit::statistics::impact::impact;
-use evenkeel::audit::statistics::others::{Privilege, TwoGroups};
+use evenkeel::audit::uploaded::Uploaded;
 use serde_json::Value;
 
-use super::figures::{Rows, compare_aequitas, compare_aggregates, compare_aif360, compare_named, partition, plain};
+use super::figures::{Partition, Rows, compare_aggregates, compare_named, partition, plain};
+use super::report::{self, Audited, Both, Place, joint};
+use super::toolkits::{compare_aequitas, compare_aif360, compare_holistic, compare_impact};
 use super::{Check, names, number};
+
+/// The rows of a case with all of its groupings, as audits take them.
+struct Audits {
+    both: Both,
+    unweighted: Audited,
+    /// A row is selected where its score is above the median of all.
+    above_median: Audited,
+}
+
+impl Audits {
+    fn new(rows: &Rows, inputs: &Value, expected: &Value) -> Self {
+        let (uploaded, threshold) = report::uploaded(rows);
+        let groups = inputs["groups"].as_object().unwrap().iter();
+        let attributes = groups.map(|(name, values)| report::attribute(name, values)).collect();
+        let controls = names(&expected["control"]["control"]);
+        let controls = controls.iter().map(|name| report::attribute(name, &inputs["groups"][name])).collect();
+        let uploaded = Uploaded { attributes, controls, ..uploaded };
+        let combined = expected["groupings"].as_object().unwrap().keys().filter(|name| name.contains('×'));
+        let intersections = combined.map(|name| name.split('×').map(str::to_owned).collect()).collect();
+        let settings = Settings { threshold, intersections, ..report::settings() };
+        let unweighted = Uploaded { weights: None, ..uploaded.clone() };
+        let medians = expected["impact"].as_object().unwrap().values().map(|of| number(&of["median_score"]));
+        let median = medians.reduce(|a, b| if a == b { a } else { f64::NAN }).unwrap();
+        let above_median = Settings { threshold: median.next_up(), ..settings.clone() };
+        Self {
+            both: Audited::both(&settings, &uploaded),
+            above_median: Audited::new(&above_median, &unweighted),
+            unweighted: Audited::new(&settings, &unweighted),
+        }
+    }
+}
 
 pub(super) fn binary_groups(case: &Value, check: &mut Check) {
     let (inputs, expected) = (&case["inputs"], &case["expected"]);
@@ -24,6 +56,7 @@ pub(super) fn binary_groups(case: &Value, check: &mut Check) {
         let parts = name.split('×').map(|part| attributes[part].clone());
         parts.reduce(|a, b| a.product(&b)).unwrap()
     };
+    let audits = Audits::new(&rows, inputs, expected);
     for (part, expected) in expected.as_object().unwrap() {
         match part.as_str() {
             "groupings" => {
@@ -33,42 +66,52 @@ pub(super) fn binary_groups(case: &Value, check: &mut Check) {
                     by_group(name, &rows, &groups, &expected["by_group"], check);
                     let own = rows.groups(&groups);
                     aggregates(name, &rows, &own, &expected["aggregate"], check);
+                    let (attribute, both) = (joint(name), &audits.both);
+                    let place = Place::of(&attribute);
+                    both.by_group(name, &place, &expected["by_group"], check);
+                    for (measure, expected) in expected["aggregate"].as_object().unwrap() {
+                        if both.defined.has(measure) {
+                            both.aggregates(name, &place, measure, expected, check);
+                        }
+                    }
                 }
             }
             "named" => {
                 for (name, expected) in expected.as_object().unwrap() {
                     compare_named(name, &rows, &rows.groups(&grouping(name)), expected, check);
+                    audits.both.named(name, &Place::of(&joint(name)), expected, check);
                 }
             }
-            "control" => control(&rows, &attributes, expected, check),
+            "control" => {
+                control(&rows, &attributes, expected, check);
+                report_control(&audits.both, &attributes, expected, check);
+            }
             "aif360" => {
                 check.keys(part, expected, &["attribute", "privileged", "unprivileged", "values"]);
-                let privileged = is(&inputs["groups"], &expected["attribute"], &expected["privileged"]);
-                compare_aif360(part, &rows, &privileged, &expected["values"], check);
+                let place = Place::of(expected["attribute"].as_str().unwrap());
+                let privileged = expected["privileged"].as_str().unwrap();
+                let reports = (&audits.both.defined, &audits.unweighted);
+                compare_aif360(part, reports, (&place, privileged), &expected["values"], check);
             }
             "aequitas_unweighted" => {
-                let values = &inputs["groups"][expected["attribute"].as_str().unwrap()];
-                compare_aequitas(part, &rows, values, expected, check);
+                let place = Place::of(expected["attribute"].as_str().unwrap());
+                compare_aequitas(part, &audits.unweighted, &place, expected, check);
             }
             "holisticai_unweighted" => {
                 check.keys(part, expected, &["attribute", "group_b", "group_a", "values"]);
-                let second = is(&inputs["groups"], &expected["attribute"], &expected["group_b"]);
-                holistic(part, &rows.unweighted(), &second, &expected["values"], check);
+                let place = Place::of(expected["attribute"].as_str().unwrap());
+                let second = expected["group_b"].as_str().unwrap();
+                compare_holistic(part, &audits.unweighted, (&place, second), &expected["values"], check);
             }
             "impact" => {
                 for (name, expected) in expected.as_object().unwrap() {
-                    impacts(&format!("impact, {name}"), &rows, &grouping(name), expected, check);
+                    let reports = (&audits.unweighted, &audits.above_median);
+                    compare_impact(&format!("impact, {name}"), reports, &Place::of(&joint(name)), expected, check);
                 }
             }
             other => check.fault(&format!("{other} is not known")),
         }
     }
-}
-
-/// Which rows have a value of an attribute.
-fn is(groups: &Value, attribute: &Value, value: &Value) -> Vec<bool> {
-    let values = groups[attribute.as_str().unwrap()].as_array().unwrap();
-    values.iter().map(|of_row| of_row == value).collect()
 }
 
 /// Figures of every group, and which of them are undefined.
@@ -133,7 +176,7 @@ fn control(rows: &Rows, attributes: &BTreeMap<&str, Partition>, expected: &Value
         for (level, expected) in by_level.as_object().unwrap() {
             let index = levels.names.iter().position(|known| known == level).unwrap();
             let inside: Vec<usize> = levels.rows(index).collect();
-            let group = |group: usize| inside.iter().copied().filter(move |row| sensitive.of[*row] as usize == group);
+            let group = |group: usize| inside.iter().copied().filter(move |row| sensitive.of[*row] == group);
             let groups: Vec<Rows> = (0..sensitive.len()).map(|g| rows.only(group(g))).collect();
             let own = rows.only(inside.iter().copied());
             let expected = &serde_json::json!({ name: expected });
@@ -142,63 +185,15 @@ fn control(rows: &Rows, attributes: &BTreeMap<&str, Partition>, expected: &Value
     }
 }
 
-fn holistic(of: &str, rows: &Rows, second: &[bool], expected: &Value, check: &mut Check) {
-    let side = |wanted: bool| rows.only((0..second.len()).filter(move |row| second[*row] == wanted)).confusion();
-    let (a, b) = (side(false), side(true));
-    let (two, signed) = (TwoGroups { a, b }, Privilege { unprivileged: a, privileged: b });
-    for (name, value) in expected.as_object().unwrap() {
-        let got = match name.as_str() {
-            "statistical_parity" => signed.statistical_parity_difference(),
-            "disparate_impact" => signed.disparate_impact(),
-            "four_fifths" => two.four_fifths(),
-            "cohen_d" => two.cohen_d(),
-            "z_test_diff" => two.z_test_diff(),
-            "z_test_ratio" => two.z_test_ratio(),
-            "equal_opportunity_diff" => signed.equal_opportunity_difference(),
-            "false_positive_rate_diff" => signed.false_positive_rate_difference(),
-            "average_odds_diff" => signed.average_odds_difference(),
-            "accuracy_diff" => Ok(-signed.error_rate_difference()),
-            _ => {
-                check.fault(&format!("{of}, {name} is not known"));
-                continue;
-            }
-        };
-        check.measured(&format!("{of}, {name}"), got, &plain(value));
-    }
-}
-
-fn impacts(of: &str, rows: &Rows, groups: &Partition, expected: &Value, check: &mut Check) {
-    check.keys(of, expected, &["median_score", "groups", "highest_group", "impact_ratio_excluding_small"]);
-    let got = impact(&rows.predicted, &rows.score, &groups.of, groups.len());
-    check.measured(&format!("{of}, median"), got.median_score, &expected["median_score"]);
-    let highest = got.highest.map(|group| groups.names[group].as_str());
-    check.equal(&format!("{of}, highest"), &highest, &expected["highest_group"].as_str());
-    for (group, own) in groups.names.iter().zip(&got.categories) {
-        let large = expected["impact_ratio_excluding_small"].get(group);
-        check.equal(&format!("{of}, {group} counts"), &own.impact_ratio_excluding_small.is_some(), &large.is_some());
-        if let (Some(got), Some(expected)) = (own.impact_ratio_excluding_small, large) {
-            check.measured(&format!("{of}, {group} without small ones"), got, expected);
+/// The same in strata of a report.
+fn report_control(both: &Both, attributes: &BTreeMap<&str, Partition>, expected: &Value, check: &mut Check) {
+    let control = names(&expected["control"]);
+    let sensitive = attributes.keys().find(|name| !control.contains(&(**name).to_owned())).unwrap();
+    let within = |level| Place { control: Some((control[0].as_str(), level)), ..Place::of(sensitive) };
+    both.by_group("control", &within(""), &expected["by_group"], check);
+    for (name, by_level) in expected["aggregate_by_control"].as_object().unwrap() {
+        for (level, expected) in by_level.as_object().unwrap().iter().filter(|_| both.defined.has(name)) {
+            both.aggregates(&format!("control, {level}"), &within(level), name, expected, check);
         }
-        let Some(expected) = expected["groups"].get(group) else {
-            check.equal(&format!("{of}, {group} is left out"), &own.rows, &0);
-            continue;
-        };
-        for (name, value) in expected.as_object().unwrap() {
-            let what = format!("{of}, {group}, {name}");
-            match name.as_str() {
-                "n" => check.equal(&what, &(own.rows as f64), &number(value)),
-                "share" => check.number(&what, own.share, number(value)),
-                "below_2_percent" => check.equal(&what, &Some(own.below_2_percent), &value.as_bool()),
-                "selection_rate" => check.measured(&what, own.selection_rate, value),
-                "impact_ratio" => check.measured(&what, own.impact_ratio, value),
-                "four_fifths_ok" => check.equal(&what, &own.four_fifths_ok, &value.as_bool()),
-                "scoring_rate" => check.measured(&what, own.scoring_rate, value),
-                "scoring_impact_ratio" => check.measured(&what, own.scoring_impact_ratio, value),
-                _ => check.fault(&format!("{what} is not known")),
-            }
-        }
-    }
-    for group in expected["groups"].as_object().unwrap().keys() {
-        check.equal(&format!("{of}, {group} is a category"), &groups.names.contains(group), &true);
     }
 }

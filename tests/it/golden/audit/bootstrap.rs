@@ -2,14 +2,12 @@
 
 use evenkeel::audit::statistics::Measured;
 use evenkeel::audit::statistics::bootstrap::{Distribution, Resampling, Sampler};
-use evenkeel::audit::statistics::comparison::accuracies;
 use evenkeel::audit::statistics::confusion::{Confusion, Convention};
 use evenkeel::audit::statistics::disparity::{Aggregates, Groups};
-use evenkeel::audit::statistics::groups::Partition;
 use evenkeel::audit::statistics::intervals::Interval;
 use serde_json::Value;
 
-use super::figures::{Rows, named, partition};
+use super::figures::{Partition, Rows, named, partition};
 use super::{Check, RELATIVE, indices, names, number, numbers};
 
 struct Case {
@@ -112,19 +110,21 @@ fn scipy(case: &Case, draws: &[Vec<usize>], expected: &Value, check: &mut Check)
 
 /// Two groups, each drawn within itself: accuracy of the first minus that of the second.
 fn stratified(case: &Case, draws_of: &Value, expected: &Value, check: &mut Check) {
-    let right: Vec<bool> = case.rows.truth.iter().zip(&case.rows.predicted).map(|(t, p)| t == p).collect();
     let pair = names(&expected["groups"]);
     let group = |name: &String| case.groups.names.iter().position(|known| known == name).unwrap();
     let of = [group(&pair[0]), group(&pair[1])];
     let rows = of.map(|group| case.groups.rows(group).collect::<Vec<usize>>());
     let difference = |counts: &[f64]| -> f64 {
-        let by_group = accuracies(&right, &case.groups.of, case.groups.len(), |row| counts[row]);
-        by_group[of[0]].unwrap() - by_group[of[1]].unwrap()
+        let weighted = Rows { weights: Some(counts.to_vec()), ..case.rows.clone() };
+        let accuracy = |rows: &Vec<usize>| {
+            weighted.only(rows.iter().copied()).figure("accuracy", Convention::Defined).unwrap().unwrap()
+        };
+        accuracy(&rows[0]) - accuracy(&rows[1])
     };
-    let ones = vec![1.0; right.len()];
+    let ones = vec![1.0; case.rows.truth.len()];
     let [first, second] = [&pair[0], &pair[1]].map(|name| draws(&draws_of[name]));
     let replicates = first.iter().zip(&second).map(|draws| {
-        let mut counts = vec![0.0; right.len()];
+        let mut counts = vec![0.0; ones.len()];
         draws.0.iter().for_each(|i| counts[rows[0][*i]] += 1.0);
         draws.1.iter().for_each(|i| counts[rows[1][*i]] += 1.0);
         Ok(difference(&counts))

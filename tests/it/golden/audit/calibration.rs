@@ -3,11 +3,15 @@
 //! A name says the figure, the binning and the number of bins: `ece_mass_10`. Equal-mass figures by quantiles are left
 //! out where `edges_on_points` lists their number of bins, and where the library refuses.
 
+use evenkeel::audit::report::Scope;
+use evenkeel::audit::settings::{Calibration, Settings};
 use evenkeel::audit::statistics::auc::{brier, log_loss};
 use evenkeel::audit::statistics::calibration::{Bins, Closure, Edges, top_label};
 use evenkeel::audit::statistics::smooth_ece::{smooth_ece, smooth_ece_at};
+use evenkeel::audit::uploaded::{Labels, Scores, Uploaded, UploadedModel};
 use serde_json::Value;
 
+use super::report::{Audited, Place, attribute, group, settings};
 use super::{Check, indices, names, number, numbers};
 
 struct Rows {
@@ -39,11 +43,80 @@ pub(super) fn calibration(case: &Value, check: &mut Check) {
         let hit: Vec<f64> = hit.into_iter().map(|hit| f64::from(u8::from(hit))).collect();
         check.numbers("top label is right", &hit, &inputs["hit"]);
     }
+    reported(inputs, expected, check);
     block("overall", &Rows::new(inputs, |_| true), &expected["overall"], check);
     for (group, expected) in expected["by_group"].as_object().into_iter().flatten() {
         let groups = names(&inputs["group"]);
         block(group, &Rows::new(inputs, |i| groups[i] == *group), expected, check);
     }
+}
+
+/// Compares reports of the same rows, one for each number of bins; their bins of equal width are those of netcal, their
+/// bins of equal mass those of uncertainty-calibration over all rows.
+fn reported(inputs: &Value, expected: &Value, check: &mut Check) {
+    let top = inputs["y_true"].is_array();
+    let form = if top { "top_label" } else { "positive_class" };
+    let labels = if top { &inputs["y_true"] } else { &inputs["hit"] };
+    let scores = if inputs["proba"].is_array() {
+        Scores::Classes(inputs["proba"].as_array().unwrap().iter().flat_map(numbers).collect())
+    } else {
+        Scores::Positive(numbers(if top { &inputs["score"] } else { &inputs["confidence"] }))
+    };
+    let classes = inputs["proba"][0].as_array().map_or(2, Vec::len);
+    let uploaded = Uploaded {
+        classes: (0..classes).map(|class| class.to_string()).collect(),
+        labels: Labels::One(numbers(labels).iter().map(f64::to_string).collect()),
+        models: vec![UploadedModel { name: "m".to_owned(), scores }],
+        attributes: inputs["group"].is_array().then(|| attribute("group", &inputs["group"])).into_iter().collect(),
+        ..Uploaded::default()
+    };
+    let left = expected["overall"]["left_closed"]["netcal"].as_object().unwrap().keys();
+    let mut counts: Vec<usize> = left.filter_map(|name| name.rsplit('_').next()?.parse().ok()).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    check.equal("numbers of bins", &counts.is_empty(), &false);
+    for bins in counts {
+        let calibration = Calibration { bins, temperature: false };
+        let audited = Audited::new(&Settings { calibration, ..settings() }, &uploaded);
+        let place = Place::of("group");
+        of_scope((&audited, &place, &Scope::Overall), (form, bins), &expected["overall"], check);
+        for (name, expected) in expected["by_group"].as_object().into_iter().flatten() {
+            of_scope((&audited, &place, &group(name)), (form, bins), expected, check);
+        }
+    }
+}
+
+fn of_scope(
+    (audited, place, scope): (&Audited, &Place<'_>, &Scope),
+    (form, bins): (&str, usize),
+    expected: &Value,
+    check: &mut Check,
+) {
+    let mut compare = |measure: &str, value: &Value| {
+        let name = if measure == "brier" || measure == "log_loss" { measure } else { &format!("{measure}_{form}") };
+        let got = audited.value(place, scope, name);
+        check.measured(&format!("report: {scope:?}, {name}, {bins} bins"), got, value);
+    };
+    compare("overconfidence", &expected["confidence_minus_hit"]);
+    if form == "positive_class" {
+        compare("brier", &expected["brier"]);
+        compare("log_loss", &expected["log_loss"]);
+    }
+    let width = &expected["left_closed"]["netcal"];
+    for (measure, name) in [("ece_width", "ece_width"), ("mce", "mce_width")] {
+        let value = &width[format!("{name}_{bins}")];
+        if value.is_number() {
+            compare(measure, value);
+        }
+    }
+    let mass = &expected["left_closed"]["uncertainty_calibration"][format!("ece_mass_{bins}")];
+    if mass.is_number() && *scope == Scope::Overall {
+        compare("ece_mass", mass);
+    }
+    check.tolerance(1e-6);
+    let got = audited.value(place, scope, &format!("smooth_ece_{form}"));
+    check.measured(&format!("report: {scope:?}, smooth ECE"), got, &expected["smooth_ece"]["value"]);
+    check.tolerance(super::RELATIVE);
 }
 
 fn block(of: &str, rows: &Rows, expected: &Value, check: &mut Check) {

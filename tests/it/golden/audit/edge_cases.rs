@@ -4,12 +4,16 @@
 //! rule of the README (undefined figures have no value and are left out), whose comparisons are computed here from the
 //! figures that the file calls defined.
 
+use evenkeel::audit::settings::Settings;
 use evenkeel::audit::statistics::Undefined;
 use evenkeel::audit::statistics::confusion::{Confusion, Convention};
 use evenkeel::audit::statistics::disparity::Groups;
+use evenkeel::audit::uploaded::Uploaded;
 use serde_json::Value;
 
-use super::figures::{Rows, compare_aequitas, compare_aif360, compare_named, named, partition, plain};
+use super::figures::{Rows, compare_named, named, partition, plain};
+use super::report::{self, Audited, Place};
+use super::toolkits::{compare_aequitas, compare_aif360};
 use super::{Check, names, number};
 
 /// `aif360` and `aequitas` answer to what `per_group_raw` and `undefined` do not; a note is for people.
@@ -53,21 +57,27 @@ pub(super) fn edge_cases(case: &Value, check: &mut Check) {
     }
     check.equal("groups", &groups.len(), &expected["per_group_raw"].as_object().unwrap().len());
     compare_named("fairlearn", &rows, &groups, &expected["fairlearn"], check);
-    by_rule(&rows, &groups, expected, check);
+    let (uploaded, threshold) = report::uploaded(&rows);
+    let uploaded = Uploaded { attributes: vec![report::attribute("group", &inputs["group"])], ..uploaded };
+    let settings = Settings { threshold, ..report::settings() };
+    let (both, place) = (Audited::both(&settings, &uploaded), Place::of("group"));
+    both.raw(&place, &expected["per_group_raw"], &expected["undefined"], check);
+    both.named("fairlearn", &place, &expected["fairlearn"], check);
+    by_rule(&rows, (&groups, &both.defined), expected, check);
+    let unweighted = Audited::new(&settings, &Uploaded { weights: None, ..uploaded });
     if let Some(expected) = expected.get("aif360") {
         check.keys("aif360", expected, &["unprivileged", "privileged", "values"]);
-        let privileged: Vec<bool> =
-            inputs["group"].as_array().unwrap().iter().map(|g| *g == expected["privileged"]).collect();
         let values = expected["values"].get("value").unwrap_or(&expected["values"]);
-        compare_aif360("aif360", &rows, &privileged, values, check);
+        let privileged = expected["privileged"].as_str().unwrap();
+        compare_aif360("aif360", (&both.defined, &unweighted), (&place, privileged), values, check);
     }
     if let Some(expected) = expected.get("aequitas") {
-        compare_aequitas("aequitas", &rows, &inputs["group"], expected, check);
+        compare_aequitas("aequitas", &unweighted, &place, expected, check);
     }
 }
 
 /// The named measures over the groups whose rates the file calls defined.
-fn by_rule(rows: &Rows, groups: &[Rows], expected: &Value, check: &mut Check) {
+fn by_rule(rows: &Rows, (groups, audited): (&[Rows], &Audited), expected: &Value, check: &mut Check) {
     let by_group: Vec<Confusion> = groups.iter().map(Rows::confusion).collect();
     let got = Groups { by_group: &by_group, overall: &rows.confusion(), convention: Convention::Defined };
     for name in expected["fairlearn"].as_object().unwrap().keys() {
@@ -94,7 +104,10 @@ fn by_rule(rows: &Rows, groups: &[Rows], expected: &Value, check: &mut Check) {
             [extent("tpr"), extent("fpr")].into_iter().flatten().reduce(worse)
         };
         let got = named(&got, name).unwrap_or(Err(Undefined::NoRows));
-        check.measured(&format!("{name} by the rule"), got, &expected.map_or(Value::Null, Value::from));
+        let expected = expected.map_or(Value::Null, Value::from);
+        check.measured(&format!("{name} by the rule"), got, &expected);
+        let got = audited.value(&Place::of("group"), &evenkeel::audit::report::Scope::Attribute, name);
+        check.measured(&format!("report: {name} by the rule"), got, &expected);
     }
 }
 
@@ -121,6 +134,26 @@ fn product(rows: &Rows, inputs: &Value, expected: &Value, check: &mut Check) {
         let count = plain(&expected["count"]).as_f64().unwrap_or_default();
         check.equal(&format!("{name}, rows"), &(own.truth.len() as f64), &count);
     }
+    let (uploaded, threshold) = report::uploaded(rows);
+    let of = |name: &&str| report::attribute(name, &inputs["groups"][*name]);
+    let uploaded = Uploaded { attributes: attributes.iter().map(of).collect(), ..uploaded };
+    let intersections = vec![attributes.iter().map(|name| (*name).to_owned()).collect()];
+    let both = Audited::both(&Settings { threshold, intersections, ..report::settings() }, &uploaded);
+    let joint = report::joint(&attributes.join("×"));
+    let place = Place::of(&joint);
+    for (name, expected) in expected["fairlearn_by_group"].as_object().unwrap() {
+        let (what, scope) = (format!("report: {name}"), report::group(name));
+        let got = both.fairlearn.value(&place, &scope, "selection_rate");
+        check.measured(&format!("{what}, selection rate"), got, &plain(&expected["selection_rate"]));
+        let rows = both.fairlearn.figure(&place, &scope, "selection_rate").n as f64;
+        check.equal(&format!("{what}, rows"), &rows, &plain(&expected["count"]).as_f64().unwrap_or_default());
+    }
+    let aggregates = serde_json::json!({
+        "difference_between_groups": expected["fairlearn_difference"],
+        "ratio_between_groups": expected["fairlearn_ratio"],
+        "skip_undefined": { "difference": expected["fairlearn_difference"], "ratio": expected["fairlearn_ratio"] },
+    });
+    both.aggregates("combinations", &place, "selection_rate", &aggregates, check);
     for convention in [Convention::Fairlearn, Convention::Defined] {
         let got = rows.aggregates(&groups, "selection_rate", convention).unwrap();
         check.measured("difference", got.difference_between_groups, &plain(&expected["fairlearn_difference"]));

@@ -5,14 +5,12 @@
 
 use evenkeel::audit::statistics::confusion::{Confusion, Convention, Rate};
 use evenkeel::audit::statistics::disparity::{Aggregates, Combine, Extent, Groups, Method};
-use evenkeel::audit::statistics::groups::Partition;
 use evenkeel::audit::statistics::multiclass::{Average, ClassConfusion, Labels, PrecisionRecall};
-use evenkeel::audit::statistics::others::{self, Privilege};
 use evenkeel::audit::statistics::{Measured, auc};
 use serde_json::Value;
 
 use super::attacks::flags;
-use super::{Check, names, number, numbers};
+use super::{Check, number, numbers};
 
 /// Labels, predictions, scores and weights.
 #[derive(Clone)]
@@ -53,10 +51,6 @@ impl Rows {
         Self { weights: Some(counts), ..self.clone() }
     }
 
-    pub(super) fn unweighted(&self) -> Self {
-        Self { weights: None, ..self.clone() }
-    }
-
     pub(super) fn groups(&self, partition: &Partition) -> Vec<Self> {
         (0..partition.len()).map(|group| self.only(partition.rows(group).collect::<Vec<_>>().into_iter())).collect()
     }
@@ -95,9 +89,38 @@ impl Rows {
     }
 }
 
-/// A column of group names, `null` where there is none.
+/// Groups by name, in order, and the group of every row.
+#[derive(Clone)]
+pub(super) struct Partition {
+    pub(super) names: Vec<String>,
+    /// `[rows]`: index into `names`.
+    pub(super) of: Vec<usize>,
+}
+
+impl Partition {
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Every combination of the groups of both, `first|second`, those without rows included.
+    pub(super) fn product(&self, other: &Self) -> Self {
+        let names = self.names.iter().flat_map(|a| other.names.iter().map(move |b| format!("{a}|{b}"))).collect();
+        let of = self.of.iter().zip(&other.of).map(|(a, b)| a * other.names.len() + b).collect();
+        Self { names, of }
+    }
+
+    /// The rows of a group.
+    pub(super) fn rows(&self, group: usize) -> impl Iterator<Item = usize> + '_ {
+        self.of.iter().enumerate().filter(move |(_, of)| **of == group).map(|(row, _)| row)
+    }
+}
+
+/// A column of group names.
 pub(super) fn partition(values: &Value) -> Partition {
-    Partition::new(&values.as_array().unwrap().iter().map(Value::as_str).collect::<Vec<_>>())
+    let values = super::names(values);
+    let names: Vec<String> = values.iter().cloned().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let of = values.iter().map(|value| names.partition_point(|known| known < value)).collect();
+    Partition { names, of }
 }
 
 /// What a library returned: `null` where it refused, or returned no finite number.
@@ -186,84 +209,5 @@ pub(super) fn compare_aggregates(
             }
         };
         check.measured(&what, got, &plain(value));
-    }
-}
-
-/// Compares AIF360's figures; `privileged` `[rows]`.
-pub(super) fn compare_aif360(what: &str, rows: &Rows, privileged: &[bool], expected: &Value, check: &mut Check) {
-    let side =
-        |wanted: bool| rows.only((0..privileged.len()).filter(move |row| privileged[*row] == wanted)).confusion();
-    let pair = Privilege { unprivileged: side(false), privileged: side(true) };
-    let benefits = others::benefits(&rows.truth, &rows.predicted);
-    let group: Vec<u32> = privileged.iter().map(|privileged| u32::from(*privileged)).collect();
-    for (name, value) in expected.as_object().unwrap() {
-        let got = match name.as_str() {
-            "statistical_parity_difference" => pair.statistical_parity_difference(),
-            "disparate_impact" => pair.disparate_impact(),
-            "equal_opportunity_difference" => pair.equal_opportunity_difference(),
-            "average_odds_difference" => pair.average_odds_difference(),
-            "average_abs_odds_difference" => pair.average_abs_odds_difference(),
-            "equalized_odds_difference" => pair.equalized_odds_difference(),
-            "false_positive_rate_difference" => pair.false_positive_rate_difference(),
-            "false_negative_rate_difference" => pair.false_negative_rate_difference(),
-            "false_discovery_rate_difference" => Ok(pair.false_discovery_rate_difference()),
-            "false_omission_rate_difference" => Ok(pair.false_omission_rate_difference()),
-            "error_rate_difference" => Ok(pair.error_rate_difference()),
-            "error_rate_ratio" => pair.error_rate_ratio(),
-            "average_predictive_value_difference" => Ok(pair.average_predictive_value_difference()),
-            "theil_index" => others::generalized_entropy(&benefits, 1.0),
-            "coefficient_of_variation" => others::coefficient_of_variation(&benefits),
-            "generalized_entropy_index" => others::generalized_entropy(&benefits, 2.0),
-            "between_group_generalized_entropy_index" => others::between_group_entropy(&benefits, &group, 2, 2.0),
-            "smoothed_empirical_differential_fairness" => Ok(pair.smoothed_empirical_differential_fairness()),
-            "differential_fairness_bias_amplification" => Ok(pair.differential_fairness_bias_amplification()),
-            _ => {
-                check.fault(&format!("{what}, {name} is not known"));
-                continue;
-            }
-        };
-        check.measured(&format!("{what}, {name}"), got, &plain(value));
-    }
-}
-
-/// Compares Aequitas' table of groups and its disparities; it knows no weights.
-pub(super) fn compare_aequitas(what: &str, rows: &Rows, values: &Value, expected: &Value, check: &mut Check) {
-    check.keys(what, expected, &["attribute", "crosstab", "ref", "disparity"]);
-    let (rows, values) = (rows.unweighted(), names(values));
-    let of = |group: &str| rows.only((0..values.len()).filter(|row| values[*row] == group)).confusion();
-    let all = rows.confusion();
-    let figure = |group: &str, name: &str| -> Option<Measured> {
-        let table = of(group);
-        Some(match name {
-            "pp" => Ok(table.selected()),
-            "pn" => Ok(table.rejected()),
-            // The group's share of everyone who was selected.
-            "ppr" if all.selected() > 0.0 => Ok(table.selected() / all.selected()),
-            "ppr" => Err(evenkeel::audit::statistics::Undefined::NothingSelected),
-            "pprev" => table.rate(Rate::SelectionRate, Convention::Defined),
-            "prev" => table.rate(Rate::BaseRate, Convention::Defined),
-            "tp" => Ok(table.true_positive),
-            "fp" => Ok(table.false_positive),
-            "tn" => Ok(table.true_negative),
-            "fn" => Ok(table.false_negative),
-            "group_size" => Ok(table.total()),
-            other => table.rate(Rate::named(other).ok()?, Convention::Defined),
-        })
-    };
-    let reference = expected["ref"].as_str().unwrap();
-    for (part, suffix) in [("crosstab", ""), ("disparity", "_disparity")] {
-        for row in expected[part].as_array().unwrap() {
-            let group = row["attribute_value"].as_str().unwrap();
-            for (name, value) in row.as_object().unwrap().iter().filter(|(name, _)| *name != "attribute_value") {
-                let what = format!("{what}, {part} of {group}, {name}");
-                let known =
-                    name.strip_suffix(suffix).and_then(|name| Some((figure(group, name)?, figure(reference, name)?)));
-                match known {
-                    None => check.fault(&format!("{what} is not known")),
-                    Some((own, _)) if suffix.is_empty() => check.measured(&what, own, &plain(value)),
-                    Some((own, other)) => check.measured(&what, others::aequitas_disparity(own, other), &plain(value)),
-                }
-            }
-        }
     }
 }

@@ -27,8 +27,10 @@ mod multiclass_groups;
 mod multiplicity;
 mod overlapping_groups;
 mod rejected_inputs;
+mod report;
 mod rmia;
 mod tests;
+mod toolkits;
 
 /// Compares one case (`id`, `inputs`, `expected`, …) of a file.
 type Reader = fn(&Value, &mut Check);

@@ -1,14 +1,16 @@
 //! `multiclass_groups.json`: scikit-learn on several classes, fairlearn on one class against the rest.
 
+use evenkeel::audit::report::Scope;
 use evenkeel::audit::statistics::Measured;
 use evenkeel::audit::statistics::confusion::Convention;
 use evenkeel::audit::statistics::disparity::Aggregates;
-use evenkeel::audit::statistics::groups::Partition;
 use evenkeel::audit::statistics::multiclass::{Average, ClassConfusion, ClassScores, Labels, PrecisionRecall};
+use evenkeel::audit::uploaded::{Labels as UploadedLabels, Scores, Uploaded, UploadedModel};
 use serde_json::Value;
 
 use super::attacks::flat;
-use super::figures::{Rows, compare_aggregates, compare_named, partition, plain};
+use super::figures::{Partition, Rows, compare_aggregates, compare_named, partition, plain};
+use super::report::{self, Audited, Both, Place, group};
 use super::{Check, indices, number};
 
 struct Classes {
@@ -94,6 +96,7 @@ pub(super) fn multiclass_groups(case: &Value, check: &mut Check) {
     let partition: Partition = partition(&inputs["group"]);
     let of_group = |group: usize| all.only(&partition.rows(group).collect::<Vec<_>>());
     let groups: Vec<Classes> = (0..partition.len()).map(of_group).collect();
+    reported(inputs, expected, check);
     for (group, expected) in expected["by_group"].as_object().unwrap() {
         let own = partition.names.iter().position(|name| name == group).map_or(&all, |index| &groups[index]);
         check.equal(&format!("rows of {group}"), &(own.truth.len() as f64), &number(&expected["n"]));
@@ -160,6 +163,84 @@ fn figures(group: &str, own: &Classes, expected: &Value, check: &mut Check) {
                 }
                 (None, None) => check.fault(&format!("{what} is not known")),
             },
+        }
+    }
+}
+
+/// Compares one report of all rows.
+fn reported(inputs: &Value, expected: &Value, check: &mut Check) {
+    let classes = usize::try_from(inputs["n_classes"].as_u64().unwrap()).unwrap();
+    let uploaded = Uploaded {
+        classes: (0..classes).map(|class| class.to_string()).collect(),
+        labels: UploadedLabels::One(indices(&inputs["y_true"]).into_iter().map(|label| label.to_string()).collect()),
+        models: vec![UploadedModel { name: "m".to_owned(), scores: Scores::Classes(flat(&inputs["proba"])) }],
+        attributes: vec![report::attribute("group", &inputs["group"])],
+        ..Uploaded::default()
+    };
+    let both = Audited::both(&report::settings(), &uploaded);
+    let place = Place::of("group");
+    for (name, expected) in expected["by_group"].as_object().unwrap() {
+        let scope = if name == "__overall__" { Scope::Overall } else { group(name) };
+        of_group(name, (&both, &place, &scope), expected, check);
+    }
+    for (class, expected) in expected["one_vs_rest"].as_object().unwrap() {
+        both.named(&format!("class {class}"), &Place { class: Some(class.as_str()), ..place.clone() }, expected, check);
+    }
+    for (name, expected) in expected["aggregate"].as_object().unwrap() {
+        match measure(name) {
+            Some(measure) => both.aggregates(name, &place, &measure, expected, check),
+            None => check.fault(&format!("report: {name} is not known")),
+        }
+    }
+}
+
+/// The name in reports; none where they do not have it.
+fn measure(name: &str) -> Option<String> {
+    Some(match name {
+        "accuracy" | "balanced_accuracy" | "log_loss" | "brier_sum" => name.to_owned(),
+        "auc_ovr_macro" => "auc_macro".to_owned(),
+        other => {
+            let (measure, labels) = other.split_once("_labels_")?;
+            let end = if labels == "present" { "_present" } else { "" };
+            format!("{}{end}", measure.ends_with("_macro").then_some(measure)?)
+        }
+    })
+}
+
+fn of_group(name: &str, (both, place, scope): (&Both, &Place<'_>, &Scope), expected: &Value, check: &mut Check) {
+    for (figure, value) in expected.as_object().unwrap() {
+        let what = format!("report: {name}, {figure}");
+        let value_of = |measure: &str| both.defined.value(place, scope, measure);
+        match (figure.as_str(), figure.strip_prefix("labels_").and_then(|name| name.split_once('.'))) {
+            ("n", _) => {
+                check.equal(&what, &(both.defined.figure(place, scope, "accuracy").n as f64), &number(value));
+            }
+            ("per_class", _) => {
+                for (figure, value) in value.as_object().unwrap() {
+                    for (class, value) in value.as_array().unwrap().iter().enumerate() {
+                        let (what, class) = (format!("{what}, {figure} of {class}"), class.to_string());
+                        let place = Place { class: Some(&class), ..place.clone() };
+                        if figure == "support" {
+                            let n = both.defined.figure(&place, scope, "tpr").n as f64;
+                            check.equal(&what, &n, &number(value));
+                        } else {
+                            check.measured(&what, both.fairlearn.value(&place, scope, figure), value);
+                        }
+                    }
+                }
+            }
+            (_, Some((labels, "macro"))) => {
+                for (part, value) in value.as_object().unwrap() {
+                    let name = measure(&format!("{part}_macro_labels_{labels}")).unwrap();
+                    check.measured(&format!("{what}, {part}"), value_of(&name), value);
+                }
+            }
+            (other, None) => {
+                if let Some(name) = measure(other) {
+                    check.measured(&what, value_of(&name), &plain(value));
+                }
+            }
+            (_, Some(_)) => {}
         }
     }
 }

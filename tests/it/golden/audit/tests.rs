@@ -9,13 +9,15 @@ use evenkeel::audit::statistics::hypothesis::{
     ChiSquared, PairedTable, Stratum, cochran_mantel_haenszel, homogeneity, pooled_odds_ratio, pooled_risk_ratio,
 };
 use evenkeel::audit::statistics::intervals::{Interval, Proportion, proportion};
-use evenkeel::audit::statistics::permutation::{PermutationTest, Plan, permute_labels, permute_pairs};
+use evenkeel::audit::statistics::permutation::{Tails, arrangement, arrangements};
 use evenkeel::audit::statistics::proportions::{Difference, Ratio, Test, TwoProportions, smallest_gap};
 use evenkeel::audit::statistics::{Measured, Undefined};
 use serde_json::Value;
 
 use super::figures::plain;
 use super::{Check, number, numbers};
+
+mod reported;
 
 pub(super) fn tests(case: &Value, check: &mut Check) {
     let (inputs, expected) = (&case["inputs"], &case["expected"]);
@@ -27,18 +29,25 @@ pub(super) fn tests(case: &Value, check: &mut Check) {
             means.iter().copied().fold(f64::MIN, f64::max) - means.iter().copied().fold(f64::MAX, f64::min)
         };
         permutation(&by_labels(&groups, gap), expected, check);
+        reported::groups(&groups, expected, check);
     } else if has("a") && case["kind"].as_str().unwrap().contains("paired") {
-        permutation(&by_swaps(&numbers(&inputs["a"]), &numbers(&inputs["b"])), expected, check);
+        let (a, b) = (numbers(&inputs["a"]), numbers(&inputs["b"]));
+        permutation(&by_swaps(&a, &b), expected, check);
+        reported::pairs(&a, &b, expected, check);
     } else if has("a") {
         let groups = [numbers(&inputs["a"]), numbers(&inputs["b"])];
         permutation(&by_labels(&groups, |means| means[0] - means[1]), expected, check);
+        reported::groups(&groups, expected, check);
     } else if has("count_1") {
         check.keys("inputs", inputs, &["count_1", "n_1", "count_2", "n_2", "alpha"]);
         two_proportions(inputs, expected, check);
+        reported::two_proportions(inputs, expected, check);
     } else if has("tables") {
         strata(&inputs["tables"], expected, check);
+        reported::strata(&inputs["tables"], expected, check);
     } else if has("table") && expected.get("exact").is_some() {
         mcnemar(&rows_of(&inputs["table"]), expected, check);
+        reported::mcnemar(&rows_of(&inputs["table"]), expected, check);
     } else if has("table") {
         let got = homogeneity(&rows_of(&inputs["table"]), false).unwrap();
         check.keys("expected", expected, &["chi2", "p", "dof"]);
@@ -52,6 +61,7 @@ pub(super) fn tests(case: &Value, check: &mut Check) {
         check.within("h", got.effect_size_h, number(&expected["effect_size_h"]), ROOT);
         check.within("second proportion", got.lower_p_2, number(&expected["lower_p_2"]), ROOT);
         check.within("smallest gap", got.smallest_gap, number(&expected["smallest_gap"]), ROOT);
+        reported::smallest_gap((rows_1, rows_2, p_1), number(&expected["smallest_gap"]), check);
     } else {
         check.fault("no test of these inputs is known");
     }
@@ -60,39 +70,51 @@ pub(super) fn tests(case: &Value, check: &mut Check) {
 /// How far the library's root of the power may be from the root.
 const ROOT: f64 = 1e-6;
 
-const EXACT: Plan = Plan { max_exact: u64::MAX, resamples: 0, seed: 0 };
+/// A test over all arrangements.
+struct Exact {
+    statistic: f64,
+    tails: Tails,
+    arrangements: u64,
+}
+
+impl Exact {
+    fn of(arrangements: u64, observed: f64, statistic: impl Fn(u64) -> f64) -> Self {
+        let tails = Tails::of(observed, (0..arrangements).map(statistic), true);
+        Self { statistic: observed, tails, arrangements }
+    }
+}
 
 /// Rearranges rows among groups; the statistic is one of the means of the groups.
-fn by_labels(groups: &[Vec<f64>], of_means: impl Fn(&[f64]) -> f64 + Sync) -> PermutationTest {
+fn by_labels(groups: &[Vec<f64>], of_means: impl Fn(&[f64]) -> f64) -> Exact {
     let values: Vec<f64> = groups.iter().flatten().copied().collect();
     let labels: Vec<u32> = groups.iter().enumerate().flat_map(|(g, own)| vec![g as u32; own.len()]).collect();
     let statistic = |labels: &[u32]| {
         let mut sums = vec![0.0; groups.len()];
         labels.iter().zip(&values).for_each(|(group, value)| sums[*group as usize] += value);
         sums.iter_mut().zip(groups).for_each(|(sum, group)| *sum /= group.len() as f64);
-        Ok(of_means(&sums))
+        of_means(&sums)
     };
-    permute_labels(&labels, &EXACT, statistic).unwrap()
+    let all = arrangements(&labels, u64::MAX).unwrap();
+    Exact::of(all, statistic(&labels), |number| statistic(&arrangement(&labels, number)))
 }
 
 /// Swaps within rows; the statistic is the mean difference.
-fn by_swaps(a: &[f64], b: &[f64]) -> PermutationTest {
-    let difference = |(row, swapped): (usize, &bool)| if *swapped { b[row] - a[row] } else { a[row] - b[row] };
+fn by_swaps(a: &[f64], b: &[f64]) -> Exact {
+    let difference = |row: usize, swapped: bool| if swapped { b[row] - a[row] } else { a[row] - b[row] };
     let statistic =
-        |swapped: &[bool]| Ok(swapped.iter().enumerate().map(difference).sum::<f64>() / swapped.len() as f64);
-    permute_pairs(a.len(), &EXACT, statistic).unwrap()
+        |choice: u64| (0..a.len()).map(|row| difference(row, choice >> row & 1 == 1)).sum::<f64>() / a.len() as f64;
+    Exact::of(1 << a.len(), statistic(0), statistic)
 }
 
-fn permutation(got: &PermutationTest, expected: &Value, check: &mut Check) {
-    check.equal("exact", &got.exact, &true);
+fn permutation(got: &Exact, expected: &Value, check: &mut Check) {
     for (name, value) in expected.as_object().unwrap() {
         let got = match name.as_str() {
-            "two-sided" => got.two_sided,
-            "greater" => got.greater,
-            "less" => got.less,
+            "two-sided" => got.tails.two_sided,
+            "greater" => got.tails.greater,
+            "less" => got.tails.less,
             "statistic" => got.statistic,
-            "two_sided_absolute" => got.two_sided_absolute,
-            "n_permutations" => got.permutations as f64,
+            "two_sided_absolute" => got.tails.two_sided_absolute,
+            "n_permutations" => got.arrangements as f64,
             _ => {
                 check.fault(&format!("{name} is not known"));
                 continue;
@@ -103,7 +125,7 @@ fn permutation(got: &PermutationTest, expected: &Value, check: &mut Check) {
 }
 
 /// A table of counts with two columns.
-fn rows_of(table: &Value) -> Vec<[u64; 2]> {
+pub(super) fn rows_of(table: &Value) -> Vec<[u64; 2]> {
     let row = |row: &Value| [row[0].as_u64().unwrap(), row[1].as_u64().unwrap()];
     table.as_array().unwrap().iter().map(row).collect()
 }
