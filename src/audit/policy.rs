@@ -283,10 +283,10 @@ fn fault(rule: &Rule, figure: &Figure, (demands, report): (&Demands, &Report)) -
     if matches!(interval.method.as_str(), "percentile" | "bca") && resamples < demands.min_resamples {
         return Some(format!("{what}: {resamples} resamples, at least {} are asked", demands.min_resamples));
     }
-    if let Some(most) = rule.at_most.filter(|most| !(interval.high <= *most)) {
+    if let Some(most) = rule.at_most.filter(|most| interval.high > *most) {
         return Some(format!("{what}: the upper bound {:.4} is above {most}", interval.high));
     }
-    if let Some(least) = rule.at_least.filter(|least| !(interval.low >= *least)) {
+    if let Some(least) = rule.at_least.filter(|least| interval.low < *least) {
         return Some(format!("{what}: the lower bound {:.4} is below {least}", interval.low));
     }
     None

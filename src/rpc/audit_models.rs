@@ -293,7 +293,7 @@ mod tests {
     fn every_axis_changes_what_it_is_called_after() {
         let lora = |model: &ModelWanted| match &settings_of(model).method {
             Method::Lora(lora) => lora.clone(),
-            other => panic!("{other:?}"),
+            Method::Full | Method::HeadOnly => panic!("{} is no LoRA", model.name),
         };
         let names = |models: &[ModelWanted]| models.iter().map(|model| model.name.clone()).collect::<Vec<_>>();
         let models = swept(pb::AuditSweep { ranks: vec![4, 8], alphas: vec![8.0, 12.5], ..by(None) }).unwrap();

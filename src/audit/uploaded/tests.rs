@@ -202,7 +202,7 @@ fn what_a_combination_takes_is_told_before_it_is_made() {
     let uploaded = Uploaded { attributes: vec![flags("a", 16), flags("b", 8)], ..upload() };
     let rows = match &uploaded.labels {
         Labels::One(labels) => labels.len(),
-        other => panic!("{other:?}"),
+        Labels::None | Labels::Several(_) => panic!("one label a row"),
     };
     assert_eq!(rows, 6);
     let combined = Settings { intersections: vec![text(&["a", "b"])], ..settings() };
