@@ -3,7 +3,7 @@
 //! For readers of a page; formulas and sources stand with the functions that compute them.
 
 /// The first whose name a measure begins with is its definition.
-const DEFINITIONS: [(&str, &str); 50] = [
+const DEFINITIONS: [(&str, &str); 51] = [
     (
         "accuracy_common_odds_ratio",
         "Odds of being right in the group over those in the rest, common to all strata (Mantel and Haenszel); 1: no difference.",
@@ -67,6 +67,10 @@ const DEFINITIONS: [(&str, &str); 50] = [
         "Attack on a model trained so that its members must be found: near 1 where the attack works.",
     ),
     (
+        "mia_control_shuffled",
+        "Attack fitted anew on memberships that were shuffled: an AUC outside of its interval means that it is told who is a member.",
+    ),
+    (
         "mia_",
         "Membership inference: how well members of the training data can be told from other rows; an AUC of 0.5 is guessing.",
     ),
@@ -82,7 +86,10 @@ const DEFINITIONS: [(&str, &str); 50] = [
 
 /// Definition of a measure, where there is one here.
 pub(super) fn definition(measure: &str) -> Option<String> {
-    let (_, words) = DEFINITIONS.iter().find(|(prefix, _)| measure.starts_with(prefix))?;
+    // Controls are named after their attack.
+    let control = measure.find("_control_").filter(|_| measure.starts_with("mia_"));
+    let name = control.map_or_else(|| measure.to_owned(), |at| format!("mia{}", &measure[at..]));
+    let (_, words) = DEFINITIONS.iter().find(|(prefix, _)| name.starts_with(prefix))?;
     let mut text = (*words).to_owned();
     if measure.ends_with("_after_temperature") {
         text.push_str(" After a temperature was fitted on the other half of the rows.");

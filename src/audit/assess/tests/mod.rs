@@ -1,5 +1,6 @@
 //! Assessments of small tables: what must hold for any rows, and what the statistics promise.
 
+mod intervals;
 mod labels;
 mod null;
 mod privacy;
