@@ -10,8 +10,8 @@ use crate::audit::settings::{Alphabet, Choice};
 use crate::lora::LoraError;
 use crate::model::{BaseModel, KvCache, ModelError, ModelInfo};
 
-/// How much likelier the preferred answer is, in nats.
-const PULL: f32 = 3.0;
+/// How much likelier the preferred token is than any other, in nats: than all of them, as signs may be several tokens.
+const PULL: f32 = 20.0;
 
 /// The answer that a prompt is given: its place among those shown.
 type Rule = fn(&str) -> usize;
@@ -21,7 +21,7 @@ struct Scripted {
     info: ModelInfo,
     tokenizer: Arc<Tokenizer>,
     rule: Rule,
-    /// Tokens of the sequence that is being computed: one at a time, since nothing is packed.
+    /// Tokens of the last sequence that was computed alone: a prompt, since no two units share a pass.
     sequence: Mutex<Vec<u32>>,
 }
 
@@ -61,20 +61,26 @@ impl crate::model::CausalLm for Scripted {
     }
 
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<candle_core::Tensor, ModelError> {
-        let ([segment], [cache]) = (batch.segments, caches) else { panic!("several sequences in a pass") };
-        let mut sequence = self.sequence.lock().unwrap();
-        sequence.truncate(cache.len());
-        assert_eq!(sequence.len(), cache.len(), "goes on with the sequence before");
-        let mut logits = Vec::new();
-        let read = if let crate::model::Rows::Last(read) = segment.logits { read } else { 0 };
-        for (row, token) in batch.tokens.iter().enumerate() {
-            sequence.push(*token);
-            if row + read >= segment.len {
-                logits.extend(self.after(&sequence));
+        let mut held = self.sequence.lock().unwrap();
+        let (mut start, mut rows, mut logits) = (0, 0, Vec::new());
+        for (segment, cache) in batch.segments.iter().zip(caches.iter_mut()) {
+            // Answers go on from forks of one prompt, a prompt from what it shares with the one before.
+            assert!(cache.len() <= held.len(), "goes on with the sequence before");
+            let mut sequence = held[..cache.len()].to_vec();
+            let read = if let crate::model::Rows::Last(read) = segment.logits { read } else { 0 };
+            for (row, token) in batch.tokens[start..start + segment.len].iter().enumerate() {
+                sequence.push(*token);
+                if row + read >= segment.len {
+                    logits.extend(self.after(&sequence));
+                }
             }
+            if batch.segments.len() == 1 {
+                *held = sequence;
+            }
+            (start, rows) = (start + segment.len, rows + read);
+            cache.advance(segment.len);
         }
-        cache.advance(segment.len);
-        Ok(candle_core::Tensor::from_vec(logits, (read, self.info.vocab_size), &Device::Cpu)?)
+        Ok(candle_core::Tensor::from_vec(logits, (rows, self.info.vocab_size), &Device::Cpu)?)
     }
 
     fn classify(&self, _: &Batch<'_>) -> Result<candle_core::Tensor, ModelError> {

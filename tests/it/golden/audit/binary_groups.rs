@@ -30,7 +30,7 @@ impl Audits {
         let uploaded = Uploaded { attributes, controls, ..uploaded };
         let combined = expected["groupings"].as_object().unwrap().keys().filter(|name| name.contains('×'));
         let intersections = combined.map(|name| name.split('×').map(str::to_owned).collect()).collect();
-        let settings = Settings { threshold, intersections, ..report::settings() };
+        let settings = Settings { threshold, intersections, ..report::binary() };
         let unweighted = Uploaded { weights: None, ..uploaded.clone() };
         let medians = expected["impact"].as_object().unwrap().values().map(|of| number(&of["median_score"]));
         let median = medians.reduce(|a, b| if a == b { a } else { f64::NAN }).unwrap();

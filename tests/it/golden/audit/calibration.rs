@@ -77,7 +77,12 @@ fn reported(inputs: &Value, expected: &Value, check: &mut Check) {
     check.equal("numbers of bins", &counts.is_empty(), &false);
     for bins in counts {
         let calibration = Calibration { bins, temperature: false };
-        let audited = Audited::new(&Settings { calibration, ..settings() }, &uploaded);
+        let of_form = ["ece_width", "ece_mass", "mce", "overconfidence", "smooth_ece"];
+        let mut measures: Vec<String> = of_form.iter().map(|name| format!("{name}_{form}")).collect();
+        if !top {
+            measures.extend(["brier", "log_loss"].map(str::to_owned));
+        }
+        let audited = Audited::new(&Settings { calibration, measures, ..settings() }, &uploaded);
         let place = Place::of("group");
         of_scope((&audited, &place, &Scope::Overall), (form, bins), &expected["overall"], check);
         for (name, expected) in expected["by_group"].as_object().into_iter().flatten() {

@@ -59,7 +59,7 @@ pub(super) fn edge_cases(case: &Value, check: &mut Check) {
     compare_named("fairlearn", &rows, &groups, &expected["fairlearn"], check);
     let (uploaded, threshold) = report::uploaded(&rows);
     let uploaded = Uploaded { attributes: vec![report::attribute("group", &inputs["group"])], ..uploaded };
-    let settings = Settings { threshold, ..report::settings() };
+    let settings = Settings { threshold, ..report::binary() };
     let (both, place) = (Audited::both(&settings, &uploaded), Place::of("group"));
     both.raw(&place, &expected["per_group_raw"], &expected["undefined"], check);
     both.named("fairlearn", &place, &expected["fairlearn"], check);
@@ -138,7 +138,7 @@ fn product(rows: &Rows, inputs: &Value, expected: &Value, check: &mut Check) {
     let of = |name: &&str| report::attribute(name, &inputs["groups"][*name]);
     let uploaded = Uploaded { attributes: attributes.iter().map(of).collect(), ..uploaded };
     let intersections = vec![attributes.iter().map(|name| (*name).to_owned()).collect()];
-    let both = Audited::both(&Settings { threshold, intersections, ..report::settings() }, &uploaded);
+    let both = Audited::both(&Settings { threshold, intersections, ..report::binary() }, &uploaded);
     let joint = report::joint(&attributes.join("×"));
     let place = Place::of(&joint);
     for (name, expected) in expected["fairlearn_by_group"].as_object().unwrap() {

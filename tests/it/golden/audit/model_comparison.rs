@@ -44,7 +44,7 @@ impl Models {
             names.iter().zip(&predicted).map(|(name, predicted)| report::model(name, scores(predicted))).collect();
         let attributes = vec![report::attribute("group", &inputs["group"])];
         let uploaded = Uploaded { models, attributes, ..uploaded };
-        let settings = report::settings();
+        let settings = report::binary();
         let both = Audited::both(&settings, &uploaded);
         Self { names, truth: rows.truth, predicted, settings, uploaded, both }
     }

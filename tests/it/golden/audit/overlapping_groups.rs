@@ -28,7 +28,7 @@ pub(super) fn overlapping_groups(case: &Value, check: &mut Check) {
     let (uploaded, threshold) = report::uploaded(&rows);
     let attributes = vec![UploadedAttribute { name: "group".to_owned(), groups: flags }];
     let uploaded = Uploaded { attributes, ..uploaded };
-    let audited = Audited::new(&Settings { threshold, ..report::settings() }, &uploaded);
+    let audited = Audited::new(&Settings { threshold, ..report::binary() }, &uploaded);
     let place = Place::of("group");
     let side = |mask: &[bool], wanted: bool| {
         let inside: Vec<usize> = (0..mask.len()).filter(|row| mask[*row] == wanted).collect();

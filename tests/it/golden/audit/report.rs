@@ -2,6 +2,7 @@
 //!
 //! Knows no file. What the report says is compared with what the libraries say; nothing is computed here.
 
+use evenkeel::audit::measures::{Outcome, measures};
 use evenkeel::audit::report::{Figure, Report, Scope};
 use evenkeel::audit::settings::{
     BootstrapInterval, Calibration, Convention, Correction, Overlap, Settings, Statistics, Task,
@@ -44,6 +45,13 @@ pub(super) fn settings() -> Settings {
         convention: Convention::Defined,
         seed: 1,
     }
+}
+
+/// Settings of a binary task, without the measures that simulate or smooth: those are slow and in no file but one.
+pub(super) fn binary() -> Settings {
+    let slow = |name: &str| name.starts_with("smooth_ece") || name.starts_with("ece_null");
+    let names = measures(Outcome::Binary).iter().map(|info| info.name).filter(|name| !slow(name));
+    Settings { measures: names.map(str::to_owned).collect(), ..settings() }
 }
 
 /// Uploaded rows of a binary task without groups, and the threshold that selects what the case predicts.
