@@ -53,7 +53,7 @@ fn broken_adapters_of_images_are_refused_with_what_is_wrong() {
             (put(&b, &[output + 1, 2]), path),
             (put("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", &[2, 8]), "model.layers.0"),
             (put(&format!("base_model.model.{path}.bias"), &[output]), path),
-            (refused(&json!({"r": 0}), &|_| {}), "`r`"),
+            (refused(&json!({"r": 0}), &|_| {}), "r has to be"),
             (refused(&json!({"target_modules": ["gate_proj"]}), &|_| {}), ""),
             (refused(&json!({"use_dora": true}), &|_| {}), path),
             (refused(&json!({"modules_to_save": ["classifier"]}), &|_| {}), "classifier"),
