@@ -365,6 +365,9 @@ pub(super) fn not_measured(report: &Report) -> Vec<String> {
     if settings.statistics.margin == 0.0 {
         lines.push("Tests of equivalence: not asked for (no margin).".to_owned());
     }
+    if report.figures.iter().any(|figure| figure.control.is_some() || figure.class.is_some()) {
+        lines.push("Reliability tables of strata of controls, and of single classes or labels: not made.".to_owned());
+    }
     lines.extend(grouped(report, |status| status == Status::NotMeasured));
     lines
 }
