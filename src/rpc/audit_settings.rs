@@ -71,9 +71,17 @@ pub(super) fn uploaded(
 
 /// Refuses measures that there are, but of none of the shapes.
 fn of_shapes(v: &mut Violations, settings: &Settings, shapes: &[Shape]) {
+    let utility = settings.utility_match.as_ref().map(|asked| &asked.measure);
     let unknown = unknown_measures(settings, shapes).into_iter();
-    for (place, why) in unknown.filter(|(place, _)| measures::is_known(&settings.measures[*place])) {
+    let unknown = unknown.map(|(place, why)| (place, &settings.measures[place], why));
+    for (place, name, why) in unknown.filter(|(_, name, _)| measures::is_known(name) && utility != Some(*name)) {
         v.add(format!("settings.measures[{place}]"), why);
+    }
+    let alone = Settings { measures: utility.into_iter().cloned().collect(), ..settings.clone() };
+    for (_, why) in
+        unknown_measures(&alone, shapes).into_iter().filter(|_| utility.is_some_and(|u| measures::is_known(u)))
+    {
+        v.add("settings.utility_match.measure", why);
     }
 }
 

@@ -331,7 +331,7 @@ fn files_of_other_writers_are_read() {
         assert_eq!(classes(&dataset), [vec!["long", "wood"], vec![], vec!["wood"]], "{name}");
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(dataset.rows[0].groups, [text("31"), text("0.25"), text("true"), text("Oslo")], "{name}");
-        assert_eq!(dataset.rows[1].groups, [None, text("1e300"), None, None], "{name}");
+        assert_eq!(dataset.rows[1].groups, [None, text("1e+300"), None, None], "{name}");
         assert_eq!(dataset.rows[2].groups, [text("-4"), None, text("false"), text("Oslo")], "{name}");
     }
 }

@@ -82,7 +82,7 @@ async fn the_gate_of_an_alias_is_a_metric_that_follows_reports_and_survives_a_re
     let gate = async |client: &Client| series(&client.metrics().await, "evenkeel_audit_gate");
     let is = |value: f64| vec![(r#"{adapter="poet",alias="prod",policy="lenient"}"#.to_owned(), value)];
     let checks = async |client: &Client, outcome: &str| {
-        client.metrics().await.value(&format!(r#"evenkeel_audit_gate_checks_total{{outcome="{outcome}"}}"#))
+        client.metrics().await.sum("evenkeel_audit_gate_checks_total", &[&format!("outcome=\"{outcome}\"")])
     };
     let audit = async |client: &Client, resamples: u32| {
         let mut settings = settings();
