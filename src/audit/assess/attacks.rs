@@ -99,15 +99,10 @@ impl<'a> Given<'a> {
             Attack::Rmia => self.rmia(),
             Attack::LiraOnline => lira(Variant::Online),
             Attack::LiraOnlineFixed => lira(Variant::OnlineFixed),
-            Attack::LiraOffline => lira(Variant::OfflineOneSided),
-            // With one spread for all points, the one-sided score is a rising function of the distance.
-            Attack::LiraOfflineFixed => fit.map(|fit| {
-                let distance = |(point, phi): (usize, &f64)| match fit.point(point).1 {
-                    side if side.count > 0 => Ok(phi - side.median),
-                    _ => Err(Undefined::TooFewShadows),
-                };
-                self.signals.iter().enumerate().map(distance).collect()
-            }),
+            // The one-sided score is a rising function of the distance, and 1 for all beyond eight deviations: the distance
+            // keeps them apart. With one spread for all points that spread changes nothing.
+            Attack::LiraOffline => fit.map(|fit| self.distances(fit, Variant::OfflineOneSided)),
+            Attack::LiraOfflineFixed => fit.map(|fit| self.distances(fit, Variant::OfflineFixed)),
         };
         let finite = |score: Measured| score.ok().filter(|score| score.is_finite());
         let set = |scores: Vec<Measured>| AttackScores {
@@ -116,6 +111,18 @@ impl<'a> Given<'a> {
             scores: scores.into_iter().map(finite).collect(),
         };
         made.map(set).into_iter().collect()
+    }
+
+    /// How far φ lies above that of shadows without the point, in deviations of the point; with one spread for all
+    /// points, as it is.
+    fn distances(&self, fit: &Fit, variant: Variant) -> Vec<Measured> {
+        let (_, needs) = variant.needs();
+        let distance = |(point, phi): (usize, &f64)| match fit.point(point).1 {
+            side if side.count < needs => Err(Undefined::TooFewShadows),
+            side if variant == Variant::OfflineFixed => Ok(phi - side.median),
+            side => Ok((phi - side.median) / side.deviation.max(1e-30)),
+        };
+        self.signals.iter().enumerate().map(distance).collect()
     }
 
     /// References are the shadows; without any, the one reference, which knew no row. The population are the rows that
@@ -188,6 +195,28 @@ mod tests {
         assert_eq!(language.scores(Attack::Rmia, None)[0].scores, scores);
         given.reference = &[];
         assert!(given.scores(Attack::Rmia, None).is_empty(), "nothing to compare with");
+    }
+
+    #[test]
+    fn points_far_beyond_their_shadows_stay_apart() {
+        let shadows = [vec![0.0, 1.0], vec![0.2, 1.2]];
+        let inside = vec![vec![false; 2]; 2];
+        let given = Given {
+            members: &[true, false],
+            scores: &[],
+            signals: &[5.0, 4.0],
+            reference: &[],
+            shadows: &shadows,
+            inside: &inside,
+            language: false,
+        };
+        // Medians 0.1 and 1.1, deviations 0.1: 49 and 29 of them, where the normal distribution function is 1.
+        let scores = given.all(&[Attack::LiraOffline, Attack::LiraOfflineFixed]);
+        for ((_, sets), expected) in scores.iter().zip([[49.0, 29.0], [4.9, 2.9]]) {
+            for (score, expected) in sets[0].scores.iter().zip(expected) {
+                assert!((score.unwrap() - expected).abs() < 1e-9, "{scores:?}");
+            }
+        }
     }
 
     #[test]

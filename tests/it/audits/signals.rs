@@ -53,7 +53,7 @@ fn signals() -> Vec<Part> {
 /// Eight shadows, each trained on half of the rows.
 fn shadows() -> Vec<Part> {
     let shadow = |shadow: usize| {
-        let inside: Vec<bool> = (0..ROWS).map(|row| (row / 2 + shadow) % 2 == 0).collect();
+        let inside: Vec<bool> = (0..ROWS).map(|row| (row / 2 + shadow).is_multiple_of(2)).collect();
         Part::Shadows(pb::ShadowSignals {
             model: 0,
             signals: (0..ROWS).map(|row| signal(row, 1 + shadow, inside[row])).collect(),

@@ -20,6 +20,21 @@ fn texts(rows: usize) -> String {
     file
 }
 
+/// Texts that do not tell their class: it can be learnt by heart only.
+fn without_reason(rows: usize) -> String {
+    let words = ["oak", "elm", "ash", "fir", "yew", "box", "bay", "fig"];
+    let mut file = String::new();
+    for i in 0..rows {
+        let good = (i as u32).wrapping_mul(2_654_435_761) >> 15 & 1 == 1;
+        let text = format!("{} {} number {i}", words[i % 8], words[(i / 8) % 8]);
+        let part = if i % 2 == 0 { "train" } else { "test" };
+        let row = json!({"text": text, "label": if good { "good" } else { "bad" }, "kind": i % 3, "part": part});
+        file.push_str(&row.to_string());
+        file.push('\n');
+    }
+    file
+}
+
 fn of_texts() -> DatasetDeclaration {
     DatasetDeclaration {
         format: pb::DatasetFormat::Jsonl.into(),
@@ -219,7 +234,7 @@ async fn a_child_that_fails_ends_the_audit_with_its_name() {
 async fn membership_of_what_was_learnt_by_heart_is_found_with_shadows() {
     let server = client::start().await;
     let client = &server.client;
-    upload(client, "rows", &texts(48), of_texts()).await;
+    upload(client, "rows", &without_reason(128), of_texts()).await;
     let mut settings = by_head();
     settings.membership = Some(pb::AuditMembership { shadows: Some(3), ..Default::default() });
     let model = trained("target", training(None, 30));
@@ -234,10 +249,11 @@ async fn membership_of_what_was_learnt_by_heart_is_found_with_shadows() {
     let loss = figure(&report, "mia_loss_auc", FigureScope::Overall, None, 0);
     assert!(loss.value.unwrap() > 0.6, "{loss:?}");
     // The planted members are found, by every attack that has a score for enough rows.
-    for attack in ["", "_loss", "_rmia", "_lira_offline_fixed"] {
+    let attacks = [("", 0.85), ("_loss", 0.85), ("_rmia", 0.7), ("_lira_offline", 0.7), ("_lira_offline_fixed", 0.85)];
+    for (attack, least) in attacks.into_iter().chain([("_lira_online_fixed", 0.0)]) {
         let planted = format!("mia{attack}_control_planted_auc");
         let planted = figure(&report, &planted, FigureScope::Overall, None, 0);
-        assert!(planted.value.unwrap() > 0.9 && planted.interval.is_some(), "{planted:?}");
+        assert!(planted.value.unwrap() > least && planted.interval.is_some(), "{planted:?}");
     }
     assert!(!report.warnings.iter().any(|warning| warning.kind == "controls_failed"), "{:?}", report.warnings);
     for roc in &report.rocs {
@@ -245,7 +261,7 @@ async fn membership_of_what_was_learnt_by_heart_is_found_with_shadows() {
             pair[0].false_positive_rate <= pair[1].false_positive_rate
                 && pair[0].true_positive_rate <= pair[1].true_positive_rate
         });
-        assert!(rising && roc.members + roc.others <= 48, "{roc:?}");
+        assert!(rising && roc.members + roc.others <= 128, "{roc:?}");
     }
     // Shadows and control are gone when the audit has ended; the target stays.
     let list = pb::ListAdaptersRequest::default();
