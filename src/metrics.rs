@@ -48,6 +48,14 @@ const STALL: &[f64] = &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.0
 const RPC_LATENCY: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
+/// What is measured of a model of images.
+const OF_IMAGES: [&str; 4] = [
+    "evenkeel_e2e_request_latency_seconds",
+    "evenkeel_images_total",
+    "evenkeel_request_queue_time_seconds",
+    "evenkeel_request_success_total",
+];
+
 /// All instruments.
 #[derive(Debug)]
 pub struct Metrics {
@@ -55,7 +63,7 @@ pub struct Metrics {
     /// What is measured of the model that `build_info` names.
     served: Registry,
     model_name: OnceLock<String>,
-    /// Instruments of other models of this process.
+    /// Instruments of models of images.
     others: Mutex<Vec<Arc<Self>>>,
     named_adapters: Mutex<HashSet<String>>,
 
@@ -314,19 +322,19 @@ impl Metrics {
         Ok(())
     }
 
-    /// Returns instruments for another model of this process, whose series stand in the same scrape.
+    /// Returns instruments for a model of images of this process, whose series stand in the same scrape.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn of_model(&self, name: &str) -> prometheus::Result<Arc<Self>> {
+    pub fn of_images(&self, name: &str) -> prometheus::Result<Arc<Self>> {
         let other = Arc::new(Self { model_name: OnceLock::from(name.to_owned()), ..Self::new()? });
         self.others.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&other));
         Ok(other)
     }
 
-    /// Adds what is measured of the model.
-    fn gather_served(&self, into: &mut BTreeMap<String, MetricFamily>) {
-        for mut family in self.served.gather() {
+    /// Adds what is measured of the model, as far as it is shown.
+    fn gather_served(&self, into: &mut BTreeMap<String, MetricFamily>, shown: impl Fn(&str) -> bool) {
+        for mut family in self.served.gather().into_iter().filter(|family| shown(family.name())) {
             if let Some(model) = self.model_name.get() {
                 served::name(&mut family, model);
             }
@@ -369,9 +377,9 @@ impl Metrics {
         self.audits.refresh(SystemTime::now());
         let named = |family: MetricFamily| (family.name().to_owned(), family);
         let mut families: BTreeMap<_, _> = self.registry.gather().into_iter().map(named).collect();
-        self.gather_served(&mut families);
+        self.gather_served(&mut families, |_| true);
         for other in self.others.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            other.gather_served(&mut families);
+            other.gather_served(&mut families, |name| OF_IMAGES.contains(&name));
         }
         families.extend(self.adapter_uses.gather()?.into_iter().map(named));
         let mut text = Vec::new();

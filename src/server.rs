@@ -176,7 +176,7 @@ impl Server {
         companions.insert(info.fingerprint.clone(), loaded.companions);
         let decoder = Decoder::new(&settings.engine);
         let images = loaded.images.iter().map(|ImageModel { name, model, .. }| {
-            let (counts, turns) = (metrics.of_model(name)?, Arc::clone(&turns));
+            let (counts, turns) = (metrics.of_images(name)?, Arc::clone(&turns));
             let engine = ImageEngine::start(Arc::clone(model), &settings.engine, counts, turns);
             let (model, decoder) = (Arc::clone(model), decoder.clone());
             Ok::<_, ServerError>(ServedImages { name: name.clone(), model, engine, decoder })

@@ -60,7 +60,7 @@ impl ClassifyTask {
         for sequence in &self.request.sequences[self.done.len()..] {
             let taken = KvCache::fork_capacity(0, sequence.len());
             let fits = sequence.len() <= room.tokens && taken <= memory;
-            if !fits && !(first && count == 0) {
+            if !(fits || (first && count == 0)) {
                 break;
             }
             (count, memory) = (count + 1, memory.saturating_sub(taken));

@@ -117,6 +117,32 @@ mod tests {
     }
 
     #[test]
+    fn models_share_a_scrape_and_are_told_apart() {
+        let metrics = crate::metrics::Metrics::new().unwrap();
+        metrics.build_info("words", "f", "cpu", "f32").unwrap();
+        let faces = metrics.of_images("faces").unwrap();
+        metrics.generation_tokens.inc_by(3);
+        for (of, seconds) in [(&metrics, 0.4), (&*faces, 7.0), (&*faces, 8.0)] {
+            of.e2e_request_latency.observe(seconds);
+            of.request_success.with_label_values(&["stop"]).inc();
+        }
+        let text = String::from_utf8(metrics.text().unwrap()).unwrap();
+        let lines = |start: &str| text.lines().filter(|line| line.starts_with(start)).collect::<Vec<_>>();
+        assert_eq!(
+            lines("evenkeel_generation_tokens_total"),
+            [r#"evenkeel_generation_tokens_total{model_name="words"} 3"#]
+        );
+        let mut ends = lines("evenkeel_request_success_total");
+        ends.sort_unstable();
+        let told = |model: &str, count| {
+            format!(r#"evenkeel_request_success_total{{finished_reason="stop",model_name="{model}"}} {count}"#)
+        };
+        assert_eq!(ends, [told("faces", 2), told("words", 1)]);
+        assert!(text.contains("evenkeel_e2e_request_latency_seconds_count{model_name=\"faces\"} 2\n"), "{text}");
+        assert_eq!(lines("# TYPE evenkeel_e2e_request_latency_seconds").len(), 1);
+    }
+
+    #[test]
     fn adapters_are_told_while_requests_wait_for_them_and_run_with_them() {
         let uses = AdapterUses::default();
         assert_eq!(told(&uses), (String::new(), String::new(), 0.0));

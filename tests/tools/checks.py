@@ -238,7 +238,7 @@ def check_prometheus_scrapes(server):
             with urllib.request.urlopen(f"http://{address}/api/v1/query?query={query}", timeout=DEADLINE) as answer:
                 return json.load(answer)["data"]["result"][0]["value"][1]
 
-        counted = until("a scrape", lambda: value("evenkeel_generation_tokens_total"))
+        counted = until("a scrape", lambda: value("sum(evenkeel_generation_tokens_total)"))
         assert int(counted) >= int(shown[1]), f"{counted} < {shown[1]}"
         assert value("up") == "1"
         assert value("evenkeel_build_info") == "1"
