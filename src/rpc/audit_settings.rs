@@ -74,7 +74,7 @@ fn of_shapes(v: &mut Violations, settings: &Settings, shapes: &[Shape]) {
     let utility = settings.utility_match.as_ref().map(|asked| &asked.measure);
     let unknown = unknown_measures(settings, shapes).into_iter();
     let unknown = unknown.map(|(place, why)| (place, &settings.measures[place], why));
-    for (place, name, why) in unknown.filter(|(_, name, _)| measures::is_known(name) && utility != Some(*name)) {
+    for (place, _, why) in unknown.filter(|(_, name, _)| measures::is_known(name) && utility != Some(*name)) {
         v.add(format!("settings.measures[{place}]"), why);
     }
     let alone = Settings { measures: utility.into_iter().cloned().collect(), ..settings.clone() };

@@ -44,7 +44,7 @@ fn settings(resamples: usize, permutations: usize, seed: u64) -> Settings {
         },
         calibration: Calibration { bins: 10, temperature: false },
         membership: None,
-        max_tokens: 16,
+        max_tokens: None,
         overlap: Overlap::Mark,
         convention: Convention::Defined,
         utility_match: None,

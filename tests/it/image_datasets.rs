@@ -77,7 +77,8 @@ fn table(rows: &[ImageRow]) -> Vec<u8> {
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let part = |row: &ImageRow| if row.split() == DatasetSplit::Test { "test" } else { "train" };
-    let cells: [&dyn Fn(&ImageRow) -> Vec<u8>; 4] = [
+    type Cell<'a> = &'a dyn Fn(&ImageRow) -> Vec<u8>;
+    let cells: [Cell<'_>; 4] = [
         &|row| row.image.clone(),
         &|row| row.labels[0].clone().into_bytes(),
         &|row| row.values["light"].clone().into_bytes(),

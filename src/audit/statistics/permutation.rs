@@ -87,12 +87,12 @@ pub fn arrangement(labels: &[u32], mut number: u64) -> Vec<u32> {
     let mut arranged = Vec::with_capacity(labels.len());
     for placed in 0..labels.len() {
         let open = (labels.len() - placed) as u128;
-        for label in 0..left.len() {
+        for (label, left) in left.iter_mut().enumerate() {
             // Of all orders of what is left, those that begin with this label.
-            let begin = (u128::from(ways) * u128::from(left[label]) / open) as u64;
+            let begin = (u128::from(ways) * u128::from(*left) / open) as u64;
             if number < begin {
                 arranged.push(label as u32);
-                left[label] -= 1;
+                *left -= 1;
                 ways = begin;
                 break;
             }

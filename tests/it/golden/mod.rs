@@ -201,7 +201,7 @@ fn facts(file: &Path) -> Option<BTreeSet<Fact>> {
         let values: Vec<String> = match value {
             Value::Object(inner) => inner.values().map(text).collect(),
             Value::Array(inner) => inner.iter().map(text).collect(),
-            other => vec![text(other)],
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => vec![text(value)],
         };
         Fact { words: [vec![key.clone()], values].concat(), content: value.to_string().into_bytes() }
     };

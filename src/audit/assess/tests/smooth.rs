@@ -121,7 +121,7 @@ fn smooth_ece_has_complements_strata_gaps_and_differences_of_models() {
         assert!(interval.low <= interval.high && interval.high - interval.low < 0.5, "{figure:?}");
         figure.value.unwrap()
     };
-    let is_a = |row: usize| row % 3 == 0;
+    let is_a = |row: usize| row.is_multiple_of(3);
     let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-12, "{got} is not {expected}");
     let rest = Scope::Complement(Some("a".to_owned()));
     close(value(rest.clone(), 0, None, None), of_rows(&rows, 0, |row| !is_a(row)));

@@ -72,7 +72,8 @@ fn axes(report: &Report) -> Vec<(&'static str, Vec<Option<Place>>)> {
         let value = model.training.as_ref().and_then(|training| training.settings.pointer(path)?.as_f64());
         value.and_then(number)
     };
-    let of: [(&str, &dyn Fn(&Model) -> Option<Place>); 5] = [
+    type Of<'a> = &'a dyn Fn(&Model) -> Option<Place>;
+    let of: [(&str, Of<'_>); 5] = [
         ("rank", &rank_of),
         ("alpha", &|model| model.training.as_ref().and_then(|training| number(training.alpha?))),
         ("steps of training", &|model| setting(model, "/length/steps")),

@@ -31,10 +31,8 @@ fn pictures(context: &ImageContext, names: &[&str]) -> Dataset {
 }
 
 fn fault(error: AuditError) -> (usize, String) {
-    match error {
-        AuditError::Row { row, column: None, fault } => (row, fault),
-        other => panic!("{other}"),
-    }
+    let AuditError::Row { row, column: None, fault } = error else { panic!("{error}") };
+    (row, fault)
 }
 
 #[test]

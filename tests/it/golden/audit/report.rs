@@ -107,7 +107,7 @@ pub(super) fn group(name: &str) -> Scope {
 
 /// A combination of values, or of names, as reports write it.
 pub(super) fn joint(name: &str) -> String {
-    name.replace('|', " × ").replace('×', " × ").replace("  ", " ")
+    name.replace(['|', '×'], " × ").replace("  ", " ")
 }
 
 /// A report.
