@@ -3,7 +3,7 @@
 //! Says facts about rows, groups and tests; never that something is good or bad enough.
 
 use crate::audit::report::{Data, Figure, Group, Matched, Model, Preference, Scope, Warning};
-use crate::audit::settings::{Convention, Correction, Settings, UtilityMatch};
+use crate::audit::settings::{Convention, Correction, Settings, Statistics, UtilityMatch};
 use crate::audit::table::Table;
 
 /// Clusters below which resampling them says little.
@@ -118,14 +118,26 @@ pub(super) fn of_provenance(
 
 /// Of tests.
 pub(super) fn of_tests(settings: &Settings, tests: u64) -> Option<Warning> {
-    let uncorrected = settings.statistics.correction == Correction::None && tests > 1;
-    let by_chance = tests as f64 * 0.05;
-    uncorrected.then(|| {
-        warning(
-            "uncorrected_tests",
-            format!("{tests} tests are not corrected for their number: {by_chance:.0} fall below 0.05 by chance alone"),
-        )
-    })
+    let Statistics { correction, permutations, level, .. } = settings.statistics;
+    let (by_chance, error) = (tests as f64 * 0.05, 1.0 - level);
+    match correction {
+        Correction::None if tests > 1 => {
+            let message = format!(
+                "{tests} tests are not corrected for their number: {by_chance:.0} fall below 0.05 by chance alone"
+            );
+            Some(warning("uncorrected_tests", message))
+        }
+        // Holm's smallest p is that of the test times their number.
+        Correction::Holm if permutations > 0 && tests as f64 / (permutations as f64 + 1.0) > error => {
+            let enough = (tests as f64 / error).ceil();
+            let message = format!(
+                "no p of {permutations} permutations, corrected for {tests} tests, can be below {error:.2}: it takes \
+                 {enough} permutations, or fewer measures and groups"
+            );
+            Some(warning("permutations_few", message))
+        }
+        Correction::None | Correction::Holm | Correction::BenjaminiHochberg => None,
+    }
 }
 
 /// Of intervals that are of fewer resamples than asked for.

@@ -253,7 +253,7 @@ async fn tasks_and_bases_that_do_not_go_together_are_told() {
     let request = |base: &str, task: pb::TrainingTask| CreateFineTuningJobRequest {
         adapter: "low".into(),
         dataset: "colours".into(),
-        settings: Some(TrainingSettings { task: task.into(), ..settings(2, 1e-2, lora()) }),
+        settings: Some(TrainingSettings { task: task.into(), random_flip: false, ..settings(2, 1e-2, lora()) }),
         base_model: base.into(),
         ..Default::default()
     };

@@ -317,3 +317,19 @@ fn several_classes_and_labels() {
         (find(&multi, "hamming_loss", &Scope::Overall).value.unwrap() - wrong as f64 / (3 * n) as f64).abs() < 1e-12
     );
 }
+
+#[test]
+fn too_few_permutations_for_their_number_of_tests_are_said() {
+    let warned = |permutations: usize, correction: Correction| {
+        let mut settings = of(&["accuracy", "selection_rate"]);
+        (settings.statistics.permutations, settings.statistics.correction) = (permutations, correction);
+        let found = report(&settings, &example().table());
+        let adjusted = found.figures.iter().filter_map(|figure| figure.test.as_ref()?.adjusted);
+        let least = adjusted.fold(1.0, f64::min);
+        let warning = found.warnings.into_iter().find(|warning| warning.kind == "permutations_few");
+        (warning.map(|warning| warning.message), least)
+    };
+    let (few, least) = warned(20, Correction::Holm);
+    assert!(few.as_ref().is_some_and(|few| few.contains("20 permutations")) && least > 0.05, "{few:?} {least}");
+    assert!(warned(5000, Correction::Holm).0.is_none() && warned(20, Correction::BenjaminiHochberg).0.is_none());
+}
