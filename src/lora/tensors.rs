@@ -74,16 +74,16 @@ impl View<'_> {
 
 /// Reads the header and returns the tensors by name.
 pub(super) fn read(file: &[u8]) -> Result<BTreeMap<String, View<'_>>, LoraError> {
-    if file.starts_with(b"PK\x03\x04") || file.starts_with(&[0x80, 0x02]) {
-        return Err(invalid("is a pickle; only safetensors are read"));
-    }
-    let (length, rest) = file.split_first_chunk().ok_or_else(|| invalid("is shorter than its length field"))?;
+    // A header of 640 bytes begins like a pickle: what it is shows when it cannot be read.
+    let pickle = file.starts_with(b"PK\x03\x04") || file.starts_with(&[0x80, 0x02]);
+    let unsound = |fault: &str| invalid(if pickle { "is a pickle; only safetensors are read" } else { fault });
+    let (length, rest) = file.split_first_chunk().ok_or_else(|| unsound("is shorter than its length field"))?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
     if length > MAX_HEADER {
-        return Err(invalid(&format!("has a header of {length} bytes, at most {MAX_HEADER} are read")));
+        return Err(unsound(&format!("has a header of {length} bytes, at most {MAX_HEADER} are read")));
     }
-    let (header, data) = rest.split_at_checked(length).ok_or_else(|| invalid("ends inside its header"))?;
-    let header = Json::parse(header).map_err(|fault| invalid(&format!("has a header that is not sound: {fault}")))?;
+    let (header, data) = rest.split_at_checked(length).ok_or_else(|| unsound("ends inside its header"))?;
+    let header = Json::parse(header).map_err(|fault| unsound(&format!("has a header that is not sound: {fault}")))?;
     let Json::Object(entries) = header else { return Err(invalid("has a header that is not a JSON object")) };
 
     let mut placed = Vec::with_capacity(entries.len());
@@ -149,4 +149,31 @@ fn whole_numbers(items: &[Json]) -> Option<Vec<usize>> {
 
 fn invalid(fault: &str) -> LoraError {
     LoraError::Invalid(format!("the safetensors file {fault}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of one tensor whose header has so many bytes.
+    fn with_header(bytes: usize) -> Vec<u8> {
+        let mut header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.to_owned();
+        header.extend(std::iter::repeat_n(' ', bytes - header.len()));
+        [&(bytes as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat()
+    }
+
+    #[test]
+    fn a_pickle_is_told_by_its_beginning_and_a_header_of_its_length_is_none() {
+        for bytes in [632, 640, 648] {
+            assert_eq!(read(&with_header(bytes)).unwrap().len(), 1, "{bytes}");
+        }
+        for file in [
+            &b"\x80\x02}q\x00X\x01\x00\x00\x00aK\x01s."[..],
+            b"PK\x03\x04\x00\x00\x08\x08\x00\x00\x00\x00",
+            b"PK\x03\x04",
+        ] {
+            let Err(error) = read(file) else { panic!() };
+            assert!(error.to_string().contains("is a pickle"), "{error}");
+        }
+    }
 }
