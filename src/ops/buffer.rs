@@ -1,8 +1,8 @@
 //! Numbers between two steps of a computation, whose memory is used again.
 //!
-//! A step of training fills and drops as much as the one before it; clearing that anew took a tenth to a fifth of its
-//! time. What was dropped lies ready for the next one of about its size, and goes back to the system when something
-//! larger is needed or [`clear`] is called: there is never more than was in use at once. Computes nothing.
+//! A step of training fills and drops as much as the one before it (190 MB a block of ViT-Base with 8 images, forward and
+//! back), and clearing it anew is work for one thread. What was dropped lies ready for the next one of about its size, and
+//! goes back to the system when something larger is needed or [`clear`] is called. Computes nothing.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
