@@ -114,13 +114,12 @@ async fn a_full_queue_is_told_before_anything_is_decoded_and_who_leaves_gives_ba
     let server = server.await;
     let client = &server.client;
     let own = client.clone();
-    let bombs = vec![bomb(5000); 32];
+    let bombs = vec![bomb(2000); 32];
     let hostile = tokio::spawn(async move {
         loop {
             // It needs all places: as long as somebody else has one, it is refused itself.
             match classify(&own, ("", ""), &bombs).await {
-                // An answer that comes while the files are still being sent closes their stream: the client calls it a
-                // broken pipe.
+                // A large request that is refused may lose its connection.
                 Err(status) if [Code::ResourceExhausted, Code::Unknown].contains(&status.code()) => {
                     tokio::time::sleep(Duration::from_millis(3)).await;
                 }
@@ -132,7 +131,7 @@ async fn a_full_queue_is_told_before_anything_is_decoded_and_who_leaves_gives_ba
     let one = [png(20, 20, [1, 2, 3], 1)];
     let full = eventually("a full queue", async || {
         assert!(!hostile.is_finished());
-        classify(client, ("", ""), &one).await.err()
+        classify(client, ("", ""), &one).await.err().filter(|status| status.code() != Code::Unknown)
     });
     refused::<()>(Err(full.await), Code::ResourceExhausted, "QUEUE_FULL");
     // Language has threads of its own.
