@@ -9,13 +9,11 @@ use super::adapters::expected;
 use super::context::Context;
 use super::fields::{checked, name, request_id, request_key};
 use super::jobs::{in_jobs, job_out};
+use super::names;
 use super::pb;
 use super::training;
 use super::violations::Violations;
 use crate::jobs::{FineTuning, Jobs};
-
-/// Largest number of bytes of what a data set is called.
-const MAX_DATASET: usize = 128;
 
 /// Answers FineTuningService.
 #[derive(Debug)]
@@ -48,9 +46,7 @@ fn wanted(v: &mut Violations, wire: pb::CreateFineTuningJobRequest, context: usi
     let adapter = name(v, "adapter", &wire.adapter);
     let alias = (!wire.alias.is_empty()).then(|| name(v, "alias", &wire.alias)).flatten();
     v.require("alias", wire.alias.is_empty() || wire.alias != wire.adapter, "must differ from adapter");
-    let dataset = &wire.dataset;
-    let sound = !dataset.is_empty() && dataset.len() <= MAX_DATASET && !dataset.chars().any(char::is_control);
-    v.require("dataset", sound, "must be the name or id of a data set");
+    names::dataset(v, "dataset", &wire.dataset);
     let expected = expected(v, "expected_generation", wire.expected_generation.as_deref());
     let settings = training::settings(v, wire.settings, context);
     let base = (!wire.base_model.is_empty()).then_some(wire.base_model);

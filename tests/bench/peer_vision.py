@@ -1,6 +1,7 @@
 """transformers + PEFT classify images, or learn from them, as the recipe on stdin (JSON) says; prints JSON.
 
 usage: peer_vision.py MODEL_FOLDER < recipe. The recipe has `do`, the precision (f32, or "f32 autocast to bf16"), and
+load: began (the time at which this process was started);
 classify: files (base64), adapter (a PEFT folder or none), batch, repeat;
 train: rows [{image, label}], batch, steps, method (lora or full), rank, alpha, learning_rate.
 """
@@ -80,13 +81,23 @@ def train(model, processor, recipe):
     return {"seconds": seconds, "losses": losses}
 
 
+def load(recipe, loading):
+    """How long it took until the model was there: of it the reading of the folder, and everything since the start."""
+    return {"seconds": time.time() - recipe["began"], "loading": loading}
+
+
 def main():
     recipe = json.load(sys.stdin)
     torch.manual_seed(0)
     torch.set_num_threads(2)
+    began = time.perf_counter()
     processor = AutoImageProcessor.from_pretrained(sys.argv[1])
     model = AutoModelForImageClassification.from_pretrained(sys.argv[1], dtype=torch.float32)
-    answer = {"classify": classify, "train": train}[recipe["do"]](model, processor, recipe)
+    loading = time.perf_counter() - began
+    if recipe["do"] == "load":
+        answer = load(recipe, loading)
+    else:
+        answer = {"classify": classify, "train": train}[recipe["do"]](model, processor, recipe)
     print(json.dumps(answer | {"peak": peer.peak_bytes()}))
 
 

@@ -1,6 +1,6 @@
 """Classifies images, fine-tunes and audits on evenkeel; speed and numbers beside transformers + PEFT in the same run.
 
-Four parts. classify: 32 PNG files in one request, from bytes to labels, without and with an adapter. step: LoRA on query
+Five parts. load: from the start of a process until it could classify. classify: 32 PNG files in one request, from bytes to labels, without and with an adapter. step: LoRA on query
 and value with a trained head. Both with random weights at the real shapes of ViT-Base and Swin-v2-Large. task: a real
 ViT-S/14 on Fashion-MNIST, head only, LoRA and all weights, one audit of the three, and both results read by PEFT and
 transformers. scratch: a small Swin-v2 trained from nothing, a LoRA on it, an audit of both.
@@ -43,6 +43,7 @@ def serve(options, dtype="f32", **images):
                "127.0.0.1:0", "--data-dir", data]
     for name, folder in images.items():
         command += ["--image-model", f"{name}={folder}"]
+    began = time.perf_counter()
     with open(f"{options.work}/vision.log", "w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True,
                                    env=os.environ | {"EVENKEEL__MODEL__DTYPE": dtype})
@@ -50,8 +51,9 @@ def serve(options, dtype="f32", **images):
             ready = process.stdout.readline().split()
             if not ready:
                 raise RuntimeError(f"the server did not start, see {options.work}/vision.log")
+            seconds = time.perf_counter() - began
             with Client(ready[1].removeprefix("grpc="), timeout=600) as client:
-                client.pid = process.pid
+                client.pid, client.start_seconds = process.pid, seconds
                 yield client
         finally:
             process.terminate()
@@ -88,6 +90,26 @@ def compared(title, unit, own, others, best):
 def apart(own, other):
     """Largest difference of two lists of logits."""
     return max(abs(a - b) for x, y in zip(own, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def load(options):
+    """Seconds until a model is ready, its file in the page cache, as rows of a table."""
+    table = []
+    for title, name in models(options):
+        folder = vision_data.MODELS[name](options.work)
+        own, others, alone = [], [], []
+        for _ in range(options.rounds):
+            starts, runs = [], []
+            for _ in range(3):
+                with serve(options, images=folder) as client:
+                    starts.append(client.start_seconds)
+                runs.append(with_transformers(folder, do="load", began=time.time()))
+            own.append(min(starts))
+            others.append(min(run["seconds"] for run in runs))
+            alone.append(min(run["loading"] for run in runs))
+        table += [[f"{title}, process started to ready, s", *peer.cells(own, others)],
+                  ["the same against `from_pretrained` alone, s", *peer.cells(own, alone)]]
+    return table
 
 
 def classify(options):
@@ -314,7 +336,7 @@ def main():
         options.rounds = 1
         print("tiny models and a few rows: the figures mean nothing")
     options.language = vision_data.language(options.work, options.folder)
-    for name, part in {"classify": classify, "step": step, "task": task, "scratch": scratch}.items():
+    for name, part in {"load": load, "classify": classify, "step": step, "task": task, "scratch": scratch}.items():
         if options.only in name and (rows := part(options)):
             print("\n" + peer.table(["figure", "evenkeel", "transformers + PEFT", "ratio"], rows), flush=True)
 
