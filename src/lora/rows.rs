@@ -3,18 +3,30 @@
 //! The same mathematics as `batch.rs`, whose tests compare the two; for serving, where a step should take no memory.
 //! Shapes: rows packed; a row's result does not depend on the rows beside it.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{Device, Result, Tensor, bail};
-use rayon::prelude::*;
 
 use super::batch::{as_matrix, is_scaled};
 use super::{Change, LinearDelta, LoraBatch, SiteId};
-use crate::ops::cpu::{dots, multiply_rows, steps, threads};
+use crate::ops::cpu::{dots, each, multiply_rows, steps, threads};
 use crate::ops::{matmul, with_slices};
 
-/// Products of numbers below which threads are not asked to help.
-const ALONE: usize = 1 << 18;
 /// Rows that one thread takes at a time.
 const ROWS: usize = 32;
+
+/// A linear layer's site, its bias, and the base's product without bias, which is finished in place.
+pub type Product<'a> = (SiteId, Option<&'a Tensor>, &'a mut [f32]);
+
+/// Rows of one run in one layer.
+struct Part<'a> {
+    change: &'a Change,
+    scale: f32,
+    /// Rows and their width.
+    x: (&'a [f32], usize),
+    out: (&'a mut [f32], usize),
+    bias: Option<&'a Tensor>,
+}
 
 impl LoraBatch {
     /// Returns whether some run changes a site.
@@ -31,35 +43,40 @@ impl LoraBatch {
         Ok(matches!(touching.as_slice(), [(run, Change::Replaced { .. })] if run.rows.len() == rows))
     }
 
-    /// Finishes a linear layer in place: `x` is `[rows, input]`, `out` holds the base's W·x without bias.
-    /// Rows in no run get `bias` alone.
+    /// Finishes linear layers of the same rows in place: `x` is `[rows, input]`. Rows in no run get the bias alone.
     ///
     /// # Errors
     /// When the runs do not fit the rows or a DoRA adapter is scaled.
-    pub fn finish_linear(
-        &self,
-        site: SiteId,
-        x: &[f32],
-        rows: usize,
-        out: &mut [f32],
-        bias: Option<&Tensor>,
-    ) -> Result<()> {
-        let (input, output) = (x.len() / rows.max(1), out.len() / rows.max(1));
-        let runs = self.touching(site, rows)?;
-        let mut parts = Vec::with_capacity(runs.len());
-        let (mut next, mut rest) = (0, out);
-        for (run, change) in runs {
-            let (before, after) = rest.split_at_mut((run.rows.start - next) * output);
-            add_bias(before, bias)?;
-            let (own, after) = after.split_at_mut(run.rows.len() * output);
-            parts.push((change, run.scale, &x[run.rows.start * input..run.rows.end * input], own));
-            (next, rest) = (run.rows.end, after);
+    pub fn finish_linear(&self, x: &[f32], rows: usize, layers: Vec<Product<'_>>) -> Result<()> {
+        let input = x.len() / rows.max(1);
+        let mut parts = Vec::with_capacity(layers.len() * self.runs.len());
+        for (site, bias, out) in layers {
+            let output = out.len() / rows.max(1);
+            let (mut next, mut rest) = (0, out);
+            for (run, change) in self.touching(site, rows)? {
+                let (before, after) = rest.split_at_mut((run.rows.start - next) * output);
+                add_bias(before, bias)?;
+                let (own, after) = after.split_at_mut(run.rows.len() * output);
+                let x = &x[run.rows.start * input..run.rows.end * input];
+                let part = |(x, out)| Part { change, scale: run.scale, x: (x, input), out: (out, output), bias };
+                // A layer that was replaced has threads of its own.
+                let together = if matches!(change, Change::Replaced { .. }) { run.rows.len() } else { ROWS };
+                let x = x.chunks((together * input).max(1));
+                let own = own.chunks_mut((together * output).max(1));
+                parts.extend(x.zip(own).map(part));
+                (next, rest) = (run.rows.end, after);
+            }
+            add_bias(rest, bias)?;
         }
-        add_bias(rest, bias)?;
-        let part = |(change, scale, x, out): (&Change, f32, &[f32], &mut [f32])| {
-            change_rows(change, scale, (x, input), (out, output), bias)
-        };
-        if parts.len() > 1 { parts.into_par_iter().try_for_each(part) } else { parts.into_iter().try_for_each(part) }
+        let (whole, parts): (Vec<_>, _) = parts.into_iter().partition(|p| matches!(p.change, Change::Replaced { .. }));
+        whole.into_iter().try_for_each(Part::finish)?;
+        let fault = Mutex::new(None);
+        each(parts, |part: Part<'_>| {
+            if let Err(error) = part.finish() {
+                fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        });
+        fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
     /// Normalises `[rows, hidden]` with the base's weight `[hidden]`, or with that of the adapter of each row.
@@ -87,26 +104,22 @@ fn add_bias(out: &mut [f32], bias: Option<&Tensor>) -> Result<()> {
     })
 }
 
-/// Finishes the rows of one run.
-fn change_rows(
-    change: &Change,
-    scale: f32,
-    (x, input): (&[f32], usize),
-    (out, output): (&mut [f32], usize),
-    bias: Option<&Tensor>,
-) -> Result<()> {
-    match change {
-        Change::Linear(delta) => low_rank(delta, scale, (x, input), (out, output), bias),
-        Change::Replaced { weight, bias } => {
-            let x = Tensor::from_slice(x, (x.len() / input.max(1), input), &Device::Cpu)?;
-            with_slices([&matmul(&x, &as_matrix(weight)?.t()?)?], |[product]| {
-                out.copy_from_slice(product);
-                Ok(())
-            })?;
-            add_bias(out, bias.as_ref())
+impl Part<'_> {
+    fn finish(self) -> Result<()> {
+        let Self { change, scale, x: (x, input), out: (out, output), bias } = self;
+        match change {
+            Change::Linear(delta) => low_rank(delta, scale, (x, input), (out, output), bias),
+            Change::Replaced { weight, bias } => {
+                let x = Tensor::from_slice(x, (x.len() / input.max(1), input), &Device::Cpu)?;
+                with_slices([&matmul(&x, &as_matrix(weight)?.t()?)?], |[product]| {
+                    out.copy_from_slice(product);
+                    Ok(())
+                })?;
+                add_bias(out, bias.as_ref())
+            }
+            Change::Bias(bias) => add_bias(out, Some(bias)),
+            Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
         }
-        Change::Bias(bias) => add_bias(out, Some(bias)),
-        Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
     }
 }
 
@@ -127,21 +140,13 @@ fn low_rank(
 ) -> Result<()> {
     let rank = delta.b.dim(0)?;
     with_slices([&delta.a.t()?, &delta.b], |[a, b]| {
-        let some = |(x, out): (&[f32], &mut [f32])| {
-            let rows = x.len() / input.max(1);
-            let mut inner = vec![0.0; rows * rank];
-            dots((x, rows, input), (a, input), &mut inner)?;
-            if is_scaled(scale) {
-                steps::scale(&mut inner, scale);
-            }
-            multiply_rows((&inner, rows, rank), (b, output), (out, output), true)
-        };
-        if x.len() * rank < ALONE {
-            some((x, out))?;
-        } else {
-            x.par_chunks(ROWS * input).zip(out.par_chunks_mut(ROWS * output)).try_for_each(some)?;
+        let rows = x.len() / input.max(1);
+        let mut inner = vec![0.0; rows * rank];
+        dots((x, rows, input), (a, input), &mut inner)?;
+        if is_scaled(scale) {
+            steps::scale(&mut inner, scale);
         }
-        Ok(())
+        Ok(multiply_rows((&inner, rows, rank), (b, output), (out, output), true)?)
     })?;
     if let Some(b_bias) = &delta.b_bias {
         let b_bias = if is_scaled(scale) { (b_bias * f64::from(scale))? } else { b_bias.clone() };

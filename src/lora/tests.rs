@@ -133,7 +133,7 @@ fn apply(lora: &LoraBatch, site: SiteId, x: &Tensor, bias: Option<&Tensor>) -> T
     let mut in_place = product.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let rows = x.dim(0).unwrap();
     let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    lora.finish_linear(site, &values, rows, &mut in_place, bias).unwrap();
+    lora.finish_linear(&values, rows, vec![(site, bias, &mut in_place)]).unwrap();
     let in_place = Tensor::from_vec(in_place, product.shape(), &Device::Cpu).unwrap();
     let result = lora.linear(site, x, product, bias).unwrap();
     assert_close(&in_place, &result.detach());
@@ -194,7 +194,7 @@ fn dora_scales_all_but_the_bias() {
     scaled.runs[0].scale = 0.5;
     let error = scaled.linear(UP, &x, tensor(&[3, 9], 1), None).unwrap_err();
     assert!(error.to_string().contains("DoRA"), "{error}");
-    assert!(scaled.finish_linear(UP, &random(&[3, 6], 1), 3, &mut [0.0; 27], None).is_err());
+    assert!(scaled.finish_linear(&random(&[3, 6], 1), 3, vec![(UP, None, &mut [0.0; 27])]).is_err());
 }
 
 #[test]

@@ -9,7 +9,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use rayon::prelude::*;
 
 use super::ModelError;
 use crate::lora::{Change, LoraBatch, SiteId};
@@ -105,12 +104,8 @@ pub(super) fn project<const N: usize>(
     }
     Linear::forward_all(x, rows, &mut jobs, prepared)?;
     drop(jobs);
-    let done =
-        |(layer, out): (&Projection, &mut Vec<f32>)| lora.finish_linear(layer.site, x, rows, out, layer.bias.as_ref());
-    if lora.runs.is_empty() {
-        return finish.into_iter().try_for_each(done);
-    }
-    finish.into_par_iter().try_for_each(done)
+    let products = finish.into_iter().map(|(layer, out)| (layer.site, layer.bias.as_ref(), &mut out[..]));
+    lora.finish_linear(x, rows, products.collect())
 }
 
 /// Cosine and sine of the rotation angles, `[tokens, head_dim/2]` each.

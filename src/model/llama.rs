@@ -19,6 +19,7 @@ use super::{
     Sequences,
 };
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
+use crate::ops::cpu::together;
 use crate::ops::{Linear, rope, silu_mul};
 
 mod learning;
@@ -171,6 +172,11 @@ impl Llama {
             cache.advance(segment.len);
         }
         Ok(x)
+    }
+
+    /// Runs a pass where it can be divided.
+    fn on_threads<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        if self.device.is_cpu() { together(pass) } else { pass() }
     }
 
     fn embed_with(&self, layout: &Sequences, lora: &LoraBatch) -> candle_core::Result<Tensor> {
@@ -374,13 +380,15 @@ impl CausalLm for Llama {
         if let Some(segment) = batch.segments.iter().find(|s| asked(s) > s.len) {
             return Err(ModelError::Input(format!("{} rows asked of {} tokens", asked(segment), segment.len)));
         }
-        let last = self.run(batch, Some(caches), None)?;
-        let (mut rows, mut end) = (Vec::new(), 0);
-        for segment in batch.segments {
-            end += segment.len;
-            rows.extend(end - asked(segment)..end);
-        }
-        self.logits(&last, &rows, batch.lora)
+        self.on_threads(|| {
+            let last = self.run(batch, Some(caches), None)?;
+            let (mut rows, mut end) = (Vec::new(), 0);
+            for segment in batch.segments {
+                end += segment.len;
+                rows.extend(end - asked(segment)..end);
+            }
+            self.logits(&last, &rows, batch.lora)
+        })
     }
 
     /// What the segments say of rows is not looked at.
@@ -389,7 +397,7 @@ impl CausalLm for Llama {
         if self.info.labels.is_none() && !(batch.lora.runs.len() == 1 && batch.lora.runs.iter().all(brought)) {
             return Err(ModelError::Unsupported("classification without a classification head".into()));
         }
-        let last = self.run(batch, None, None)?;
+        let last = self.on_threads(|| self.run(batch, None, None))?;
         // A head that an adapter brings may bring its padding token too.
         let brought = batch.lora.runs.first().and_then(|run| run.adapter.info().classes.as_ref());
         let pad = brought.and_then(|classes| classes.pad_token_id).or(self.config.pad_token_id);

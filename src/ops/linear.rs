@@ -6,15 +6,13 @@
 
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{CpuStorage, DType, Device, Module, Result, Storage, Tensor};
-use rayon::prelude::*;
-
-use super::cpu::{Format, Packed, Prepared, product, product_exact, product_transposed, products, threads};
+use super::cpu::{Format, Packed, Prepared, each, product, product_exact, product_transposed, products, threads};
 use super::elements::add_bias;
 use super::explicit::{Value, explicit};
 use super::learning::add_low_rank;
 use super::slices::{is_plain, product_of, with_slices};
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{CpuStorage, DType, Device, Module, Result, Storage, Tensor};
 
 /// A frozen weight matrix `[output, input]`.
 #[derive(Debug, Clone)]
@@ -197,8 +195,11 @@ impl Linear {
         if let Some(id) = ids.iter().find(|id| **id as usize >= weight.outputs()) {
             candle_core::bail!("row {id} of {}", weight.outputs());
         }
-        let rows = ids.par_iter().zip(out.par_chunks_exact_mut(weight.inputs())).with_min_len(8);
-        rows.for_each(|(id, out)| weight.row(*id as usize, out));
+        let part = 8 * weight.inputs();
+        each(ids.chunks(8).zip(out.chunks_mut(part)).collect(), |(ids, out): (&[u32], &mut [f32])| {
+            let rows = ids.iter().zip(out.chunks_exact_mut(weight.inputs()));
+            rows.for_each(|(id, out)| weight.row(*id as usize, out));
+        });
         Ok(())
     }
 

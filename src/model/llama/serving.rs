@@ -12,7 +12,7 @@ use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
 use crate::model::layers::project;
 use crate::model::{Batch, ModelError};
-use crate::ops::cpu::{Heads, Prepared, Sequence, attend, steps, threads};
+use crate::ops::cpu::{Heads, Prepared, Sequence, attend, threads};
 use crate::ops::with_slices;
 
 /// Buffers of a pass.
@@ -52,13 +52,13 @@ impl Llama {
         seen: Option<Seen<'_>>,
     ) -> Result<Tensor, ModelError> {
         let places = self.places(batch.tokens, lengths, caches.as_deref())?;
-        rayon::scope(|_| match caches {
+        match caches {
             Some(caches) => self.pass_on_cpu(batch, places, caches, seen),
             None => {
                 let mut own: Vec<KvCache> = lengths.iter().map(|_| KvCache::new(self.blocks.len())).collect();
                 self.pass_on_cpu(batch, places, &mut own.iter_mut().collect::<Vec<_>>(), seen)
             }
-        })
+        }
     }
 
     fn pass_on_cpu(
@@ -136,14 +136,14 @@ impl Llama {
         mixed.resize(query.len(), 0.0);
         pass.attend(layer, [query, key, value], caches, mixed)?;
         project(pass.lora, (mixed, pass.rows), [(&block.output, back)], prepared)?;
-        steps::add(x, back);
+        threads::add(x, back);
 
         pass.lora.norm_rows(mlp_site, x, &block.mlp_norm, eps, normed)?;
         project(pass.lora, (normed, pass.rows), [(&block.gate, gate), (&block.up, up)], prepared)?;
         mixed.resize(gate.len(), 0.0);
         threads::gated(gate, up, mixed);
         project(pass.lora, (mixed, pass.rows), [(&block.down, back)], prepared)?;
-        steps::add(x, back);
+        threads::add(x, back);
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::keys_values::{KeysValues, Part};
 use super::simd::{LANES, Level};
 use super::steps::{powers, scale as multiply_by, softmax_backward};
+use super::team::each_with;
 use super::tile::{Floats, Out, Sweep};
 
 /// Positions of a sequence that are computed together.
@@ -97,7 +98,8 @@ pub fn attend(heads: Heads, q: &[f32], sequences: &[Sequence<'_>], out: &mut [f3
         return;
     }
     // The last pieces of a sequence see the most.
-    pieces.into_par_iter().rev().with_max_len(1).for_each_init(Vec::new, |scratch, piece| {
+    pieces.reverse();
+    each_with(pieces, Vec::new, |scratch, piece| {
         piece.compute(heads, q, out, scratch);
     });
 }

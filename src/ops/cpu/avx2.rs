@@ -206,6 +206,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+
+    #[inline(always)]
     fn sum(self, x: F) -> f32 {
         unsafe {
             let x = _mm256_add_ps(x[0], x[1]);

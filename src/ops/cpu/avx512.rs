@@ -172,6 +172,11 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+
+    #[inline(always)]
     fn sum(self, x: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(x) }
     }

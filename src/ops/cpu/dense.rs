@@ -3,10 +3,9 @@
 //! The right factor is copied into tiles, or read where it stands when its rows are; the left one is read with whatever
 //! distances it has, so that no matrix is ever transposed in memory. Shapes stand at each function.
 
-use rayon::prelude::*;
-
 use super::product::{Misfit, fits};
 use super::simd::{LANES, Level, Simd, Work};
+use super::team::each;
 use super::tile::{Floats, Out, Sweep};
 
 /// Products of numbers below which threads are not asked to help.
@@ -73,7 +72,7 @@ pub(in crate::ops) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32]) -> Res
     if alone {
         packed.chunks_mut(inputs * LANES).enumerate().for_each(|(tile, out)| b.pack(tile, out));
     } else {
-        packed.par_chunks_mut(inputs * LANES).enumerate().for_each(|(tile, out)| b.pack(tile, out));
+        each(packed.chunks_mut(inputs * LANES).enumerate().collect(), |(tile, out)| b.pack(tile, out));
     }
     let kernel = Floats {
         x: a.data.as_ptr(),
@@ -104,7 +103,7 @@ pub(in crate::ops) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32]) -> Res
     let row_step = rows.div_ceil(pieces.div_ceil(columns)).next_multiple_of(8);
     let parts: Vec<_> =
         (0..tiles).step_by(step).flat_map(|tile| (0..rows).step_by(row_step).map(move |row| (tile, row))).collect();
-    parts.into_par_iter().with_max_len(1).for_each(|(tile, row)| {
+    each(parts, |(tile, row)| {
         let mut part = shared.get();
         part.tiles = tile..tiles.min(tile + step);
         part.rows = row..rows.min(row + row_step);

@@ -134,6 +134,27 @@ impl KeysValues {
         own
     }
 
+    /// Returns the first `len` positions in memory of their own.
+    pub fn copied(&self, len: usize) -> Self {
+        let mut own = Self {
+            #[cfg(test)]
+            meter: Meter { total: Arc::clone(&self.meter.total), own: 0 },
+            ..Self::new(self.heads)
+        };
+        own.grow(0, grown(len));
+        let (dim, padded) = (self.heads.head_dim, self.heads.padded());
+        for part in self.parts() {
+            let (first, end) = (part.positions.start, part.positions.end.min(len));
+            for head in (0..self.heads.kv_heads).filter(|_| first < end) {
+                let (to, size) = (head * own.capacity + first, end - first);
+                let keys = size.next_multiple_of(LANES) * dim;
+                own.keys[to * dim..][..keys].copy_from_slice(&part.keys(head)[..keys]);
+                own.values[to * padded..][..size * padded].copy_from_slice(&part.values(head)[..size * padded]);
+            }
+        }
+        own
+    }
+
     /// Makes room for `capacity` positions from `start` on and keeps the first `len` of them.
     fn grow(&mut self, len: usize, capacity: usize) {
         let capacity = capacity.next_multiple_of(LANES);

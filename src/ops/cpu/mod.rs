@@ -39,6 +39,8 @@ mod product;
 mod simd;
 #[expect(unsafe_code, reason = "loads and stores of vectors")]
 pub mod steps;
+#[expect(unsafe_code, reason = "threads run what lies on the stack of one that waits for them")]
+mod team;
 #[cfg(test)]
 mod tests;
 pub mod threads;
@@ -58,3 +60,4 @@ pub use product::Misfit;
 pub(super) use product::{product, product_exact, product_transposed, products};
 #[cfg(test)]
 use simd::Level;
+pub use team::{each, together};

@@ -3,11 +3,10 @@
 //! Buffers are kept for the next rows. Multiplies nothing.
 //! Shapes: rows packed `[rows, inputs]`.
 
-use rayon::prelude::*;
-
 use super::blocks::{BLOCK, Format};
 use super::packed::Packed;
 use super::simd::{Level, Simd, TILE_INPUTS, TILE_ROWS, Work};
+use super::team::each;
 
 /// Values below which threads are not asked to help.
 const ALONE: usize = 1 << 15;
@@ -113,9 +112,12 @@ impl Prepared {
         if level == Level::Amx {
             // What fills up the last block is left of an earlier product: its results are dropped.
             self.narrow.resize(x.len().next_multiple_of(TILE_ROWS * inputs), 0);
-            let blocks = x.par_chunks(TILE_ROWS * inputs).zip(self.narrow.par_chunks_mut(TILE_ROWS * inputs));
-            let blocks = blocks.with_min_len(ALONE.div_ceil(4 * TILE_ROWS * inputs));
-            blocks.for_each(|(x, out)| level.run(NarrowBlock { x, inputs, out }));
+            let block = TILE_ROWS * inputs;
+            let part = ALONE.div_ceil(4 * block) * block;
+            each(x.chunks(part).zip(self.narrow.chunks_mut(part)).collect(), |(x, out)| {
+                let blocks = x.chunks(block).zip(out.chunks_mut(block));
+                blocks.for_each(|(x, out)| level.run(NarrowBlock { x, inputs, out }));
+            });
             return;
         }
         let width = inputs.next_multiple_of(2);
@@ -126,8 +128,8 @@ impl Prepared {
             return;
         }
         let rows = ALONE.div_ceil(4 * inputs);
-        let parts = x.par_chunks(rows * inputs).zip(self.narrow.par_chunks_mut(rows * width));
-        parts.for_each(|(x, out)| level.run(Narrow { x, inputs, out }));
+        let parts = x.chunks(rows * inputs).zip(self.narrow.chunks_mut(rows * width));
+        each(parts.collect(), |(x, out)| level.run(Narrow { x, inputs, out }));
     }
 
     fn fill_quants(&mut self, level: Level, x: &[f32]) {
@@ -141,9 +143,9 @@ impl Prepared {
             return;
         }
         let size = ALONE / 4;
-        let parts = x.par_chunks(size).zip(quants.par_chunks_mut(size));
-        let scales = steps.par_chunks_mut(size / BLOCK).zip(sums.par_chunks_mut(size / BLOCK));
-        parts.zip(scales).for_each(|((x, quants), (steps, sums))| {
+        let parts = x.chunks(size).zip(quants.chunks_mut(size));
+        let scales = steps.chunks_mut(size / BLOCK).zip(sums.chunks_mut(size / BLOCK));
+        each(parts.zip(scales).collect(), |((x, quants), (steps, sums))| {
             level.run(Quantise { x, quants, steps, sums });
         });
     }

@@ -5,14 +5,13 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 #[cfg(target_arch = "x86_64")]
 use super::amx::{self, Part};
 use super::blocks::{BLOCK, Format};
 use super::packed::Packed;
 use super::prepared::Prepared;
 use super::simd::{LANES, Level};
+use super::team::{each, each_with};
 use super::tile::{Brains, Floats, Halves, Out, Quants, Sweep};
 
 /// Products of numbers below which threads are not asked to help.
@@ -21,6 +20,8 @@ const ALONE: usize = 1 << 16;
 const PIECES: usize = 4;
 /// Tiles of a piece whose weights are unpacked first.
 const UNPACKED: usize = 3;
+/// Rows up to which waiting for weights counts for more than multiplying with them.
+const FEW: usize = 32;
 /// Rows below which a piece of an unpacked product is not divided further: unpacking costs as much as some rows.
 const UNPACKED_ROWS: usize = 256;
 
@@ -126,7 +127,7 @@ pub(super) fn products_at(
             }
         }
     }
-    list.into_par_iter().with_max_len(1).for_each(run);
+    each(list, run);
     Ok(())
 }
 
@@ -155,6 +156,7 @@ fn sweep(
                 weights: bytes,
                 blocks: inputs / BLOCK,
                 groups: inputs / 4 / (inputs / BLOCK).max(1),
+                asks: if rows.len() <= FEW { rows.start } else { usize::MAX },
             })
         };
     }
@@ -260,7 +262,8 @@ fn unpacked(
 ) {
     let out = Out(out.as_mut_ptr());
     let tile = inputs * LANES;
-    pieces(rows, outputs).into_par_iter().with_max_len(1).for_each_init(
+    each_with(
+        pieces(rows, outputs),
         || vec![0.0; UNPACKED * tile],
         |scratch, piece| {
             let first = piece.tiles.start;
@@ -296,7 +299,8 @@ fn narrow(level: Level, (x, rows): (&[f32], usize), weights: &Packed, out: &mut 
     let prepared = &prepared;
     let out = Out(out.as_mut_ptr());
     let tile = inputs.next_multiple_of(2) * LANES;
-    pieces(rows, outputs).into_par_iter().with_max_len(1).for_each_init(
+    each_with(
+        pieces(rows, outputs),
         || vec![0_u16; UNPACKED * tile],
         |scratch, piece| {
             let first = piece.tiles.start;

@@ -85,6 +85,9 @@ pub(super) trait Simd: Copy {
     fn sum(self, x: Self::F) -> f32;
     fn largest(self, x: Self::F) -> f32;
 
+    /// Asks for the line at an address, which need not exist, into the second cache.
+    fn prefetch(self, _at: *const u8) {}
+
     fn zero(self) -> Self::F {
         self.splat(0.0)
     }

@@ -322,6 +322,8 @@ pub(super) struct Quants<const HEADER: u8, const NIBBLES: bool> {
     pub(super) blocks: usize,
     /// Groups of 4 inputs of a block: 8.
     pub(super) groups: usize,
+    /// The row with which the next tiles are asked for: they are short, and the CPU begins anew to guess with each.
+    pub(super) asks: usize,
 }
 
 impl<const HEADER: u8, const NIBBLES: bool> Quants<HEADER, NIBBLES> {
@@ -457,7 +459,13 @@ impl<const HEADER: u8, const NIBBLES: bool> Kernel for Quants<HEADER, NIBBLES> {
         unsafe {
             let mut sums = begin::<S, R, T>(s, out, add);
             let tiles = self.weights.add(tile * tile_bytes);
+            let lines = if row == self.asks { (tile_bytes / 64).div_ceil(self.blocks) } else { 0 };
             for block in 0..self.blocks {
+                for line in block * lines..(block + 1) * lines {
+                    for t in T..2 * T {
+                        s.prefetch(tiles.wrapping_add(t * tile_bytes + line * 64));
+                    }
+                }
                 let header = block / shape.group() * shape.group_bytes();
                 let mut quants = [tiles; T];
                 for t in 0..T {
