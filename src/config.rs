@@ -120,6 +120,8 @@ pub struct EngineSettings {
     pub max_step_tokens: usize,
     /// Bytes of key and value cache.
     pub kv_cache_bytes: u64,
+    /// Of these, most that keep what ended requests computed for those that begin alike; 0 keeps nothing. On the CPU only.
+    pub prefix_cache_bytes: u64,
     /// Images that may wait for their step, of each model.
     pub max_waiting_images: usize,
     /// Images computed in one step.
@@ -141,6 +143,7 @@ impl Default for EngineSettings {
             max_running_sequences: 64,
             max_step_tokens: 512,
             kv_cache_bytes: 2 << 30,
+            prefix_cache_bytes: 128 << 20,
             max_waiting_images: 256,
             max_step_images: 16,
             max_image_bytes: 10 << 20,

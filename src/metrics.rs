@@ -80,7 +80,13 @@ pub struct Metrics {
     pub kv_cache_usage: Gauge,
     /// Bytes of key and value cache that are reserved.
     pub kv_cache_bytes: IntGauge,
-    /// Prompt tokens computed.
+    /// Bytes of key and value cache that ended requests left for those that begin alike.
+    pub prefix_cache_bytes: IntGauge,
+    /// Prompt tokens that were looked for in what is kept of ended requests.
+    pub prefix_cache_queries: IntCounter,
+    /// Prompt tokens that were found there.
+    pub prefix_cache_hits: IntCounter,
+    /// Prompt tokens, computed or found.
     pub prompt_tokens: IntCounter,
     /// Tokens generated.
     pub generation_tokens: IntCounter,
@@ -183,7 +189,14 @@ impl Metrics {
             requests_waiting: of.gauge("evenkeel_num_requests_waiting", "Sequences waiting for their first step.")?,
             kv_cache_usage: of.ratio("evenkeel_kv_cache_usage_perc", "Reserved share of the KV cache; 1 is full.")?,
             kv_cache_bytes: of.gauge("evenkeel_kv_cache_bytes", "Reserved bytes of the KV cache.")?,
-            prompt_tokens: of.counter("evenkeel_prompt_tokens_total", "Prompt tokens computed.")?,
+            prefix_cache_bytes: of
+                .gauge("evenkeel_prefix_cache_bytes", "Bytes of the KV cache kept of ended requests.")?,
+            prefix_cache_queries: of
+                .counter("evenkeel_prefix_cache_queries_total", "Prompt tokens looked for in the prefix cache.")?,
+            prefix_cache_hits: of
+                .counter("evenkeel_prefix_cache_hits_total", "Prompt tokens found in the prefix cache.")?,
+            prompt_tokens: of
+                .counter("evenkeel_prompt_tokens_total", "Prompt tokens, computed or from the prefix cache.")?,
             generation_tokens: of.counter("evenkeel_generation_tokens_total", "Tokens generated.")?,
             scored_tokens: of.counter("evenkeel_scored_tokens_total", "Candidate tokens scored.")?,
             images: of.counter("evenkeel_images_total", "Images classified for requests.")?,

@@ -108,8 +108,9 @@ impl Scheduler {
         self.waiting.push_back(Entry { id, demand, known, computed: 0 });
     }
 
-    /// Plans the next step, into a plan that is used again.
-    pub(super) fn schedule(&mut self, plan: &mut Plan) {
+    /// Plans the next step, into a plan that is used again. `begin` is told who is admitted and how many bytes are
+    /// reserved then, and returns how many tokens of it are computed already.
+    pub(super) fn schedule(&mut self, plan: &mut Plan, mut begin: impl FnMut(Id, u64) -> usize) {
         plan.admitted.clear();
         plan.packed.clear();
         plan.alone.clear();
@@ -122,13 +123,15 @@ impl Scheduler {
             plan.packed.push(chunk(entry, &mut tokens));
         }
         while tokens > 0 {
-            let Some(entry) = self.waiting.pop_front() else { break };
+            let Some(mut entry) = self.waiting.pop_front() else { break };
             if !self.fits(&entry.demand) {
                 self.waiting.push_front(entry);
                 break;
             }
             self.reserved += entry.demand.total_bytes();
             plan.admitted.push(entry.id);
+            // The last known token gives the next one.
+            entry.computed = begin(entry.id, self.reserved).min(entry.known.saturating_sub(1));
             if entry.known > 0 {
                 plan.packed.push(chunk(&entry, &mut tokens));
             }
@@ -218,7 +221,7 @@ mod tests {
 
     fn plan(scheduler: &mut Scheduler) -> Vec<(Id, usize, bool)> {
         let mut plan = Plan::default();
-        scheduler.schedule(&mut plan);
+        scheduler.schedule(&mut plan, |_, _| 0);
         for chunk in &plan.packed {
             scheduler.advance(chunk.id, chunk.tokens, chunk.complete);
         }
@@ -234,6 +237,21 @@ mod tests {
         assert_eq!(plan(&mut scheduler), [(1, 1, true), (2, 7, false)]);
         assert_eq!(plan(&mut scheduler), [(1, 1, true), (2, 5, true)]);
         assert_eq!(plan(&mut scheduler), [(1, 1, true), (2, 1, true)]);
+    }
+
+    #[test]
+    fn what_is_computed_already_is_not_computed_again_but_for_the_last_token() {
+        let mut scheduler = Scheduler::new(limits(8, 4, 100));
+        scheduler.enqueue(1, packed(12, 1, 20));
+        scheduler.enqueue(2, packed(3, 1, 10));
+        let (mut plan, mut asked) = (Plan::default(), Vec::new());
+        scheduler.schedule(&mut plan, |id, reserved| {
+            asked.push((id, reserved));
+            9
+        });
+        assert_eq!(asked, [(1, 20), (2, 30)]);
+        let chunks = plan.packed.iter().map(|c| (c.id, c.tokens, c.complete));
+        assert_eq!(chunks.collect::<Vec<_>>(), [(1, 3, true), (2, 1, true)]);
     }
 
     #[test]
@@ -283,7 +301,7 @@ mod tests {
         scheduler.enqueue(2, alone);
         let mut plan = Plan::default();
         let turns = std::array::from_fn(|_| {
-            scheduler.schedule(&mut plan);
+            scheduler.schedule(&mut plan, |_, _| 0);
             scheduler.rotate_alone(plan.alone[0]);
             plan.alone[0]
         });
@@ -324,7 +342,10 @@ mod tests {
                         left.remove(&Id::from(victim));
                     }
                 }
-                scheduler.schedule(&mut plan);
+                scheduler.schedule(&mut plan, |id, reserved| {
+                    assert!(reserved <= kv_bytes);
+                    id as usize % 5
+                });
                 prop_assert!(plan.packed.iter().map(|c| c.tokens).sum::<usize>() <= step_tokens);
                 prop_assert!(plan.packed.len() <= running);
                 prop_assert!(plan.packed.iter().all(|c| c.tokens > 0));

@@ -20,7 +20,7 @@ use super::sampler::{first_maximum, log_sum_exp};
 use super::scheduler::Id;
 use super::sequence::Times;
 use super::{EngineError, ScoreRequest, Scored};
-use crate::lora::{LoraBatch, Run};
+use crate::lora::{Adapter, LoraBatch, Run};
 use crate::model::{Batch, CausalLm, KvCache, Rows, Segment};
 
 /// Where the scores go.
@@ -112,6 +112,11 @@ impl ScoreTask {
     /// Returns whether every candidate is scored.
     pub(super) fn is_done(&self) -> bool {
         !self.first_row.is_empty() && self.scored.len() == self.request.candidates.len()
+    }
+
+    /// Returns the adapter, the prompt, and what is computed of it.
+    pub(super) fn beginning(&mut self) -> (Option<&Arc<Adapter>>, &Vec<u32>, &mut KvCache) {
+        (self.request.adapter.as_ref(), &self.request.prompt, &mut self.cache)
     }
 
     /// Answers the caller.

@@ -11,10 +11,11 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::alone::{self, Alone, Room};
+use super::alone::Alone;
 use super::classify::ClassifyTask;
 use super::handle::{Command, Shared, Submission};
 use super::pass::{fault, fork, forward, rows};
+use super::prefix::Prefixes;
 use super::sampler::{History, Scratch, ignores_history, sample, top_logprobs};
 use super::scheduler::{Chunk, Id, Limits, Plan, Scheduler};
 use super::score::ScoreTask;
@@ -24,6 +25,8 @@ use crate::config::EngineSettings;
 use crate::lora::{Adapter, LoraBatch, Run};
 use crate::metrics::Metrics;
 use crate::model::{Batch, CausalLm, KvCache, Rows, Segment};
+
+mod slices;
 
 /// What the engine's thread owns.
 pub(super) struct Core {
@@ -37,6 +40,7 @@ pub(super) struct Core {
     groups: BTreeMap<Id, Group>,
     sequences: HashMap<Id, Sequence>,
     alone: BTreeMap<Id, Alone>,
+    prefixes: Prefixes,
     next_id: Id,
     drain: Option<Instant>,
     drained: Vec<oneshot::Sender<()>>,
@@ -62,6 +66,9 @@ impl Core {
             kv_bytes: settings.kv_cache_bytes,
         };
         let (metrics, shared) = watched;
+        let info = model.info();
+        let kept = if info.device == "cpu" { settings.prefix_cache_bytes } else { 0 };
+        let prefixes = Prefixes::new(kept, info.kv_bytes_per_token);
         Self {
             model,
             new_text,
@@ -72,6 +79,7 @@ impl Core {
             groups: BTreeMap::new(),
             sequences: HashMap::new(),
             alone: BTreeMap::new(),
+            prefixes,
             next_id: 0,
             drain: None,
             drained: Vec::new(),
@@ -155,7 +163,7 @@ impl Core {
     pub(super) fn turn(&mut self) {
         self.drop_ended(Instant::now());
         let mut plan = std::mem::take(&mut self.plan);
-        self.scheduler.schedule(&mut plan);
+        self.schedule(&mut plan);
         self.note_admitted(&plan);
         if !plan.packed.is_empty() {
             self.packed_step(&mut plan.packed);
@@ -165,6 +173,27 @@ impl Core {
         }
         self.plan = plan;
         self.publish();
+    }
+
+    /// Plans a step; who is admitted begins with what is kept of its prompt, in the memory that was reserved for it.
+    fn schedule(&mut self, plan: &mut Plan) {
+        let Self { scheduler, prefixes, groups, sequences, alone, metrics, settings, .. } = self;
+        scheduler.schedule(plan, |id, reserved| {
+            prefixes.shrink(settings.kv_cache_bytes.saturating_sub(reserved));
+            let (adapter, prompt, cache) = match (groups.get(&id), sequences.get_mut(&id), alone.get_mut(&id)) {
+                (Some(group), Some(sequence), _) => {
+                    (group.request.adapter.as_ref(), &group.request.prompt, sequence.cache.get_or_insert_default())
+                }
+                (_, _, Some(Alone::Score(task))) => task.beginning(),
+                (_, _, Some(Alone::Classify(_)) | None) => return 0,
+            };
+            metrics.prefix_cache_queries.inc_by(prompt.len() as u64);
+            let Some(copy) = prefixes.begin(adapter, prompt) else { return 0 };
+            metrics.prefix_cache_hits.inc_by(copy.len() as u64);
+            metrics.prompt_tokens.inc_by(copy.len() as u64);
+            *cache = copy;
+            cache.len()
+        });
     }
 
     /// Drops what nobody waits for any more, and fails what has run out of time.
@@ -359,9 +388,14 @@ impl Core {
 
     /// Takes out a completion that ended, and its request with the last one.
     fn end_sequence(&mut self, id: Id, group_id: Id) {
-        self.sequences.remove(&id);
+        let ended = self.sequences.remove(&id);
         self.scheduler.remove(id);
         let Some(group) = self.groups.get_mut(&group_id) else { return };
+        if let Some(Sequence { cache: Some(cache), output, .. }) = ended {
+            let tokens = [&group.request.prompt[..], &output].concat();
+            let room = self.settings.kv_cache_bytes.saturating_sub(self.scheduler.reserved_bytes());
+            self.prefixes.keep(group.request.adapter.as_ref(), tokens, cache, room);
+        }
         group.live -= 1;
         if group.live > 0 {
             return;
@@ -379,48 +413,6 @@ impl Core {
         drop(group.request);
         // The caller may have left with all that it wanted.
         let _ = group.events.try_send(Event::Done);
-    }
-
-    fn alone_slice(&mut self, plan: &Plan) {
-        let started = Instant::now();
-        let packs = self.model.info().device == "cpu";
-        let room = Room::new(packs, self.settings.max_step_tokens, !plan.packed.is_empty());
-        let turn = |id: &Id| plan.alone.iter().position(|other| other == id);
-        let tasks = self.alone.iter_mut().filter_map(|(id, task)| Some((turn(id)?, (*id, task))));
-        let mut tasks: Vec<_> = tasks.collect();
-        tasks.sort_by_key(|(turn, _)| *turn);
-        let tasks = tasks.into_iter().map(|(_, task)| task).collect();
-        let outcomes = alone::advance(tasks, self.model.as_ref(), room);
-        let computed = outcomes.iter().flat_map(|(_, outcome)| outcome).map(|slice| slice.computed).sum();
-        self.metrics.iteration_tokens.observe(computed as f64);
-        self.shared.measure(computed, started.elapsed());
-        for (id, outcome) in outcomes {
-            match outcome {
-                Ok(slice) => {
-                    self.metrics.prompt_tokens.inc_by(slice.prompt as u64);
-                    self.metrics.scored_tokens.inc_by(slice.scored as u64);
-                    self.scheduler.rotate_alone(id);
-                    if self.alone.get(&id).is_some_and(Alone::is_done) {
-                        self.finish_alone(id);
-                    }
-                }
-                Err(error) => {
-                    if let Some(task) = self.alone.get(&id) {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::error!(parent: task.span(), error, "request failed");
-                    }
-                    self.fail(id, Some(error));
-                }
-            }
-        }
-    }
-
-    fn finish_alone(&mut self, id: Id) {
-        self.scheduler.remove(id);
-        let Some(task) = self.alone.remove(&id) else { return };
-        self.metrics.e2e_request_latency.observe(task.arrival().elapsed().as_secs_f64());
-        self.metrics.request_success.with_label_values(&["stop"]).inc();
-        task.finish();
     }
 
     /// Ends a request early; without an error nobody listens.
@@ -470,6 +462,7 @@ impl Core {
         let reserved = self.scheduler.reserved_bytes();
         self.metrics.requests_running.set(running);
         self.metrics.requests_waiting.set(waiting);
+        self.metrics.prefix_cache_bytes.set(i64::try_from(self.prefixes.bytes()).unwrap_or(i64::MAX));
         self.metrics.kv_cache_bytes.set(i64::try_from(reserved).unwrap_or(i64::MAX));
         self.metrics.kv_cache_usage.set(reserved as f64 / self.settings.kv_cache_bytes.max(1) as f64);
         if self.is_idle() {

@@ -87,6 +87,22 @@ impl KvCache {
         Ok(Self { len: len.min(self.len), layers: self.layers.iter().map(copy).collect::<Result<_>>()? })
     }
 
+    /// Returns a copy of the first `len` tokens, at most all of them, that shares no memory; none off the CPU.
+    pub fn copy(&self, len: usize) -> Option<Self> {
+        let len = len.min(self.len);
+        let copy = |entry: &Option<Entry>| match entry {
+            Some(Entry::Slices(held)) => Some(Some(Entry::Slices(Arc::new(held.copied(len))))),
+            Some(Entry::Tensors { .. }) | None => None,
+        };
+        Some(Self { len, layers: self.layers.iter().map(copy).collect::<Option<_>>()? })
+    }
+
+    /// Returns whether all of it lies in memory of the CPU that it began itself.
+    pub fn is_whole(&self) -> bool {
+        let own = |entry: &Option<Entry>| matches!(entry, Some(Entry::Slices(held)) if held.start() == 0);
+        self.layers.iter().all(own)
+    }
+
     pub(super) fn layers(&self) -> usize {
         self.layers.len()
     }

@@ -7,6 +7,7 @@ mod classify;
 mod generate;
 mod life;
 mod memory;
+mod prefix;
 mod score;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
