@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Copies a compact part of a full set of golden values into this folder, same layout.
 
-Usage: python3 compact.py FOLDER_OF_THE_FULL_SET
+Usage: python3 compact.py FOLDER_OF_THE_FULL_SET    (its `models`; `audit` is beside)
 
-Models, adapters and configurations are copied as they are. Expected values are cut to leading rows and tokens (a
-causal model computes the same for a prefix, an image classifier for fewer images), or left out where another case covers
-them: a tensor that is absent is not compared. JSON with expected values is rewritten without spaces.
-`python3 compact.py FOLDER vision` rewrites what belongs to image classifiers alone.
+Models, adapters and configurations are copied as they are; models that `RECORDED_SMALLER` names, and what belongs to
+them, are left to `record_smaller.py`. Expected values are cut to leading rows and tokens (a causal model computes the
+same for a prefix, an image classifier for fewer images), or left out where another case covers them: a tensor that is
+absent is not compared. JSON with expected values is rewritten without spaces, with the shortest decimals of an f32.
+What this server trained stays: `record_trained.py` makes it, from the inputs that are left here.
 """
 
+import hashlib
 import json
 import shutil
 import struct
@@ -16,23 +18,36 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PREFILL_TOKENS = 24
+# Models that are recorded anew in other dimensions, with their adapters and training runs. A head of 16 keeps all three
+# bands of the llama3 scaling.
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+RECORDED_SMALLER = {
+    "language/llama_gqa_llama3_tied": SMALL | {"head_dim": 16},
+    "language/mistral_seqcls": SMALL,
+    "language/mistral_sliding": SMALL,
+    "vision/swinv2_padded": {"embed_dim": 8, "hidden_size": 32, "depths": [2, 1, 1]},
+    "vision/swinv2_pretrained_window": {"embed_dim": 8, "hidden_size": 32, "depths": [2, 1, 1]},
+    "vision/swinv2_smooth": {"embed_dim": 12, "hidden_size": 24, "depths": [2, 1]},
+}
+PREFILL_TOKENS = 16
+# The last rows are the shortest ones.
 PADDED_ROWS = 2
-ADAPTER_ROWS, ADAPTER_TOKENS, MIXED_TOKENS = 1, 6, 5
+ADAPTER_ROWS, ADAPTER_TOKENS, MIXED_TOKENS = 1, 4, 3
 # Model -> kinds of expected tensors kept; `prefill` is kept of every model.
 LANGUAGE_KEEPS = {
-    "llama_mha": ("padded_left", "bf16", "prefill.hidden_states"),
+    "llama_mha": ("padded_left", "prefill.hidden_states"),
     "llama_gqa_llama3_tied": ("padded_right",),
     "mistral_sliding": ("prefill.hidden_states",),
 }
 # Merged logits differ in kind for these only; elsewhere they repeat `logits`.
 MERGED_KEEPS = ("all_linear", "dora", "embed_lm_head_light", "tied_embedding")
-# Image classifiers: the largest Swin-v2 and its adapters are left to the full set.
-VISION = ("vit", "swinv2_padded", "swinv2_pretrained_window", "swinv2_smooth")
+# Image classifiers, and what is left out of each: ViT shows the inner values of its first block and of its last. The
+# largest Swin-v2 and its adapters are left to the full set.
+VISION = {"vit": ("hidden_states.0", "hidden_states.2", "hidden_states.3")}
+# Of the smaller ones this one shows its inner values.
+VISION_INNER = ("swinv2_padded",)
 VISION_IMAGES = 1
-VISION_ADAPTERS = ("swinv2_pretrained_window_dora",) + (
-    ("vit_bias_all", "vit_bias_lora_only", "vit_dora", "vit_qv", "vit_qv_v5_names")
-)
+VISION_ADAPTERS = ("vit_bias_all", "vit_bias_lora_only", "vit_dora", "vit_qv", "vit_qv_v5_names")
 # Each has a sibling of the same kind in the set.
 ADAPTERS_LEFT_OUT = ("embed_lm_head", "exclude_list", "layers_to_transform")
 BROKEN_LEFT_OUT = (
@@ -42,14 +57,22 @@ BROKEN_LEFT_OUT = (
 )
 # The sum of squares of all gradients is in `steps.json`; of a full fine-tune these tensors show one by one.
 FULL_TRAINING_KEEPS = ("layers.1.self_attn.q_proj.", "layers.1.mlp.down_proj.", "input_layernorm.", "model.norm.") + (
-    ("embeddings.", "layers.1.blocks.0.attention.self.logit_scale", "continuous_position_bias_mlp.2", "downsample.norm.")
+    ("embeddings.", "layers.1.blocks.0.attention.self.logit_scale", "layers.0.blocks.1.attention.self.continuous")
+    + ("downsample.norm.",)
 )
 # One midpoint shows what resuming needs.
 MIDPOINT_KEEPS = ("lora_causal_lm",)
-TRAINING_TOKENS = 4
-WIDTHS = {"F32": 4, "I64": 8, "BF16": 2, "F16": 2, "U8": 1}
+TRAINING_TOKENS = 2
+WIDTHS = {"F32": 4, "I64": 8, "I16": 2, "BF16": 2, "F16": 2, "U8": 1}
+# Cases that another one of the same file covers: two attributes unweighted, longer texts, two groups, more rows.
+AUDIT_LEFT_OUT = ("two_attributes", "longer", "small", "beta_300.positive_class", "beta_300.top_label")
+AUDIT_TARGETS = 1
+# Logits on which every value of every parameter shows; of the others, one value of each in turn, and ties at a cut.
+SAMPLING_WHOLE = ("spread", "ties", "with_minus_infinity")
 # Of the pixels of images: the large one of every configuration, transparency once, and all resized bytes.
-PIXELS_KEPT = (".rgb_large.pixel_values", ".exact_32.pixel_values", "vit_bilinear.rgba.pixel_values_on_white", ".resized_u8")
+PIXELS_KEPT = (".rgb_large.pixel_values", ".exact_32.pixel_values", ".resized_u8") + (
+    ("vit_bilinear.rgba.pixel_values_on_white",)
+)
 
 
 def read_tensors(path):
@@ -78,21 +101,42 @@ def tensors_of(folder):
     return read_tensors(folder / "expected.safetensors")
 
 
-def cut(tensor, dim, count):
-    """Keeps the first `count` entries along `dim`."""
+def cut(tensor, dim, count, start=0):
+    """Keeps `count` entries along `dim`, the first ones unless told."""
     dtype, shape, data = tensor
-    if dim >= len(shape) or shape[dim] <= count:
+    if dim >= len(shape) or shape[dim] - start <= count and start == 0:
         return tensor
     inner = WIDTHS[dtype]
     for n in shape[dim + 1 :]:
         inner *= n
     block = shape[dim] * inner
-    data = b"".join(data[at : at + count * inner] for at in range(0, len(data), block))
+    data = b"".join(data[at + start * inner :][: count * inner] for at in range(0, len(data), block))
     return dtype, shape[:dim] + [count] + shape[dim + 1 :], data
 
 
+def shortest(number):
+    """The shortest decimal that is the same f32, of a number that is one."""
+    exact = lambda text: struct.unpack("f", struct.pack("f", float(text)))[0] == number
+    if abs(number) > 3e38 or not exact(number):
+        return number
+    return next(float(text) for text in (f"{number:.{n}g}" for n in (6, 7, 8, 9)) if exact(text))
+
+
+def rounded(value):
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return shortest(value) if isinstance(value, float) else value
+
+
+def dumps(value):
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
 def write_json(path, value):
-    path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps(rounded(value)), encoding="utf-8")
 
 
 def copy(source, target):
@@ -112,18 +156,19 @@ def language(source, target):
     if "prefill" not in expected:
         return
     kept = {}
+    lengths = expected["padded"]["row_lengths"][-PADDED_ROWS:]
     for name, tensor in tensors.items():
-        kind = name.split(".")[0]
-        if kind in ("prefill", "bf16") and (kind in keeps or name in keeps or not name.endswith("hidden_states")):
-            if kind == "bf16" and kind not in keeps:
-                continue
+        kind, shape = name.split(".")[0], tensor[1]
+        if kind == "prefill" and (name in keeps or not name.endswith("hidden_states")):
             tensor = cut(tensor, 1, PREFILL_TOKENS)
             kept[name] = tensor if name.endswith("hidden_states") else cut(tensor, 0, 1)
         elif kind in keeps:
-            kept[name] = cut(tensor, 0, PADDED_ROWS)
+            # Without the columns that pad all of these rows.
+            start = shape[1] - max(lengths) if kind == "padded_left" else 0
+            kept[name] = cut(cut(tensor, 0, PADDED_ROWS, shape[0] - PADDED_ROWS), 1, max(lengths), start)
     write_tensors(target / "expected.safetensors", kept)
     expected["prefill"].update(rows=1, tokens=PREFILL_TOKENS)
-    expected["padded"]["row_lengths"] = expected["padded"]["row_lengths"][:PADDED_ROWS]
+    expected["padded"]["row_lengths"] = lengths
     row0 = expected["score"]["prompt_logprobs_row0"]
     expected["score"]["prompt_logprobs_row0"] = row0[:PREFILL_TOKENS]
     write_json(target / "expected.json", expected)
@@ -144,12 +189,13 @@ def adapter_tensors(source, target, merged, rows=ADAPTER_ROWS, tokens=ADAPTER_TO
 
 def adapters(source, target):
     for file in sorted((source / "base_logits").glob("language__*")):
-        adapter_tensors(file, target / "base_logits" / file.name, merged=False)
+        if file.stem.replace("__", "/") not in RECORDED_SMALLER:
+            adapter_tensors(file, target / "base_logits" / file.name, merged=False)
     for folder in sorted(source.iterdir()):
         if not (folder / "expected.json").is_file() or folder.name in ADAPTERS_LEFT_OUT:
             continue
         expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-        if not expected["base"].startswith("language/"):
+        if not expected["base"].startswith("language/") or expected["base"] in RECORDED_SMALLER:
             continue
         for file in sorted(folder.iterdir()):
             if file.name == "expected.safetensors":
@@ -158,7 +204,8 @@ def adapters(source, target):
                 adapter_tensors(file, target / folder.name / file.name, folder.name in MERGED_KEEPS, *size)
             elif file.name == "expected.json" and "rows" not in expected and "probs" not in tensors_of(folder):
                 # It describes the whole input, of which a part is kept.
-                write_json(target / folder.name / file.name, {k: v for k, v in expected.items() if k != "effect_max_abs"})
+                expected.pop("effect_max_abs")
+                write_json(target / folder.name / file.name, expected)
             elif file.name != "merged.safetensors":
                 copy(file, target / folder.name / file.name)
 
@@ -172,15 +219,11 @@ def image_tensors(source, target, leave_out=()):
 
 
 def vision(source, target):
-    for name in VISION:
-        # Two models show the inner values, one shows bf16.
-        leave_out = ("debug.",) + (() if name == "vit" else ("bf16.",))
-        if name not in ("vit", "swinv2_padded"):
-            leave_out += ("hidden_states.", "last_hidden_state")
+    for name, leave_out in VISION.items():
         for file in sorted((source / "vision" / name).iterdir()):
             to = target / "vision" / name / file.name
             if file.name == "expected.safetensors":
-                image_tensors(file, to, leave_out)
+                image_tensors(file, to, ("debug.", *leave_out))
             else:
                 copy(file, to)
     bases = set()
@@ -199,9 +242,6 @@ def vision(source, target):
         file = Path("adapters/base_logits") / (base.replace("/", "__") + ".safetensors")
         # Its pixels are those of every adapter on it.
         image_tensors(source / file, target / file, ("pixel_values",))
-    for folder in sorted((source / "training").iterdir()):
-        if json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["base"].startswith("vision/"):
-            training(folder, target / "training" / folder.name)
 
 
 def broken(source, target):
@@ -215,6 +255,17 @@ def broken(source, target):
             copied = target / name / file.relative_to(source / name)
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copied)
+
+
+def training_data(source, target):
+    """The data of a training case: ids and labels as I16, masks as U8."""
+    tensors = read_tensors(source)
+    for name, (dtype, shape, data) in tensors.items():
+        if dtype == "I64":
+            numbers = [n for (n,) in struct.iter_unpack("<q", data)]
+            dtype, code = ("U8", "B") if name == "attention_mask" else ("I16", "h")
+            tensors[name] = dtype, shape, struct.pack(f"<{len(numbers)}{code}", *numbers)
+    write_tensors(target, tensors)
 
 
 def training(source, target):
@@ -239,6 +290,8 @@ def training(source, target):
             write_tensors(copied, {n: cut(cut(t, 0, 1), 1, TRAINING_TOKENS) for n, t in logits})
         elif name.name in ("recipe.json", "steps.json"):
             write_json(copied, json.loads(file.read_text(encoding="utf-8")))
+        elif name.name == "data.safetensors":
+            training_data(file, copied)
         else:
             shutil.copyfile(file, copied)
 
@@ -250,28 +303,80 @@ def preprocessing(source, target):
     write_tensors(target / "expected.safetensors", {n: t for n, t in tensors if n.endswith(PIXELS_KEPT)})
 
 
+def sampling(source, target):
+    whole = json.loads((source / "expected.json").read_text(encoding="utf-8"))
+    turns, kept = {}, []
+    for case in whole["cases"]:
+        logits, parameters = case["logits"], tuple(sorted(case["params"]))
+        turns.setdefault((logits, parameters), []).append(case)
+    for number, ((logits, parameters), cases) in enumerate(turns.items()):
+        chosen = cases if logits in SAMPLING_WHOLE else [cases[number % len(cases)]]
+        kept += [c for c in cases if c in chosen or "edge" in c and logits != "all_equal"]
+    # All thousand probabilities of the long one: once, of the parameters that need a sort.
+    kept = [c for c in kept if c["logits"] != "long" or c["kept"] < 100 or len(c["params"]) > 1]
+    write_json(target / "expected.json", whole | {"cases": kept})
+
+
+def audit(source, target):
+    for file in sorted(source.glob("*.json")):
+        shutil.copyfile(file, target / file.name)
+    manifest = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
+    for name, entry in manifest["files"].items():
+        whole = json.loads((source / name).read_text(encoding="utf-8"))
+        whole["cases"] = [case for case in whole["cases"] if case["id"] not in AUDIT_LEFT_OUT]
+        for case in whole["cases"]:
+            if "targets" in case.get("expected", {}):
+                del case["expected"]["targets"][AUDIT_TARGETS:]
+                for key in ("target_confidence", "target_membership"):
+                    del case["inputs"][key][AUDIT_TARGETS:]
+        (target / name).write_text(dumps(whole), encoding="utf-8")
+        written = (target / name).read_bytes()
+        entry.update(bytes=len(written), sha256=hashlib.sha256(written).hexdigest())
+        entry["cases"] = [case["id"] for case in whole["cases"]]
+    (target / "manifest.json").write_text(dumps(manifest), encoding="utf-8")
+
+
+def clear(part):
+    """Removes what this script writes there."""
+    others = [HERE / base for base in RECORDED_SMALLER]
+    for folder in sorted((HERE / part).iterdir()):
+        if folder.name.startswith(("trained_", "base_logits")) or folder in others or of_smaller(folder):
+            continue
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        else:
+            folder.unlink()
+
+
+def of_smaller(folder):
+    """Whether an adapter or a training run is of a model that is recorded elsewhere."""
+    facts = [folder / name for name in ("expected.json", "recipe.json") if (folder / name).is_file()]
+    return any(json.loads(f.read_text(encoding="utf-8")).get("base") in RECORDED_SMALLER for f in facts)
+
+
 def main():
     full = Path(sys.argv[1])
-    if sys.argv[2:] == ["vision"]:
-        vision(full, HERE)
-        return sizes()
-    parts = ("language", "adapters", "adapters_broken", "bases_broken", "tokenizers", "chat_templates", "sampling")
-    for part in (*parts, "training", "vision"):
-        shutil.rmtree(HERE / part, ignore_errors=True)
+    for part in ("language", "adapters", "adapters_broken", "bases_broken", "tokenizers", "chat_templates"):
+        clear(part)
+    clear("training")
+    clear("vision")
     for folder in sorted((full / "language").iterdir()):
-        language(folder, HERE / "language" / folder.name)
+        if f"language/{folder.name}" not in RECORDED_SMALLER:
+            language(folder, HERE / "language" / folder.name)
     adapters(full / "adapters", HERE / "adapters")
     broken(full / "adapters_broken", HERE / "adapters_broken")
     broken(full / "bases_broken", HERE / "bases_broken")
-    for part in ("tokenizers", "chat_templates", "sampling"):
+    for part in ("tokenizers", "chat_templates"):
         for file in sorted((full / part).rglob("*")):
             if file.is_file():
                 copy(file, HERE / part / file.relative_to(full / part))
     for folder in sorted((full / "training").iterdir()):
-        if json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["base"].startswith("language/"):
+        if not of_smaller(folder):
             training(folder, HERE / "training" / folder.name)
+    sampling(full / "sampling", HERE / "sampling")
     preprocessing(full / "vision" / "preprocessing", HERE / "vision" / "preprocessing")
     vision(full, HERE)
+    audit(full.parent / "audit", HERE / "audit")
     sizes()
 
 

@@ -24,6 +24,7 @@ sys.dont_write_bytecode = True
 sys.path[:0] = [str(ROOT / "clients/python"), str(ROOT / "tests/tools")]
 
 import with_peft
+from compact import PREFILL_TOKENS
 from evenkeel import Client
 from peft.tuners.lora import LoraLayer
 from PIL import Image
@@ -46,8 +47,8 @@ CASES = {
 # A server has a language model, whatever else it serves.
 BESIDE = HERE / "language/llama_mha"
 # Its base: weights of a golden model, another rotation.
-WHOLE = ("llama_sharded", {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0}, {"full": {}, "learning_rate": 1e-3})
-PREFILL_TOKENS, NEW_TOKENS = 24, 12
+WHOLE = ("mistral_sliding", {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0}, {"full": {}, "learning_rate": 1e-3})
+NEW_TOKENS = 12
 STEPS = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2}
 
 
@@ -134,13 +135,15 @@ def record(program, name, base, sibling, settings, several):
 
 
 def greedy(model, prompt):
-    """The likeliest tokens after a prompt, and their log-probabilities."""
-    tokens, logprobs = list(prompt), []
+    """The likeliest tokens after a prompt, their log-probabilities, and the smallest distance to the second."""
+    tokens, logprobs, margins = list(prompt), [], []
     for _ in range(NEW_TOKENS):
         row = with_peft.logits(model, [tokens])[0][-1].double().log_softmax(-1)
         tokens.append(row.argmax().item())
         logprobs.append(row.max().item())
-    return tokens[len(prompt) :], logprobs
+        first, second = row.topk(2).values
+        margins.append((first - second).item())
+    return tokens[len(prompt) :], logprobs, min(margins)
 
 
 def record_whole(program, base, rope, settings):
@@ -149,7 +152,9 @@ def record_whole(program, base, rope, settings):
     with tempfile.TemporaryDirectory() as folder:
         for file in (HERE / "language" / base).iterdir():
             shutil.copyfile(file, Path(folder) / file.name)
-        config = json.loads((Path(folder) / "config.json").read_text()) | {"rope_parameters": rope}
+        config = json.loads((Path(folder) / "config.json").read_text())
+        config = {key: config[key] for key in config if key not in ("rope_theta", "rope_scaling")}
+        config["rope_parameters"] = rope
         (Path(folder) / "config.json").write_text(json.dumps(config))
         train(program, Path(folder), settings, False, target)
         model = with_peft.load(folder, target, None)
@@ -161,10 +166,15 @@ def record_whole(program, base, rope, settings):
     scores = answer.logits[0].double().log_softmax(-1)
     following = [(position, token) for position, token in enumerate(row[1:])]
     cases = []
-    for end in (1, 9):
-        output, logprobs = greedy(model, row[:end])
+    # A short and a long stretch: those with the most different tokens after them, of those that rounding cannot change.
+    stretches = [row[start:end] for end in range(1, len(row) + 1) for start in range(end)]
+    written = [(prompt, *greedy(model, prompt)) for prompt in stretches]
+    for lengths in (range(1, 5), range(9, 17)):
+        fit = [w for w in written if len(w[0]) in lengths and w[3] >= 0.05]
+        prompt, output, logprobs, margin = max(fit, key=lambda w: len(set(w[1])))
         stop = {"eos_token_id": output[3], "output_including_eos": output[: output.index(output[3]) + 1]}
-        cases.append({"prompt": row[:end], "output": output, "logprobs": logprobs, "eos_case": stop})
+        case = {"prompt": prompt, "output": output, "logprobs": logprobs, "min_margin": margin, "eos_case": stop}
+        cases.append(case)
     score = {"context": row[:10], "continuation": row[10:], "logprobs": [scores[p, t].item() for p, t in following[9:]]}
     score["greedy_match"] = [scores[p].argmax().item() == t for p, t in following[9:]]
     expected = {"model": target.name, "note": "trained by this server", "libraries": libraries()}
