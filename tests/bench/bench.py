@@ -44,6 +44,10 @@ class Child:
 
         return call
 
+    def runs(self, figure, asked):
+        """One adapter at a time is all that it can."""
+        return asked["adapters"] <= 1
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
@@ -52,18 +56,20 @@ class Child:
 class Evenkeel:
     """The server as a client sees it: a process of its own, gRPC on loopback."""
 
-    def __init__(self, binary, model, adapters, work, dtype="auto"):
-        root = f"{work}/adapters"
+    def __init__(self, binary, model, adapters, work, dtype="auto", root=None, label=""):
+        root = root or f"{work}/adapters"
         name = os.path.basename(model.rstrip("/"))
-        data = f"{work}/data-{name}"
+        data = f"{work}/data-{name}{label}"
         shutil.rmtree(data, ignore_errors=True)
         command = [binary, "serve", "--model", model, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
                    "--data-dir", data, "--adapter-dir", root]
         log = open(f"{data}.log", "w")
         environment = os.environ | {"EVENKEEL__MODEL__DTYPE": dtype}
+        begin = time.perf_counter()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         ready = dict(part.split("=") for part in self.process.stdout.readline().split()[1:])
-        self.address = ready["grpc"]
+        self.seconds_to_ready = time.perf_counter() - begin
+        self.address, self.http = ready["grpc"], ready["http"]
         self.channel = grpc.insecure_channel(self.address)
         self.adapters = adapter_pb2_grpc.AdapterServiceStub(self.channel)
         self.names = []
@@ -117,7 +123,10 @@ class Evenkeel:
         return {"load": loaded - begin, "swap": swapped - before}
 
     def memory(self):
-        return {"peak": peer.peak_bytes(self.process.pid)}
+        return {"peak": peer.peak_bytes(self.process.pid), "resident": peer.resident_bytes(self.process.pid)}
+
+    def runs(self, figure, asked):
+        return True
 
     def close(self):
         self.process.terminate()
@@ -163,6 +172,23 @@ def shrunk(asked):
     return asked | dict(prompt=min(asked["prompt"], 4), new=min(asked["new"], 3))
 
 
+def measure(options, systems, note):
+    """Every figure of each system in turn, in each round; where asked for, beside a busy process right after."""
+    for round_number in range(1, options.rounds + 1):
+        print(f"round {round_number}", file=sys.stderr)
+        for title, figure, asked in cases():
+            if options.only not in title:
+                continue
+            asked = shrunk(asked) if options.smoke else asked
+            for name, system in systems.items():
+                if not system.runs(figure, asked):
+                    continue
+                for prefix in ["", peer.BUSY] if options.busy else [""]:
+                    with peer.spinner(bool(prefix)):
+                        answer = system.generate(seed=round_number, **asked)
+                    note(prefix + title, name, figure(answer, asked))
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("binary", "gguf", "work"):
@@ -170,6 +196,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="figures whose title holds this text")
     parser.add_argument("--smoke", action="store_true", help="a few tokens each")
+    parser.add_argument("--busy", action="store_true", help="also beside one process that computes without end")
     options = parser.parse_args()
     work = os.path.abspath(options.work)
     model_dir = f"{work}/smollm2-f32"
@@ -188,15 +215,8 @@ def main():
 
     for system in systems.values():  # warms up
         system.generate(streams=2, prompt=16, new=4, seed=0)
-    for round_number in range(1, options.rounds + 1):
-        print(f"round {round_number}", file=sys.stderr)
-        for title, figure, asked in cases():
-            if options.only not in title:
-                continue
-            asked = shrunk(asked) if options.smoke else asked
-            for name, system in systems.items():
-                if asked["adapters"] <= 1 or isinstance(system, Evenkeel):
-                    note(title, name, figure(system.generate(seed=round_number, **asked), asked))
+    measure(options, systems, note)
+    for _ in range(options.rounds):
         for name, system in systems.items():
             answer = system.load(directory=adapters[1])
             note("load an adapter, ms", name, 1e3 * answer["load"])
@@ -213,6 +233,10 @@ def main():
         pairs = [names[:2], names[2:]]
         rows.append([title, *(cell for ours, theirs in pairs for cell in peer.cells(by_name.get(ours), by_name.get(theirs)))])
     print(peer.table(["figure", *names[:2], "ratio", *names[2:], "ratio"], rows))
+    if options.busy:
+        rows = [[title, *(peer.left(figures, title, name) for name in names)]
+                for title in figures if peer.BUSY + title in figures]
+        print("\n" + peer.table(["share of the speed that is left beside a busy process", *names], rows))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ tokens. It returns the seconds to the first token (the last stream's) and to the
 usage by itself: peer.py --machine PROGRAM prints what a table was taken with.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -21,12 +22,37 @@ def prompts(streams, length, vocab, seed):
     return [[draw.randint(20, vocab - 200) for _ in range(length)] for _ in range(streams)]
 
 
+def status_bytes(field, pid):
+    """A size that the system keeps of a process."""
+    for line in open(f"/proc/{pid}/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field}")
+
+
 def peak_bytes(pid="self"):
     """Peak resident memory of a process."""
-    for line in open(f"/proc/{pid}/status"):
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmHWM")
+    return status_bytes("VmHWM", pid)
+
+
+def resident_bytes(pid="self"):
+    """Resident memory of a process now, pages of mapped files with it."""
+    return status_bytes("VmRSS", pid)
+
+
+@contextlib.contextmanager
+def spinner(wanted=True):
+    """One process that computes without end, beside what is done meanwhile."""
+    if not wanted:
+        yield
+        return
+    command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            yield
+        finally:
+            process.kill()
 
 
 def serve(system):
@@ -55,6 +81,17 @@ def cells(ours, theirs):
     if not theirs:
         return [number(statistics.median(ours)), "", ""]
     return [number(statistics.median(ours)), number(statistics.median(theirs)), f"{ratio(ours, theirs):.2f}"]
+
+
+BUSY = "busy: "
+
+
+def left(figures, title, name):
+    """Share of a system's speed that is left beside a busy process; figures by title and name. Empty: not measured."""
+    quiet, busy = figures[title].get(name), figures.get(BUSY + title, {}).get(name)
+    if not busy:
+        return ""
+    return f"{ratio(quiet, busy) if title.endswith((', ms', ', s')) else ratio(busy, quiet):.2f}"
 
 
 def table(head, rows):

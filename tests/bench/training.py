@@ -150,25 +150,40 @@ def step(options, method, dtype="f32", peers=("f32",)):
     tokens, steps = (8, 2) if options.smoke else (128, 5)
     rows = long_rows(16, 1)
     wanted = recipe(method, tokens, steps, rows)
-    own, other, peaks, other_peaks = [], [], [], []
-    for _ in range(options.rounds):
+    title = "LoRA step, rank 8, all linear" if method == "lora" else "full fine-tuning step"
+    title = title if dtype == "f32" else f"{title}, {dtype} against the best of {', '.join(peers)}"
+    title, memory = f"{title}, 8 x {tokens}, s", f"{title}: peak memory, MiB"
+
+    def ours():
         server = Server(options.binary, options.folder, options.work, dtype)
         server.upload("rows", rows)
         _, seconds = server.watch(server.create(wanted, "rows"))
-        peaks.append(server.peak() / 2**20)
+        peak = server.peak() / 2**20
         server.close()
-        own.append(statistics.median(seconds))
+        return statistics.median(seconds), peak, dtype
+
+    def theirs():
         tried = []
         for precision in peers:
             peft = with_peft(options.folder, wanted | {"precision": precision})
             tried.append((statistics.median(peft["seconds"][1:]), peft["peak"] / 2**20, precision))
-        other.append(min(tried)[0])
-        other_peaks.append(min(tried)[1])
-        say(f"{method} {dtype}: {own[-1]:.2f} s {peaks[-1]:.0f} MiB, peft", tried)
-    title = "LoRA step, rank 8, all linear" if method == "lora" else "full fine-tuning step"
-    title = title if dtype == "f32" else f"{title}, {dtype} against the best of {', '.join(peers)}"
-    return [[f"{title}, 8 x {tokens}, s", *peer.cells(own, other)],
-            [f"{title}: peak memory, MiB", *peer.cells(peaks, other_peaks)]]
+        return min(tried)
+
+    figures = {}
+    for _ in range(options.rounds):
+        for name, run in [("evenkeel", ours), ("peft", theirs)]:
+            for prefix in ["", peer.BUSY] if options.busy else [""]:
+                with peer.spinner(bool(prefix)):
+                    seconds, peak, precision = run()
+                figures.setdefault(prefix + title, {}).setdefault(name, []).append(seconds)
+                if not prefix:
+                    figures.setdefault(memory, {}).setdefault(name, []).append(peak)
+                say(f"{prefix}{method}, {name} {precision}: {seconds:.2f} s {peak:.0f} MiB")
+    table = [[title, *peer.cells(values["evenkeel"], values["peft"])] for title, values in figures.items()]
+    if options.busy:
+        table.append([f"{title}: share of the speed that is left beside a busy process",
+                      *(peer.left(figures, title, name) for name in ("evenkeel", "peft")), ""])
+    return table
 
 
 def read_tsv(path):
@@ -241,6 +256,7 @@ def main():
     options.add_argument("--sst2")
     options.add_argument("--only", default="")
     options.add_argument("--smoke", action="store_true", help="a few tokens each")
+    options.add_argument("--busy", action="store_true", help="steps also beside one process that computes without end")
     options = options.parse_args()
     parts = {"lora step": lambda: step(options, "lora"),
              "lora bf16 step": lambda: step(options, "lora", "bf16", ["f32 autocast to bf16", "bf16"]),
