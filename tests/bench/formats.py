@@ -1,10 +1,10 @@
 """Figures by weight format: evenkeel and llama.cpp on the same GGUF, in turn inside each round; scoring against
-transformers; perplexity; what grows with streams and registered adapters.
+transformers; perplexity.
 
 A ratio is evenkeel's figure over the peer's in the same round. usage: run.sh --formats [--rounds N] [--only TEXT]
-[--text FILE] [--llama-server BINARY] [--adapters N]. --text is what perplexity is measured on (wikitext-2's valid.txt);
+[--text FILE] [--llama-server [BINARY]] [--busy]. --text is what perplexity is measured on (wikitext-2's valid.txt);
 --llama-server is llama.cpp's server, built with the same version as llama-cpp-python; without it the streams are
-compared with llama.cpp's batch API, which has no HTTP in between.
+compared with llama.cpp's batch API alone, which has no HTTP in between.
 """
 
 import argparse
@@ -15,18 +15,20 @@ import json
 import math
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import time
 
-from evenkeel.v1 import adapter_pb2, inference_pb2, inference_pb2_grpc
+from evenkeel.v1 import inference_pb2, inference_pb2_grpc
 
 import bench
 import peer
 
 # llama.cpp's LLAMA_FTYPE_MOSTLY_*.
 FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+SYSTEMS = ("evenkeel", "llama.cpp", "llama-server")
 WORDS = ("the nurse doctor said that patient engineer was late because traffic weather meeting manager teacher student "
          "bought brought apples river bank money quickly slowly happy sad old young man woman city village").split()
 WINDOW = 512
@@ -91,42 +93,61 @@ def perplexity(server, text, windows):
 
 
 class LlamaServer:
-    """llama.cpp's own server: a process, HTTP on loopback."""
+    """llama.cpp's own server: a process, HTTP on loopback, a connection for each stream."""
 
-    def __init__(self, binary, model, port=18080):
-        command = [binary, "-m", model, "-t", "2", "-tb", "2", "-c", str(64 * 128), "-np", "32", "--host", "127.0.0.1",
-                   "--port", str(port)]
+    SLOTS, CONTEXT = 32, 256
+
+    def __init__(self, binary, model):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        # Prompts that have ended are not kept: none comes again here.
+        command = [binary, "-m", model, "-t", "2", "-tb", "2", "-np", str(self.SLOTS), "-c",
+                   str(self.SLOTS * self.CONTEXT), "--cache-ram", "0", "--no-webui", "--host", "127.0.0.1", "--port",
+                   str(self.port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.port = port
-        for _ in range(600):
+        while self.process.poll() is None:
             try:
-                if b"ok" in asyncio.run(self._ask("GET", "/health", b"")):
+                if b'"status":"ok"' in asyncio.run(self._health()):
                     return
             except OSError:
                 pass
             time.sleep(0.1)
-        raise RuntimeError("llama-server does not start")
+        raise RuntimeError(f"llama-server ended with {self.process.returncode}")
 
-    async def _ask(self, method, path, body):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+    async def _health(self):
+        return await self._ask(await self._connect(), "GET", "/health", b"")
+
+    async def _connect(self):
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def _ask(self, connection, method, path, body):
+        reader, writer = connection
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(body)}"]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         answer = await reader.read()
         writer.close()
         return answer
 
-    def generate(self, streams, prompt, new, seed, adapters=0):
-        async def all():
-            bodies = [json.dumps({"prompt": ids, "n_predict": new, "ignore_eos": True, "temperature": 0.0,
-                                  "stream": True, "cache_prompt": False}).encode()
-                      for ids in peer.prompts(streams, prompt, 49152, seed)]
-            begin = time.perf_counter()
-            answers = await asyncio.gather(*[self._ask("POST", "/completion", body) for body in bodies])
-            if any(b'"stop":true' not in answer for answer in answers):
-                raise RuntimeError("llama-server did not finish")
-            return time.perf_counter() - begin
+    def runs(self, figure, asked):
+        """Only the whole is measured through HTTP, without adapters."""
+        return figure is bench.both and not asked["adapters"]
 
-        return {"total": asyncio.run(all())}
+    def generate(self, streams, prompt, new, seed, adapters=0):
+        return asyncio.run(self._generate(streams, prompt, new, seed))
+
+    async def _generate(self, streams, prompt, new, seed):
+        bodies = [json.dumps({"prompt": ids, "n_predict": new, "ignore_eos": True, "temperature": 0.0, "stream": True,
+                              "cache_prompt": False}).encode() for ids in peer.prompts(streams, prompt, 49152, seed)]
+        # As evenkeel's channel, they are there before the clock runs.
+        connections = [await self._connect() for _ in bodies]
+        begin = time.perf_counter()
+        asked = [self._ask(c, "POST", "/completion", body) for c, body in zip(connections, bodies)]
+        answers = await asyncio.gather(*asked)
+        total = time.perf_counter() - begin
+        if any(b'"stop":true' not in answer or b'"tokens_predicted":%d,' % new not in answer for answer in answers):
+            raise RuntimeError(f"llama-server did not finish: {answers[0][-500:]}")
+        return {"total": total}
 
     def close(self):
         self.process.terminate()
@@ -134,41 +155,31 @@ class LlamaServer:
 
 
 def compare(options, work, name, source, table):
-    """One format: both systems on one file."""
+    """One format: all systems on one file."""
     path = quantised(work, name, source)
     adapters = [f"{work}/adapters/random-{i}" for i in range(8)]
-    begin = time.perf_counter()
-    ours = bench.Evenkeel(options.binary, path, [], work)
-    ready = time.perf_counter() - begin
-    for directory in adapters:
-        short = os.path.basename(directory)
-        ours.adapters.LoadAdapter(adapter_pb2.LoadAdapterRequest(name=short, directory=short))
-        ours.names.append(short)
+    ours = bench.Evenkeel(options.binary, path, adapters, work)
     systems = {"evenkeel": ours, "llama.cpp": bench.Child("peer_llama_cpp.py", path, adapters[0], work)}
     if options.llama_server:
         systems["llama-server"] = LlamaServer(options.llama_server, path)
+    figures = {}
+
+    def note(title, system, value):
+        figures.setdefault(title, {}).setdefault(system, []).append(value)
+        print(name, title, system, f"{value:.1f}", file=sys.stderr, flush=True)
+
     for system in systems.values():
         system.generate(streams=2, prompt=16, new=4, seed=0)
-    for round_number in range(1, options.rounds + 1):
-        for title, figure, asked in bench.cases():
-            if options.only not in title:
-                continue
-            asked = bench.shrunk(asked) if options.smoke else asked
-            for system_name, system in systems.items():
-                # Through HTTP only the whole is measured; one adapter at a time is all that llama.cpp runs.
-                if system_name == "llama-server" and (figure is not bench.both or asked["adapters"]):
-                    continue
-                if system_name == "llama.cpp" and asked["adapters"] > 1:
-                    continue
-                value = figure(system.generate(seed=round_number, **asked), asked)
-                table.setdefault((name, title), {}).setdefault(system_name, []).append(value)
-                print(round_number, name, title, system_name, f"{value:.1f}", file=sys.stderr, flush=True)
+    bench.measure(options, systems, note)
+    table.update({(name, title): by_system for title, by_system in figures.items()})
     if options.text:
-        table.setdefault((name, f"perplexity, {options.windows} windows"), {})["evenkeel"] = [
-            perplexity(ours, options.text, options.windows)]
-    table.setdefault((name, "start to ready, s"), {})["evenkeel"] = [ready]
+        table[(name, f"perplexity, {options.windows} windows")] = {
+            "evenkeel": [perplexity(ours, options.text, options.windows)]}
+    table[(name, "start to ready, s")] = {"evenkeel": [ours.seconds_to_ready]}
     for system in systems.values():
         system.close()
+    return [[f"{name}, {title}", *(peer.left(figures, title, system) for system in SYSTEMS)]
+            for title in figures if peer.BUSY + title in figures]
 
 
 def scoring(options, work, folder, table):
@@ -194,23 +205,6 @@ def scoring(options, work, folder, table):
         system.close()
 
 
-def growth(options, work, source, table):
-    """Cost of a token as streams and registered adapters grow."""
-    ours = bench.Evenkeel(options.binary, source, [f"{work}/adapters/random-0"], work)
-    for streams in (1, 2, 4, 8, 16, 32, 64):
-        case = dict(streams=streams, prompt=16, new=32)
-        values = [bench.decode(ours.generate(seed=r, **case), case) for r in range(options.rounds)]
-        table[("Q4_1", f"decode, {streams} streams, tokens/s")] = {"evenkeel": values}
-    loaded, case = 1, dict(streams=1, prompt=8, new=64, adapters=1)
-    for count in [n for n in (1, 10, 100, 1000, 10000) if n <= options.adapters]:
-        for i in range(loaded, count):
-            ours.adapters.LoadAdapter(adapter_pb2.LoadAdapterRequest(name=f"copy-{i}", directory="random-0"))
-        loaded = count
-        values = [bench.decode(ours.generate(seed=r, **case), case) for r in range(options.rounds)]
-        table[("Q4_1", f"decode, {count} adapters registered, tokens/s")] = {"evenkeel": values}
-    ours.close()
-
-
 def main():
     parser = argparse.ArgumentParser()
     for name in ("binary", "gguf", "work"):
@@ -220,22 +214,22 @@ def main():
     parser.add_argument("--text", help="file to measure perplexity on")
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--llama-server", help="llama.cpp's server")
-    parser.add_argument("--adapters", type=int, default=100, help="most adapters to register")
     parser.add_argument("--smoke", action="store_true", help="a few tokens each")
+    parser.add_argument("--busy", action="store_true", help="also beside one process that computes without end")
     options = parser.parse_args()
     work = os.path.abspath(options.work)
     folder = f"{work}/smollm2-f32"
-    table = {}
+    table, left = {}, []
     for name in FORMATS:
-        if any(options.only in part for part in ("growth", "256 items")) and options.only:
+        if options.only and options.only in "256 items":
             quantised(work, name, options.gguf)
         else:
-            compare(options, work, name, options.gguf, table)
+            left += compare(options, work, name, options.gguf, table)
     if options.only in "256 items":
         scoring(options, work, folder, table)
-    if options.only in "growth":
-        growth(options, work, options.gguf, table)
 
+    if options.smoke:
+        print("a few tokens each: the figures mean nothing")
     print("| format | figure | evenkeel | peer | figure of the peer | ratio |\n| --- | --- | --- | --- | --- | --- |")
     for (name, title), values in table.items():
         own = values.pop("evenkeel")
@@ -245,6 +239,8 @@ def main():
         for other, figures in values.items():
             ratio = statistics.median(a / b for a, b in zip(own, figures))
             print(f"{start} {other} | {statistics.median(figures):.4g} | {ratio:.2f} |")
+    if left:
+        print("\n" + peer.table(["share of the speed that is left beside a busy process", *SYSTEMS], left))
 
 
 if __name__ == "__main__":
