@@ -9,7 +9,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::batch::{as_matrix, is_scaled};
 use super::{Change, LinearDelta, LoraBatch, SiteId};
-use crate::ops::cpu::{dots, each, multiply_rows, steps, threads};
+use crate::ops::cpu::{dots, each, multiply_rows, prefetch, steps, threads};
 use crate::ops::{matmul, with_slices};
 
 /// Rows that one thread takes at a time.
@@ -142,6 +142,7 @@ fn low_rank(
     with_slices([&delta.a.t()?, &delta.b], |[a, b]| {
         let rows = x.len() / input.max(1);
         let mut inner = vec![0.0; rows * rank];
+        [a, b].into_iter().for_each(prefetch);
         dots((x, rows, input), (a, input), &mut inner)?;
         if is_scaled(scale) {
             steps::scale(&mut inner, scale);

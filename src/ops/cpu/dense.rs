@@ -168,6 +168,22 @@ pub fn multiply_rows(
     Ok(())
 }
 
+/// Asks for numbers that are read soon, all at once: what lies in short rows would be waited for row by row.
+pub fn prefetch(numbers: &[f32]) {
+    struct Lines<'a>(&'a [f32]);
+
+    impl Work for Lines<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            self.0.chunks(LANES).for_each(|line| s.prefetch(line.as_ptr().cast()));
+        }
+    }
+
+    Level::best().run(Lines(numbers));
+}
+
 /// Writes x·aᵀ on one thread; `x` is `[rows, inputs]` with rows `stride` apart, `a` `[outputs, inputs]` packed, the result
 /// `[rows, outputs]` packed. For few outputs: each number is summed by itself.
 ///

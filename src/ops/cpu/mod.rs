@@ -51,7 +51,7 @@ pub(super) use attention::attend_backward;
 pub use attention::{Heads, Sequence, attend};
 pub(super) use blocks::Format;
 pub(super) use dense::{View, multiply};
-pub use dense::{dots, multiply_rows};
+pub use dense::{dots, multiply_rows, prefetch};
 pub use groups::{Groups, Scores, attend_groups, attend_groups_backward};
 pub use keys_values::KeysValues;
 pub(super) use packed::Packed;
