@@ -159,6 +159,9 @@ pub struct Training {
     pub seed: u64,
     /// All settings, as the job wrote them.
     pub settings: serde_json::Value,
+    /// Steps after which it was taken from its training; none: it is the result of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
 }
 
 /// A group of rows.
@@ -386,7 +389,8 @@ pub struct CorrectedAccuracy {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Warning {
     /// In one word: `duplicates`, `training_overlap`, `truncated`, `small_groups`, `token_preference`, `controls_failed`,
-    /// `utility_differs`, `utility_unmatched`, `uncorrected_tests`, `convention_fairlearn`, `clusters_few`, …
+    /// `utility_differs`, `utility_unmatched`, `uncorrected_tests`, `convention_fairlearn`, `clusters_few`,
+    /// `checkpoint_unreached`, …
     pub kind: String,
     /// For people.
     pub message: String,

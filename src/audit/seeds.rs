@@ -72,8 +72,8 @@ fn but_for_the_seed(model: &Model) -> Option<Value> {
     let training = model.training.as_ref()?;
     let mut settings = training.settings.clone();
     settings.as_object_mut()?.remove("seed");
-    let Training { dataset, rank, alpha, layers, .. } = training;
-    Some(serde_json::json!([model.kind, model.scale, dataset, rank, alpha, layers, settings]))
+    let Training { dataset, rank, alpha, layers, step, .. } = training;
+    Some(serde_json::json!([model.kind, model.scale, dataset, rank, alpha, layers, step, settings]))
 }
 
 fn is_spread(figure: &Figure) -> bool {
@@ -155,6 +155,11 @@ mod tests {
         let mut elsewhere = report();
         elsewhere.models[2].training.as_mut().unwrap().dataset = "others".to_owned();
         assert_eq!(spreads(&elsewhere), []);
+        let mut later = report();
+        later.models[2].training.as_mut().unwrap().step = Some(7);
+        assert_eq!(spreads(&later), []);
+        later.models[1].training.as_mut().unwrap().step = Some(7);
+        assert_eq!(spreads(&later).len(), spreads(&report()).len());
         let mut missing = report();
         let all = spreads(&report()).len();
         let figure = missing.figures.iter_mut().find(|figure| figure.model == 2 && figure.scope == Scope::Overall);

@@ -91,7 +91,7 @@ async fn watch(channel: &Channel, job: Job) -> anyhow::Result<Job> {
                 bar.set_message(format!("{} {}", progress.phase, progress.model));
             }
             Some(watch_job_response::Event::Job(job)) => ended = Some(*job),
-            Some(watch_job_response::Event::Progress(_)) | None => {}
+            Some(watch_job_response::Event::Progress(_) | watch_job_response::Event::Checkpoint(_)) | None => {}
         }
     }
     bar.finish_and_clear();

@@ -160,7 +160,8 @@ impl Training {
                     last = Some(progress);
                 }
                 Some(watch_job_response::Event::Job(job)) => ended = Some(*job),
-                Some(watch_job_response::Event::AuditProgress(_)) | None => {}
+                Some(watch_job_response::Event::AuditProgress(_) | watch_job_response::Event::Checkpoint(_)) | None => {
+                }
             }
         }
         bar.finish_and_clear();

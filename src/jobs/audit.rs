@@ -14,10 +14,10 @@ use super::rows::{corrupt, stored};
 use super::runner::End;
 use super::{
     AuditModel, AuditProgress, AuditTask, AuditWork, Event, Failure, Job, JobId, JobsError, Made, ModelSource, Phase,
-    State, Task, reason,
+    Published, State, reason,
 };
 use crate::audit::AuditError;
-use crate::audit::report::{Model, ModelKind, Training};
+use crate::audit::report::{Model, ModelKind, Training, Warning};
 use crate::audit::scoring::{Load, Shadow, Subject, Tuned};
 use crate::dataset::Dataset;
 use crate::lora::{AdapterInfo, Generation, Kind};
@@ -36,6 +36,23 @@ struct Found {
     trained_on: Option<Arc<BTreeSet<[u8; 32]>>>,
 }
 
+/// What a job before the audit has published.
+struct Ended {
+    /// At its last step.
+    result: Published,
+    checkpoints: Vec<Published>,
+}
+
+impl Ended {
+    /// Returns the checkpoint of a step, the result for none; nothing where the run did not reach that.
+    fn at(&self, step: Option<u64>) -> Option<&Published> {
+        match step {
+            None => Some(&self.result),
+            Some(step) => self.checkpoints.iter().find(|kept| kept.step == step),
+        }
+    }
+}
+
 /// Data sets that were read for the lineage of models, so that each is read once.
 type Known = BTreeMap<String, Option<Arc<Dataset>>>;
 
@@ -46,7 +63,7 @@ impl Inner {
         }
         self.may_begin(job, paced)?;
         let dataset = self.parts.rows.read(&job.dataset)?;
-        let subjects = self.subjects(job, audit, &dataset)?;
+        let (subjects, unreached) = self.subjects(job, audit, &dataset)?;
         let bytes = self.checkpoint_of(job)?;
         let mut work = self.parts.auditing.start(&job.base, &dataset, &audit.settings, subjects, bytes.as_deref())?;
         drop((dataset, bytes));
@@ -60,8 +77,10 @@ impl Inner {
         paced.check()?;
         let (phase, model, items_per_second, eta_seconds) = (Phase::Statistics, String::new(), rate, 0.0);
         self.show_audit(job.id, AuditProgress { phase, model, done: 0, total: 1, items_per_second, eta_seconds })?;
-        let report = work.report(&|| paced.yields())?;
+        let mut report = work.report(&|| paced.yields())?;
         paced.check()?;
+        report.warnings.extend(unreached);
+        report.warnings.sort();
         let name = Name::parse(&audit.name).ok_or_else(|| corrupt(&job.id.to_string()))?;
         let kept = self.parts.reports.put(&name, Some(&job.id.to_string()), &report, None)?;
         let made = Made::Report { report: kept.id };
@@ -122,28 +141,47 @@ impl Inner {
         Ok(())
     }
 
-    /// Gathers what is audited. Adapters are looked at one after the other: each is in memory again when its turn comes.
-    fn subjects(&self, job: &Job, audit: &AuditTask, dataset: &Arc<Dataset>) -> Result<Vec<Subject>, Halt> {
+    /// Gathers what is audited, and says what is not: checkpoints that a training which stopped early did not reach.
+    /// Adapters are looked at one after the other: each is in memory again when its turn comes.
+    fn subjects(
+        &self,
+        job: &Job,
+        audit: &AuditTask,
+        dataset: &Arc<Dataset>,
+    ) -> Result<(Vec<Subject>, Vec<Warning>), Halt> {
         let mut results = BTreeMap::new();
         for child in &audit.children {
             results.insert(*child, self.result_of(*child)?);
         }
+        let mut unreached = Vec::new();
         let mut known = Known::from([(job.dataset.clone(), Some(Arc::clone(dataset)))]);
-        let mut shadows: BTreeMap<JobId, Shadow> = BTreeMap::new();
-        for child in audit.models.iter().flat_map(|model| &model.shadows).chain(&audit.planted) {
-            if let Some((adapter, generation)) = results.get(child)
-                && !shadows.contains_key(child)
+        let mut shadows: BTreeMap<(JobId, Option<u64>), Shadow> = BTreeMap::new();
+        let of_models = audit.models.iter().flat_map(|model| model.shadows.iter().map(|child| (*child, model.step)));
+        for (child, step) in of_models.chain(audit.planted.map(|child| (child, None))) {
+            if let Some(ended) = results.get(&child)
+                && !shadows.contains_key(&(child, step))
             {
-                shadows.insert(*child, self.shadow(adapter, generation, &mut known)?);
+                // One that stopped early is what it would be after more steps.
+                let Published { adapter, generation, .. } = ended.at(step).unwrap_or(&ended.result);
+                shadows.insert((child, step), self.shadow(adapter, generation, &mut known)?);
             }
         }
-        let mut planted = audit.planted.as_ref().and_then(|child| shadows.get(child)).cloned();
+        let mut planted = audit.planted.and_then(|child| shadows.get(&(child, None))).cloned();
         let mut subjects = Vec::with_capacity(audit.models.len());
         for model in &audit.models {
             let named = match &model.source {
                 ModelSource::Base => None,
                 ModelSource::Stored { adapter, generation } => Some((adapter, generation)),
-                ModelSource::Trained { job, .. } => results.get(job).map(|(adapter, generation)| (adapter, generation)),
+                ModelSource::Trained { job, .. } => match (results.get(job), model.step) {
+                    (None, _) => None,
+                    (Some(ended), step) => match ended.at(step) {
+                        Some(Published { adapter, generation, .. }) => Some((adapter, generation)),
+                        None => {
+                            unreached.push(not_reached(model, ended));
+                            continue;
+                        }
+                    },
+                },
             };
             let found = match named {
                 None => None,
@@ -157,15 +195,19 @@ impl Inner {
                 model: described(model, found.as_ref().map(|(adapter, found)| (adapter.as_str(), found))),
                 trained_on: found.as_ref().and_then(|(_, found)| found.trained_on.clone()),
                 adapter: found.map(|(_, found)| self.tuned(found)),
-                shadows: model.shadows.iter().filter_map(|child| shadows.get(child)).cloned().collect(),
+                shadows: model.shadows.iter().filter_map(|child| shadows.get(&(*child, model.step))).cloned().collect(),
                 planted: if is_known { planted.take() } else { None },
             });
         }
-        Ok(subjects)
+        if subjects.is_empty() {
+            let message = "no training of this audit reached the checkpoints to audit".to_owned();
+            return Err(Halt::Failed(Failure::new(reason::AUDIT_CHILD_FAILED, message)));
+        }
+        Ok((subjects, unreached))
     }
 
-    /// Returns adapter and generation that a job before this one has made.
-    fn result_of(&self, child: JobId) -> Result<(String, String), Halt> {
+    /// Returns what a job before this one has published.
+    fn result_of(&self, child: JobId) -> Result<Ended, Halt> {
         let failed = |why: String| {
             let failure = Failure::new(reason::AUDIT_CHILD_FAILED, format!("job {child}, made for this audit, {why}"));
             Err(Halt::Failed(failure))
@@ -176,7 +218,10 @@ impl Inner {
             Err(error) => return Err(error.into()),
         };
         match (job.state, job.made) {
-            (State::Succeeded, Some(Made::Generation { adapter, generation })) => Ok((adapter, generation)),
+            (State::Succeeded, Some(Made::Generation { adapter, generation })) => {
+                let step = job.last.map_or(0, |last| last.progress.step);
+                Ok(Ended { result: Published { step, adapter, generation }, checkpoints: job.published })
+            }
             (State::Failed, _) => {
                 let failure = job.failure.map_or_else(String::new, |failure| failure.message);
                 failed(format!("failed: {failure}"))
@@ -241,7 +286,7 @@ impl Inner {
             return Ok(None);
         };
         let dataset = self.known(&lineage.dataset, known)?;
-        Ok(dataset.map(|dataset| Arc::new(settings.learnt_rows(&dataset))))
+        Ok(dataset.map(|dataset| Arc::new(settings.learnt_rows(&dataset, lineage.step))))
     }
 
     /// Reads a data set that may be gone.
@@ -274,24 +319,37 @@ impl Inner {
                 Err(JobsError::NotFound(_)) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let (Task::FineTuning(_), Some(Made::Generation { adapter, generation })) = (&child.task, &child.made)
-            else {
-                continue;
-            };
-            let (Some(name), Some(generation)) = (Name::parse(adapter), Generation::parse(generation)) else {
-                continue;
-            };
-            match self.parts.registry.delete(&name, Expected::Generation(generation), None) {
-                Ok(()) | Err(RegistryError::AdapterNotFound(_)) => {}
-                // Somebody has made it their own.
-                Err(
-                    RegistryError::GenerationMismatch { .. } | RegistryError::InUse { .. } | RegistryError::Held { .. },
-                ) => tracing::warn!(job = %job.id, adapter, "an adapter made for an audit stays: it is in use"),
-                Err(error) => return Err(error.into()),
+            for (adapter, generation) in child.generations() {
+                self.delete(job, adapter, generation)?;
             }
         }
         Ok(End::Succeeded(made))
     }
+
+    /// Deletes what was trained for an audit, unless somebody has made it their own.
+    fn delete(&self, job: &Job, adapter: &str, generation: &str) -> Result<(), Halt> {
+        let (Some(name), Some(generation)) = (Name::parse(adapter), Generation::parse(generation)) else {
+            return Ok(());
+        };
+        match self.parts.registry.delete(&name, Expected::Generation(generation), None) {
+            Ok(()) | Err(RegistryError::AdapterNotFound(_)) => {}
+            Err(
+                RegistryError::GenerationMismatch { .. } | RegistryError::InUse { .. } | RegistryError::Held { .. },
+            ) => tracing::warn!(job = %job.id, adapter, "an adapter made for an audit stays: it is in use"),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Says that a model is left out.
+fn not_reached(model: &AuditModel, ended: &Ended) -> Warning {
+    let step = model.step.unwrap_or_default();
+    let message = format!(
+        "`{}` is left out: its training stopped early, after step {}, before step {step}",
+        model.name, ended.result.step
+    );
+    Warning { kind: "checkpoint_unreached".to_owned(), message }
 }
 
 /// Settings of another version of this program may not be readable.
@@ -329,6 +387,7 @@ fn training(lineage: &Lineage) -> Option<Training> {
         Method::Full => (None, None, Vec::new()),
     };
     Some(Training {
+        step: lineage.step,
         job: lineage.job.clone(),
         dataset: lineage.dataset.clone(),
         rank,

@@ -12,14 +12,16 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::rows::{add, behind_all, corrupt, parse, stored, time, write};
+use super::names::{check_checkpoints, check_names};
+use super::queue::{again, new_job};
+use super::rows::{add, corrupt, parse, stored, time, write};
 use super::{
-    Auditing, Event, FineTuning, Job, JobId, JobKind, JobsError, Made, ModelSource, Rows, State, Task, Training,
-    Tuning, expected_text, runner,
+    Auditing, Event, FineTuning, Job, JobId, JobKind, JobsError, Rows, State, Task, Training, Tuning, expected_text,
+    runner,
 };
 use crate::config::JobsSettings;
 use crate::metrics::Metrics;
-use crate::registry::{Expected, Name, Registry, RegistryError, RequestKey, compare};
+use crate::registry::{Name, Registry, RequestKey};
 use crate::reports::Reports;
 use crate::store::{Catalog, Store};
 use crate::turns::Turns;
@@ -154,16 +156,18 @@ impl Jobs {
         let base = inner.parts.registry.fingerprint(wanted.base.as_deref())?;
         let mut forgotten = Vec::new();
         let job = inner.parts.store.change_once(request, |catalog| {
-            let tuning = Tuning {
+            let mut tuning = Tuning {
                 adapter: wanted.adapter.to_string(),
                 expected: expected_text(&wanted.expected),
                 alias: wanted.alias.as_ref().map(Name::to_string),
                 pinned: wanted.pinned,
                 allow_no_effect: wanted.allow_no_effect,
                 settings: wanted.settings,
+                expected_checkpoints: Vec::new(),
             };
-            let job = new_job(Task::FineTuning(Box::new(tuning)), dataset, base);
             check_names(catalog, &wanted.adapter, &wanted.expected, wanted.alias.as_ref())?;
+            tuning.expected_checkpoints = check_checkpoints(catalog, &tuning)?;
+            let job = new_job(Task::FineTuning(Box::new(tuning)), dataset, base);
             inner.make_room(catalog)?;
             inner.enter(catalog, &job)?;
             forgotten = catalog.forget_jobs(inner.parts.settings.keep_finished)?;
@@ -264,6 +268,7 @@ impl Jobs {
     /// [`RegistryError::RequestIdReused`]; when the disk fails.
     pub fn resume(&self, id: JobId, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
+        let mut orphans = Vec::new();
         let job = inner.parts.store.change_once(request, |catalog| {
             let (_, mut job) = stored(catalog, id)?;
             if !job.is_resumable() {
@@ -274,12 +279,13 @@ impl Jobs {
             }
             inner.make_room(catalog)?;
             for child in job.children() {
-                inner.resume_child(catalog, id, *child)?;
+                inner.resume_child(catalog, (id, *child), &mut orphans)?;
             }
             again(&mut job);
             inner.enter(catalog, &job)?;
             Ok::<_, JobsError>(job)
         })?;
+        inner.parts.store.naming().sweep(&orphans);
         tracing::info!(job = %id, "job resumed");
         inner.announce();
         inner.wake();
@@ -332,38 +338,6 @@ impl Inner {
         self.signalled.notify_all();
     }
 
-    /// Refuses one more job that waits; those that are made for another do not count.
-    pub(super) fn make_room(&self, catalog: &Catalog<'_>) -> Result<(), JobsError> {
-        let limit = self.parts.settings.max_queued;
-        if catalog.waiting_jobs()? >= limit as u64 { Err(JobsError::QueueFull(limit)) } else { Ok(()) }
-    }
-
-    /// Puts a job at the end of the queue, if nobody else makes its names, and keeps what it needs from being deleted.
-    pub(super) fn enter(&self, catalog: &Catalog<'_>, job: &Job) -> Result<(), JobsError> {
-        let other = match &job.task {
-            Task::FineTuning(tuning) => catalog.job_of_name(&tuning.adapter, tuning.alias.as_deref())?,
-            Task::Audit { audit } => catalog.audit_of_name(&audit.name)?,
-        };
-        if let Some(other) = other {
-            return Err(JobsError::Conflict(other));
-        }
-        let holder = job.id.to_string();
-        self.parts.rows.hold(catalog, &job.dataset, &holder)?;
-        if let Task::Audit { audit } = &job.task {
-            for model in &audit.models {
-                let ModelSource::Stored { adapter, generation } = &model.source else { continue };
-                if catalog.generation(adapter, generation)?.is_none() {
-                    return Err(RegistryError::AdapterNotFound(format!("{adapter}@{generation}")).into());
-                }
-                catalog.hold_generation(adapter, generation, &holder)?;
-            }
-        }
-        let mut row = behind_all(catalog, job)?;
-        write(catalog, &mut row, job)?;
-        add(catalog, &job.id, &Event::Job(Box::new(job.clone())))?;
-        Ok(())
-    }
-
     /// Ends one job, or says that it is to end and adds it to `ending`.
     fn end(&self, catalog: &Catalog<'_>, id: JobId, ending: &mut Vec<JobId>) -> Result<Job, JobsError> {
         let (mut row, mut job) = stored(catalog, id)?;
@@ -383,36 +357,6 @@ impl Inner {
             State::Succeeded | State::Failed | State::Cancelled => return Err(JobsError::Finished(job.state)),
         }
         Ok(job)
-    }
-
-    /// Puts what was made for an audit back into the queue, unless it has succeeded and its result is still there.
-    fn resume_child(&self, catalog: &Catalog<'_>, audit: JobId, child: JobId) -> Result<(), JobsError> {
-        let mut job = match stored(catalog, child) {
-            Ok((_, job)) => job,
-            Err(JobsError::NotFound(id)) => {
-                return Err(JobsError::NotResumable(format!("job {id}, made for it, is forgotten")));
-            }
-            Err(error) => return Err(error),
-        };
-        match job.state {
-            State::Queued => return Ok(()),
-            State::Running if job.cancelling => {
-                return Err(JobsError::NotResumable(format!("job {child}, made for it, has not ended yet")));
-            }
-            State::Running => return Ok(()),
-            State::Succeeded => {
-                if let Some(Made::Generation { adapter, generation }) = &job.made
-                    && catalog.generation(adapter, generation)?.is_some()
-                {
-                    catalog.hold_generation(adapter, generation, &audit.to_string())?;
-                    return Ok(());
-                }
-                job.made = None;
-            }
-            State::Failed | State::Cancelled => {}
-        }
-        again(&mut job);
-        self.enter(catalog, &job)
     }
 
     /// Counts a job that has ended.
@@ -442,50 +386,4 @@ impl Inner {
         }
         Ok(())
     }
-}
-
-/// Returns a job that waits; `base` is the fingerprint of its base model.
-pub(super) fn new_job(task: Task, dataset: String, base: String) -> Job {
-    Job {
-        id: JobId::new(),
-        state: State::Queued,
-        cancelling: false,
-        task,
-        dataset,
-        base,
-        parent: None,
-        created: SystemTime::now(),
-        started: None,
-        ended: None,
-        last: None,
-        audited: None,
-        checkpoint: None,
-        made: None,
-        failure: None,
-    }
-}
-
-/// Sets a job back to where it waits.
-fn again(job: &mut Job) {
-    job.state = State::Queued;
-    (job.cancelling, job.ended, job.failure) = (false, None, None);
-}
-
-/// Refuses what could not be published now, before hours are spent on it.
-pub(super) fn check_names(
-    catalog: &Catalog<'_>,
-    adapter: &Name,
-    expected: &Expected,
-    alias: Option<&Name>,
-) -> Result<(), RegistryError> {
-    if catalog.alias(adapter.as_str())?.is_some() {
-        return Err(RegistryError::NameTaken(adapter.to_string(), "an alias"));
-    }
-    if let Some(alias) = alias
-        && catalog.adapter(alias.as_str())?.is_some()
-    {
-        return Err(RegistryError::NameTaken(alias.to_string(), "an adapter"));
-    }
-    let current = catalog.adapter(adapter.as_str())?.map(|row| row.current);
-    compare(adapter, expected, current.as_deref())
 }

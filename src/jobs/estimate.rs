@@ -58,20 +58,23 @@ impl Jobs {
         };
         let dataset = inner.parts.rows.read(&plan.audit.dataset)?;
         let rows = dataset.rows.iter().filter(|row| audit.settings.splits.contains(&row.split)).count() as u64;
-        let helpers: BTreeSet<_> = audit.models.iter().flat_map(|model| &model.shadows).chain(&audit.planted).collect();
+        let of_models = audit.models.iter().flat_map(|model| model.shadows.iter().map(|child| (*child, model.step)));
+        let helpers: BTreeSet<_> = of_models.chain(audit.planted.map(|child| (child, None))).collect();
         let items = rows * (audit.models.len() + helpers.len()) as u64;
         let (mut steps, mut learnt) = (0_u64, 0.0);
         let mut sizes = Vec::with_capacity(plan.children.len());
         for child in &plan.children {
             let Task::FineTuning(tuning) = &child.task else { continue };
             let dataset = inner.parts.rows.read(&child.dataset)?;
-            sizes.push(inner.parts.training.size(&child.base, &tuning.settings, dataset.labels.len()));
+            let size = inner.parts.training.size(&child.base, &tuning.settings, dataset.labels.len());
+            sizes.push(size.map(|size| (size, 1 + tuning.settings.publish_steps.len() as u64)));
             let own = steps_of(&tuning.settings, &dataset);
             steps = steps.saturating_add(own);
             learnt += own as f64 * rows_of_step(&tuning.settings);
         }
-        let trained: Option<Vec<u64>> = sizes.into_iter().collect();
-        let mut largest = trained.as_ref().map(|sizes| sizes.iter().copied().max().unwrap_or(0));
+        // Of each training one model is in memory, on the disk its checkpoints are too.
+        let trained: Option<Vec<(u64, u64)>> = sizes.into_iter().collect();
+        let mut largest = trained.as_ref().map(|sizes| sizes.iter().map(|(size, _)| *size).max().unwrap_or(0));
         for model in &audit.models {
             let ModelSource::Stored { adapter, generation } = &model.source else { continue };
             let bytes = inner.stored_bytes(adapter, generation)?.unwrap_or(0);
@@ -90,7 +93,8 @@ impl Jobs {
             score_bytes,
             memory_bytes: largest.map(|largest| largest + score_bytes + statistics),
             // A checkpoint is written before the one before it goes.
-            disk_bytes: trained.map(|sizes| sizes.iter().sum::<u64>() + 2 * score_bytes),
+            disk_bytes: trained
+                .map(|sizes| sizes.iter().map(|(size, models)| size * models).sum::<u64>() + 2 * score_bytes),
         })
     }
 }

@@ -2,8 +2,8 @@
 //! the audit itself, all made in one transaction.
 //!
 //! Trains and audits nothing. What a caller asked for is resolved here, once: adapters to generations, models to train to
-//! jobs with names of their own. A shadow model is trained as its target was, on other rows: a random part of those that
-//! are audited. What it would cost: `estimate`.
+//! jobs with names of their own; models that are checkpoints of one training share its job. A shadow model is trained as its
+//! target was, and as far, on other rows: a random part of those that are audited. What it would cost: `estimate`.
 //! After: Carlini et al. 2022 (shadow models), "Membership Inference Attacks From First Principles".
 
 use std::collections::BTreeSet;
@@ -11,7 +11,9 @@ use std::collections::BTreeSet;
 use sha2::{Digest, Sha256};
 
 use super::audit::settings_of;
-use super::changes::{Inner, Jobs, check_names, new_job};
+use super::changes::{Inner, Jobs};
+use super::names::{check_checkpoints, check_names, checkpoint_name};
+use super::queue::new_job;
 use super::{AuditModel, AuditTask, Job, JobId, JobsError, ModelSource, Task, Tuning, expected_text};
 use crate::audit::assess::{Shape, unknown_measures};
 use crate::audit::settings::{Membership, Settings as AuditSettings};
@@ -53,6 +55,16 @@ pub struct ModelWanted {
     pub scale: f64,
 }
 
+impl ModelWanted {
+    /// Returns what its training is called: as the model, or as what it is a checkpoint of.
+    fn training(&self) -> &str {
+        match &self.source {
+            SourceWanted::Training { checkpoint: Some(checkpoint), .. } => &checkpoint.training,
+            SourceWanted::Base | SourceWanted::Adapter(_) | SourceWanted::Training { .. } => &self.name,
+        }
+    }
+}
+
 /// Where such a model comes from.
 #[derive(Debug, Clone)]
 pub enum SourceWanted {
@@ -66,8 +78,22 @@ pub enum SourceWanted {
         settings: Box<Settings>,
         /// On which data set, by name or id; none: that of the audit.
         dataset: Option<String>,
+        /// Which of its checkpoints; none: its result.
+        checkpoint: Option<CheckpointWanted>,
     },
 }
+
+/// A checkpoint of a training that is made once for all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointWanted {
+    /// What the training is called; models of the same one, with the same settings and data, share it.
+    pub training: String,
+    /// One of its [`Settings::publish_steps`].
+    pub step: u64,
+}
+
+/// How a model is trained, and after how many steps it is taken from there; none: at the end.
+type Taught = (Settings, Option<u64>);
 
 /// The jobs of an audit.
 pub(super) struct Plan {
@@ -96,6 +122,7 @@ impl Jobs {
                     && let Some(name) = Name::parse(&tuning.adapter)
                 {
                     check_names(catalog, &name, &Expected::Absent, None)?;
+                    check_checkpoints(catalog, tuning)?;
                 }
                 inner.enter(catalog, child)?;
             }
@@ -133,20 +160,22 @@ impl Inner {
             base: base.clone(),
             taken: BTreeSet::new(),
             trained: Vec::new(),
+            shared: Vec::new(),
             helpers: Vec::new(),
         };
         let mut models = Vec::with_capacity(wanted.models.len());
         let mut methods = Vec::with_capacity(wanted.models.len());
         for model in &wanted.models {
             let (source, method) = fan.source(model, &dataset)?;
-            models.push(AuditModel { name: model.name.clone(), source, scale: model.scale, shadows: Vec::new() });
+            let step = method.as_ref().and_then(|(_, step)| *step);
+            models.push(AuditModel { name: model.name.clone(), source, scale: model.scale, shadows: Vec::new(), step });
             methods.push(method);
         }
         let mut planted = None;
         if let Some(membership) = &wanted.settings.membership {
             fan.shadows(membership, &mut models, &methods, &dataset)?;
             if membership.planted_control
-                && let Some(method) = methods.iter().flatten().next()
+                && let Some((method, _)) = methods.iter().flatten().next()
             {
                 planted = Some(fan.planted(method, &dataset)?);
             }
@@ -181,13 +210,15 @@ struct Fan<'a> {
     taken: BTreeSet<String>,
     /// Jobs of models that are audited.
     trained: Vec<Job>,
+    /// What those of checkpoints are called, and the job.
+    shared: Vec<(String, JobId)>,
     /// Jobs of shadow and control models.
     helpers: Vec<Job>,
 }
 
 impl Fan<'_> {
     /// Returns where a model comes from and how it is trained, where that is known.
-    fn source(&mut self, model: &ModelWanted, dataset: &str) -> Result<(ModelSource, Option<Settings>), JobsError> {
+    fn source(&mut self, model: &ModelWanted, dataset: &str) -> Result<(ModelSource, Option<Taught>), JobsError> {
         Ok(match &model.source {
             SourceWanted::Base => (ModelSource::Base, None),
             SourceWanted::Adapter(reference) => {
@@ -201,45 +232,74 @@ impl Fan<'_> {
                         format!("`{reference}` is of base model {}, not {}", record.base_fingerprint, self.base);
                     return Err(RegistryError::Lora(LoraError::Mismatch(fault)).into());
                 }
-                let settings = stored.lineage.as_ref().and_then(settings_of);
-                (ModelSource::Stored { adapter: name.to_string(), generation }, settings)
+                let method = stored.lineage.as_ref().and_then(|lineage| Some((settings_of(lineage)?, lineage.step)));
+                (ModelSource::Stored { adapter: name.to_string(), generation }, method)
             }
-            SourceWanted::Training { settings, dataset: own } => {
+            SourceWanted::Training { settings, dataset: own, checkpoint } => {
                 let dataset = match own {
                     Some(own) => self.inner.parts.rows.find(own)?,
                     None => dataset.to_owned(),
                 };
-                let adapter = self.name(&model.name)?;
-                let job = self.child(&adapter, (**settings).clone(), &dataset);
-                let source = ModelSource::Trained { job: job.id, adapter };
-                self.trained.push(job);
-                (source, Some((**settings).clone()))
+                let settings = (**settings).clone();
+                let name = model.training();
+                let (job, adapter) = match self.shared(name, &settings, &dataset).filter(|_| checkpoint.is_some()) {
+                    Some(job) => job,
+                    None => {
+                        let adapter = self.name(name, &settings.publish_steps)?;
+                        let job = self.child(&adapter, settings.clone(), &dataset);
+                        let id = job.id;
+                        self.trained.push(job);
+                        if checkpoint.is_some() {
+                            self.shared.push((name.to_owned(), id));
+                        }
+                        (id, adapter)
+                    }
+                };
+                let step = checkpoint.as_ref().map(|checkpoint| checkpoint.step);
+                let adapter = step.map_or_else(|| adapter.clone(), |step| checkpoint_name(&adapter, step));
+                (ModelSource::Trained { job, adapter }, Some((settings, step)))
             }
         })
     }
 
-    /// Makes the shadow models of all models; models that are trained alike share theirs.
+    /// Returns the job of this name and these settings that was made for another checkpoint, and its adapter.
+    fn shared(&self, name: &str, settings: &Settings, dataset: &str) -> Option<(JobId, String)> {
+        let named = |job: &&Job| self.shared.iter().any(|(other, id)| other == name && *id == job.id);
+        self.trained.iter().filter(named).find_map(|job| match &job.task {
+            Task::FineTuning(tuning) if tuning.settings == *settings && job.dataset == dataset => {
+                Some((job.id, tuning.adapter.clone()))
+            }
+            Task::FineTuning(_) | Task::Audit { .. } => None,
+        })
+    }
+
+    /// Makes the shadow models of all models; models that are trained alike share theirs, each at its own step.
     fn shadows(
         &mut self,
         membership: &Membership,
         models: &mut [AuditModel],
-        methods: &[Option<Settings>],
+        methods: &[Option<Taught>],
         dataset: &str,
     ) -> Result<(), JobsError> {
         let mut made: Vec<(Settings, Vec<JobId>)> = Vec::new();
-        for (model, method) in models.iter_mut().zip(methods) {
-            let Some(method) = method else { continue };
-            // Another place to draw rows from makes no other method.
-            let alike = Settings { subset: None, ..method.clone() };
+        // Another place to draw rows from makes no other method, and neither do steps at which it is looked at.
+        let plain = |method: &Settings| Settings { subset: None, publish_steps: Vec::new(), ..method.clone() };
+        for ((model, wanted), method) in models.iter_mut().zip(&self.wanted.models).zip(methods) {
+            let Some((method, _)) = method else { continue };
+            let alike = plain(method);
             if let Some((_, shadows)) = made.iter().find(|(settings, _)| *settings == alike) {
                 model.shadows.clone_from(shadows);
                 continue;
             }
+            let others = methods.iter().flatten().filter(|(other, _)| plain(other) == alike);
+            let steps: BTreeSet<u64> = others.filter_map(|(_, step)| *step).collect();
+            let publish_steps: Vec<u64> = steps.into_iter().collect();
             for number in 0..membership.shadows {
                 let subset = self.subset(membership.shadow_fraction, made.len(), number);
                 let seed = alike.seed.wrapping_add(1 + number as u64);
-                let settings = Settings { subset: Some(subset), seed, ..alike.clone() };
-                let name = self.name(&format!("{}.shadow-{number}", model.name))?;
+                let name = self.name(&format!("{}.shadow-{number}", wanted.training()), &publish_steps)?;
+                let publish_steps = publish_steps.clone();
+                let settings = Settings { subset: Some(subset), seed, publish_steps, ..alike.clone() };
                 let job = self.child(&name, settings, dataset);
                 model.shadows.push(job.id);
                 self.helpers.push(job);
@@ -269,10 +329,11 @@ impl Fan<'_> {
             eval_every: 0,
             patience: 0,
             keep_best: false,
+            publish_steps: Vec::new(),
             subset: Some(self.subset(fraction, usize::MAX, 0)),
             ..method.clone()
         };
-        let name = self.name("planted")?;
+        let name = self.name("planted", &[])?;
         let job = self.child(&name, settings, dataset);
         let id = job.id;
         self.helpers.push(job);
@@ -298,13 +359,15 @@ impl Fan<'_> {
             // That a model is no other than the base is a finding.
             allow_no_effect: true,
             settings,
+            expected_checkpoints: Vec::new(),
         };
         new_job(Task::FineTuning(Box::new(tuning)), dataset.to_owned(), self.base.clone())
     }
 
     /// Returns the name of a model's adapter: that of the audit and that of the model, in letters that a name may have,
-    /// and a number where an audit before has left an adapter of that name.
-    fn name(&mut self, model: &str) -> Result<String, JobsError> {
+    /// and a number where an audit before has left an adapter of that name. It has room for the names of checkpoints, which
+    /// nobody has either.
+    fn name(&mut self, model: &str, steps: &[u64]) -> Result<String, JobsError> {
         let full = format!("{}.{model}", self.wanted.name);
         let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
         let plain: String =
@@ -312,33 +375,44 @@ impl Fan<'_> {
         let digest = hex::encode(Sha256::digest(&full));
         let mut name = plain.clone();
         let mut digits = 8;
-        while name.len() > NAME || self.taken.contains(&name) {
+        let longest = NAME - steps.iter().map(|step| checkpoint_name("", *step).len()).max().unwrap_or(0);
+        let names = |name: &str| -> Vec<String> {
+            let checkpoints = steps.iter().map(|step| checkpoint_name(name, *step));
+            std::iter::once(name.to_owned()).chain(checkpoints).collect()
+        };
+        let is_taken = |taken: &BTreeSet<String>, name: &str| names(name).iter().any(|name| taken.contains(name));
+        while name.len() > longest || digits <= 32 && is_taken(&self.taken, &name) {
             // Two models may differ in letters that a name does not have.
-            name = format!("{}-{}", &plain[..plain.len().min(NAME - 1 - digits)], &digest[..digits]);
+            name = format!("{}-{}", &plain[..plain.len().min(longest - 1 - digits)], &digest[..digits]);
             digits += 8;
         }
         let first = name.clone();
         let mut number = 1;
-        while self.taken.contains(&name) || self.is_left(&name)? {
+        while is_taken(&self.taken, &name) || self.is_left(&names(&name))? {
             number += 1;
             let ending = format!("-{number}");
-            name = format!("{}{ending}", &first[..first.len().min(NAME - ending.len())]);
+            name = format!("{}{ending}", &first[..first.len().min(longest - ending.len())]);
         }
-        self.taken.insert(name.clone());
+        self.taken.extend(names(&name));
         Ok(name)
     }
 
-    /// Returns whether an adapter of this name was made for an audit; what others have made is not passed over.
-    fn is_left(&self, name: &str) -> Result<bool, JobsError> {
-        let Some(name) = Name::parse(name) else { return Ok(false) };
-        let record = match self.inner.parts.registry.get(&name) {
-            Ok(record) => record,
-            Err(RegistryError::AdapterNotFound(_)) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        let current = record.generations.iter().find(|stored| stored.id == record.current);
-        let audit = current.and_then(|stored| stored.lineage.as_ref()?.audit.as_ref());
-        // Of an alias the record is that of its target.
-        Ok(record.name == name.as_str() && audit.is_some())
+    /// Returns whether an adapter of these names was made for an audit; what others have made is not passed over.
+    fn is_left(&self, names: &[String]) -> Result<bool, JobsError> {
+        for name in names {
+            let Some(name) = Name::parse(name) else { continue };
+            let record = match self.inner.parts.registry.get(&name) {
+                Ok(record) => record,
+                Err(RegistryError::AdapterNotFound(_)) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let current = record.generations.iter().find(|stored| stored.id == record.current);
+            let audit = current.and_then(|stored| stored.lineage.as_ref()?.audit.as_ref());
+            // Of an alias the record is that of its target.
+            if record.name == name.as_str() && audit.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

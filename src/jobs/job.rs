@@ -137,6 +137,10 @@ pub struct Tuning {
     pub allow_no_effect: bool,
     /// All of them.
     pub settings: Settings,
+    /// What must be current under the name of each checkpoint, as in `expected`, in the order of
+    /// [`Settings::publish_steps`]; empty where `expected` tells it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected_checkpoints: Vec<String>,
 }
 
 /// What an audit audits, and how; adapters are those that there were when it was made.
@@ -167,6 +171,9 @@ pub struct AuditModel {
     pub scale: f64,
     /// Jobs that train its shadow models; models that are trained alike share them.
     pub shadows: Vec<JobId>,
+    /// Steps after which it, and so its shadow models, are taken from their training; none: what comes out at its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
 }
 
 /// Where a model comes from.
@@ -182,11 +189,11 @@ pub enum ModelSource {
         /// Its generation.
         generation: String,
     },
-    /// What a job before it makes.
+    /// What a job before it makes: its result, or the checkpoint of the model's step.
     Trained {
         /// The job.
         job: JobId,
-        /// Name that it publishes under.
+        /// Name that this is published under.
         adapter: String,
     },
 }
@@ -271,6 +278,17 @@ pub enum Made {
     },
 }
 
+/// Weights on the way, published as an adapter of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Steps that they were trained for.
+    pub step: u64,
+    /// Adapter.
+    pub adapter: String,
+    /// Its generation.
+    pub generation: String,
+}
+
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -314,6 +332,9 @@ pub struct Job {
     pub checkpoint: Option<Checkpoint>,
     /// What it made.
     pub made: Option<Made>,
+    /// Checkpoints that it has published, by step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Published>,
     /// Why it failed.
     pub failure: Option<Failure>,
 }
@@ -343,6 +364,26 @@ impl Job {
         }
     }
 
+    /// Returns the generations that it has published, with their adapters: checkpoints, then the result.
+    pub fn generations(&self) -> Vec<(&str, &str)> {
+        let checkpoints = self.published.iter().map(|kept| (kept.adapter.as_str(), kept.generation.as_str()));
+        let made = match &self.made {
+            Some(Made::Generation { adapter, generation }) => Some((adapter.as_str(), generation.as_str())),
+            Some(Made::Report { .. }) | None => None,
+        };
+        checkpoints.chain(made).collect()
+    }
+
+    /// Returns the steps whose checkpoints are wanted and were not published: those that the run has passed, and those
+    /// that it has not reached.
+    pub fn unpublished(&self) -> (Vec<u64>, Vec<u64>) {
+        let Task::FineTuning(tuning) = &self.task else { return Default::default() };
+        let done = self.last.as_ref().map_or(0, |last| last.progress.step);
+        let is_there = |step: &u64| self.published.iter().any(|kept| kept.step == *step);
+        let wanted = tuning.settings.publish_steps.iter().copied();
+        wanted.filter(|step| !is_there(step)).partition(|step| *step <= done)
+    }
+
     /// Returns whether [`Jobs::resume`](super::Jobs::resume) would take it: an audit and its children begin anew where they
     /// have no checkpoint.
     pub fn is_resumable(&self) -> bool {
@@ -361,6 +402,8 @@ pub enum Event {
     Step(Box<Advance>),
     /// An audit went on.
     Audit(Box<AuditProgress>),
+    /// A checkpoint was published.
+    Published(Box<Published>),
 }
 
 #[cfg(test)]

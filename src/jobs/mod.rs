@@ -3,7 +3,7 @@
 //! Computes nothing itself: a [`Training`] makes the [`Work`] of a fine-tuning, whose result the registry publishes, and
 //! an [`Auditing`] that of an audit, whose report `reports` keeps. `changes` answers callers, `fan` makes audits
 //! with the fine-tunings that they need, `estimate` says what one would cost, `runner` is the one thread that takes jobs, `tune` and `audit` are what it does,
-//! `pace` lets it compute in slices. First come, first served, and no audit before the jobs that were made for it.
+//! `queue` puts jobs where they wait, `names` says what they publish under, `pace` lets it compute in slices. First come, first served, and no audit before the jobs that were made for it.
 //!
 //! A job is one row with its state and one row an event. An event is written before anybody sees it and never changed:
 //! what a watcher was shown stays true. A step that a restart makes necessary again has its event already and gets no
@@ -17,7 +17,9 @@ mod estimate;
 mod failure;
 mod fan;
 mod job;
+mod names;
 mod pace;
+mod queue;
 mod rows;
 mod runner;
 mod tune;
@@ -33,11 +35,12 @@ pub(crate) use failure::registry as refused;
 
 pub use changes::{Events, Jobs, Parts, Shown};
 pub use estimate::Estimate;
-pub use fan::{AuditWanted, ModelWanted, SourceWanted};
+pub use fan::{AuditWanted, CheckpointWanted, ModelWanted, SourceWanted};
 pub use job::{
     Advance, AuditModel, AuditProgress, AuditTask, Checkpoint, Event, Failure, Job, JobId, JobKind, Made, ModelSource,
-    Phase, State, Task, Tuning,
+    Phase, Published, State, Task, Tuning,
 };
+pub use names::checkpoint_name;
 pub use work::{AuditWork, Auditing, Rows, Training, Work};
 
 /// Steps of a job whose events are kept; of a longer one the oldest go.

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Event, Job, JobId, JobsError, Made, State, Task};
+use super::{Event, Job, JobId, JobsError, State, Task};
 use crate::store::{Catalog, JobRow, StoreError, now, unwritable};
 
 /// Reads a job's row and what it says.
@@ -40,7 +40,7 @@ pub(super) fn behind_all(catalog: &Catalog<'_>, job: &Job) -> Result<JobRow, Sto
 }
 
 /// Writes a job; names, data set and parent never change. One that has ended lets go of what it keeps: adapters at once,
-/// its data set when it cannot go on from a checkpoint. What it has made is kept for the audit that it was made for.
+/// its data set when it cannot go on from a checkpoint. What it has published is kept for the audit that it was made for.
 pub(super) fn write(catalog: &Catalog<'_>, row: &mut JobRow, job: &Job) -> Result<(), StoreError> {
     row.state = job.state.as_str().to_owned();
     row.checkpoint = job.checkpoint.as_ref().map(|checkpoint| checkpoint.blob.clone());
@@ -56,16 +56,15 @@ pub(super) fn write(catalog: &Catalog<'_>, row: &mut JobRow, job: &Job) -> Resul
 }
 
 fn hold_for_parent(catalog: &Catalog<'_>, job: &Job) -> Result<(), StoreError> {
-    let (State::Succeeded, Some(parent), Some(Made::Generation { adapter, generation })) =
-        (job.state, job.parent, &job.made)
-    else {
-        return Ok(());
-    };
-    let parent = parent.to_string();
+    let published = job.generations();
+    let Some(parent) = job.parent.filter(|_| !published.is_empty()).map(String::from) else { return Ok(()) };
     let unfinished = |row: JobRow| [State::Queued, State::Running].iter().any(|state| state.as_str() == row.state);
-    let waits = catalog.job(&parent)?.is_some_and(unfinished);
-    if waits && catalog.generation(adapter, generation)?.is_some() {
-        catalog.hold_generation(adapter, generation, &parent)?;
+    if catalog.job(&parent)?.is_some_and(unfinished) {
+        for (adapter, generation) in published {
+            if catalog.generation(adapter, generation)?.is_some() {
+                catalog.hold_generation(adapter, generation, &parent)?;
+            }
+        }
     }
     Ok(())
 }

@@ -109,6 +109,12 @@ pub trait Work {
     /// # Errors
     /// Those of it.
     fn output(&self) -> Result<Output, TrainError>;
+
+    /// As [`Trainer::latest`].
+    ///
+    /// # Errors
+    /// Those of it.
+    fn latest(&self) -> Result<Output, TrainError>;
 }
 
 /// One context for each base model.
@@ -145,6 +151,10 @@ impl Work for Trainer {
 
     fn output(&self) -> Result<Output, TrainError> {
         Self::output(self)
+    }
+
+    fn latest(&self) -> Result<Output, TrainError> {
+        Self::latest(self)
     }
 }
 

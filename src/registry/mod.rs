@@ -103,6 +103,9 @@ pub struct Lineage {
     /// Id of the audit that the job was made for, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<String>,
+    /// Steps after which it was published on the way; none: it is the result of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
 }
 
 /// A base model, and what clients call it.

@@ -11,7 +11,8 @@ use super::names::dataset;
 use super::pb::{self, audit_model, training_settings};
 use super::training;
 use super::violations::Violations;
-use crate::jobs::{AuditWanted, ModelWanted, SourceWanted};
+use crate::jobs::{AuditWanted, CheckpointWanted, ModelWanted, SourceWanted};
+use crate::train::Length;
 
 const MAX_MODELS: usize = 64;
 const MAX_SWEEPS: usize = 16;
@@ -79,7 +80,8 @@ fn training(v: &mut Violations, field: &str, wire: pb::TrainingSource, context: 
     for fault in own.list() {
         v.add(format!("{field}.{}", fault.field), fault.description.clone());
     }
-    SourceWanted::Training { settings: Box::new(settings), dataset: (!wire.dataset.is_empty()).then_some(wire.dataset) }
+    let dataset = (!wire.dataset.is_empty()).then_some(wire.dataset);
+    SourceWanted::Training { settings: Box::new(settings), dataset, checkpoint: None }
 }
 
 /// One value of one thing that a sweep varies: how it changes settings, and what it adds to the name.
@@ -113,7 +115,8 @@ fn sweep(v: &mut Violations, field: &str, wire: pb::AuditSweep, context: usize) 
         axis("lr", &wire.learning_rates, f64::to_string, |rate, settings| settings.learning_rate = Some(*rate)),
         axis("seed", &wire.seeds, u64::to_string, |seed, settings| settings.seed = Some(*seed)),
     ];
-    let combinations = axes.iter().map(|axis| axis.len().max(1)).try_fold(1_usize, usize::checked_mul);
+    let lengths = axes.iter().map(Vec::len).chain([wire.checkpoints.len()]);
+    let combinations = lengths.map(|length| length.max(1)).try_fold(1_usize, usize::checked_mul);
     if combinations.is_none_or(|number| number > MAX_MODELS) {
         v.add(field, "stands for more than 64 models");
         return Vec::new();
@@ -136,17 +139,62 @@ fn sweep(v: &mut Violations, field: &str, wire: pb::AuditSweep, context: usize) 
             })
             .collect();
     }
+    let kept = checkpoints(v, field, &wire, &models);
     let mut wanted = Vec::new();
-    for (name, settings) in models {
-        model_name(v, &format!("{field}.name"), &name);
+    for (training, mut settings) in models {
+        if !kept.is_empty() {
+            settings.publish_steps.clone_from(&kept);
+        }
         let wire = pb::TrainingSource { settings: Some(settings), dataset: base.dataset.clone() };
-        let source = training(v, &format!("{field}.base"), wire, context);
-        wanted.push(ModelWanted { name, source, scale: 1.0 });
+        let source = self::training(v, &format!("{field}.base"), wire, context);
+        let result = ModelWanted { name: training, source, scale: 1.0 };
+        wanted.extend(looked_at(result, &kept));
+    }
+    for model in &wanted {
+        model_name(v, &format!("{field}.name"), &model.name);
     }
     if v.list().len() == faults {
         twins(v, field, &wanted);
     }
     wanted
+}
+
+/// Returns the result of a training, or in its place each of its checkpoints.
+fn looked_at(result: ModelWanted, steps: &[u64]) -> Vec<ModelWanted> {
+    let SourceWanted::Training { settings, dataset, .. } = &result.source else { return vec![result] };
+    if steps.is_empty() {
+        return vec![result];
+    }
+    let at = |step: &u64| {
+        let checkpoint = Some(CheckpointWanted { training: result.name.clone(), step: *step });
+        let (settings, dataset) = (settings.clone(), dataset.clone());
+        let source = SourceWanted::Training { settings, dataset, checkpoint };
+        ModelWanted { name: format!("{} checkpoint={step}", result.name), source, scale: result.scale }
+    };
+    steps.iter().map(at).collect()
+}
+
+/// Returns the steps at which each training is looked at; none where they are faulty.
+fn checkpoints(
+    v: &mut Violations,
+    field: &str,
+    wire: &pb::AuditSweep,
+    models: &[(String, pb::TrainingSettings)],
+) -> Vec<u64> {
+    if wire.checkpoints.is_empty() {
+        return Vec::new();
+    }
+    let empty = wire.base.iter().flat_map(|base| &base.settings).all(|settings| settings.publish_steps.is_empty());
+    let place = format!("{field}.base.settings.publish_steps");
+    v.require(&place, empty, "must be empty: `checkpoints` says what is published");
+    let shortest = models.iter().filter_map(|(_, settings)| match settings.length {
+        Some(training_settings::Length::Steps(steps)) => Some(steps),
+        Some(training_settings::Length::Epochs(_)) | None => None,
+    });
+    let length = shortest.min().map_or(Length::Epochs(1.0), Length::Steps);
+    let faults = v.list().len();
+    training::published(v, &format!("{field}.checkpoints"), &wire.checkpoints, length);
+    if v.list().len() == faults { wire.checkpoints.clone() } else { Vec::new() }
 }
 
 /// Refuses what would change nothing: models alike under different names.
@@ -174,7 +222,10 @@ fn vain(v: &mut Violations, field: &str, wire: &pb::AuditSweep, method: Option<&
 fn twins(v: &mut Violations, field: &str, models: &[ModelWanted]) {
     for (i, model) in models.iter().enumerate() {
         let same = |other: &&ModelWanted| match (&other.source, &model.source) {
-            (SourceWanted::Training { settings: one, .. }, SourceWanted::Training { settings: two, .. }) => one == two,
+            (
+                SourceWanted::Training { settings: one, checkpoint: first, .. },
+                SourceWanted::Training { settings: two, checkpoint: second, .. },
+            ) => one == two && first.as_ref().map(|of| of.step) == second.as_ref().map(|of| of.step),
             (SourceWanted::Base | SourceWanted::Adapter(_) | SourceWanted::Training { .. }, _) => false,
         };
         if let Some(other) = models[..i].iter().find(same) {
@@ -220,7 +271,7 @@ fn set_rank(settings: &mut pb::TrainingSettings, rank: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{Length, Method, Settings};
+    use crate::train::{Method, Settings};
 
     fn request() -> pb::CreateAuditRequest {
         let base = pb::AuditModel { source: Some(audit_model::Source::Base(pb::BaseSource {})), ..Default::default() };
@@ -328,6 +379,44 @@ mod tests {
         let steps = Length::Steps;
         assert_eq!(found, [(steps(2), 0.001), (steps(2), 0.5), (steps(3), 0.001), (steps(3), 0.5)]);
         assert!(models.iter().all(|model| settings_of(model).method == Method::Full));
+    }
+
+    #[test]
+    fn checkpoints_are_models_of_one_training_each() {
+        let of = |model: &ModelWanted| match &model.source {
+            SourceWanted::Training { settings, checkpoint: Some(of), .. } => {
+                (of.training.clone(), of.step, settings.publish_steps.clone())
+            }
+            SourceWanted::Base | SourceWanted::Adapter(_) | SourceWanted::Training { .. } => panic!("{}", model.name),
+        };
+        let models = swept(pb::AuditSweep { ranks: vec![4, 8], checkpoints: vec![2, 9], ..by(None) }).unwrap();
+        let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+        let expected =
+            ["s rank=4 checkpoint=2", "s rank=4 checkpoint=9", "s rank=8 checkpoint=2", "s rank=8 checkpoint=9"];
+        assert_eq!(names, expected);
+        let found: Vec<_> = models.iter().map(of).collect();
+        let one = |training: &str, step| (training.to_owned(), step, vec![2, 9]);
+        assert_eq!(found, [one("s rank=4", 2), one("s rank=4", 9), one("s rank=8", 2), one("s rank=8", 9)]);
+        // As long as each other step asks for; the shortest training has them all.
+        let both = pb::AuditSweep { steps: vec![9, 20], checkpoints: vec![2, 9], ..by(None) };
+        let lengths: Vec<_> = swept(both).unwrap().iter().map(|model| settings_of(model).length).collect();
+        assert_eq!(lengths, [9, 9, 20, 20].map(Length::Steps));
+
+        let mut twice = pb::AuditSweep { checkpoints: vec![2], ..by(None) };
+        twice.base.as_mut().unwrap().settings.as_mut().unwrap().publish_steps = vec![3];
+        let mut long = pb::AuditSweep { checkpoints: vec![2], ..by(None) };
+        long.name = "s".repeat(120);
+        for (sweep, field) in [
+            (pb::AuditSweep { checkpoints: vec![10], ..by(None) }, "sweeps[0].checkpoints"),
+            (pb::AuditSweep { checkpoints: vec![0, 1], ..by(None) }, "sweeps[0].checkpoints"),
+            (pb::AuditSweep { checkpoints: vec![2, 2], ..by(None) }, "sweeps[0].checkpoints"),
+            (pb::AuditSweep { checkpoints: vec![2, 9], steps: vec![20, 8], ..by(None) }, "sweeps[0].checkpoints"),
+            (pb::AuditSweep { checkpoints: (1..=9).collect(), seeds: (0..8).collect(), ..by(None) }, "sweeps[0]"),
+            (twice, "sweeps[0].base.settings.publish_steps"),
+            (long, "sweeps[0].name"),
+        ] {
+            assert_eq!(swept(sweep.clone()).unwrap_err(), [field], "{sweep:?}");
+        }
     }
 
     #[test]

@@ -96,10 +96,10 @@ fn model_out(model: Model) -> pb::AuditedModel {
         generation: model.generation,
         scale: model.scale,
         training: model.training.map(|training| {
-            let Training { job, dataset, rank, alpha, layers, seed, settings } = training;
+            let Training { job, dataset, rank, alpha, layers, seed, settings, step } = training;
             // Settings of another version of this program may not be readable.
             let settings = serde_json::from_value(settings).ok().map(training_out);
-            pb::AuditedTraining { job, dataset, rank, alpha, layers, seed, settings }
+            pb::AuditedTraining { job, dataset, rank, alpha, layers, seed, settings, step }
         }),
         overlap: model.overlap,
     }

@@ -13,7 +13,11 @@ use super::names;
 use super::pb;
 use super::training;
 use super::violations::Violations;
-use crate::jobs::{FineTuning, Jobs};
+use crate::jobs::{FineTuning, Jobs, checkpoint_name};
+use crate::registry::Name;
+
+/// More checkpoints are refused in any case.
+const MAX_CHECKED: usize = 64;
 
 /// Answers FineTuningService.
 #[derive(Debug)]
@@ -46,6 +50,17 @@ fn wanted(v: &mut Violations, wire: pb::CreateFineTuningJobRequest, context: usi
     let adapter = name(v, "adapter", &wire.adapter);
     let alias = (!wire.alias.is_empty()).then(|| name(v, "alias", &wire.alias)).flatten();
     v.require("alias", wire.alias.is_empty() || wire.alias != wire.adapter, "must differ from adapter");
+    let last = wire.settings.as_ref().and_then(|settings| settings.publish_steps.iter().max()).copied();
+    let checkpoint = |step| checkpoint_name(&wire.adapter, step);
+    let fits = adapter.is_none() || last.is_none_or(|last| Name::parse(&checkpoint(last)).is_some());
+    v.require(
+        "adapter",
+        fits,
+        "must leave room for the names of checkpoints, NAME.checkpoint-STEP, of at most 63 bytes",
+    );
+    let steps = wire.settings.iter().flat_map(|settings| &settings.publish_steps);
+    let own = steps.take(MAX_CHECKED).any(|step| checkpoint(*step) == wire.alias);
+    v.require("alias", !own, "must differ from the names of checkpoints");
     names::dataset(v, "dataset", &wire.dataset);
     let expected = expected(v, "expected_generation", wire.expected_generation.as_deref());
     let settings = training::settings(v, wire.settings, context);
@@ -73,6 +88,24 @@ mod tests {
         let fields = ["adapter", "alias", "alias", "dataset", "expected_generation", "settings.batch_size"];
         assert_eq!(v.fields(), fields);
         let mut v = Violations::default();
+        let wire = |adapter: &str, alias: &str| pb::CreateFineTuningJobRequest {
+            adapter: adapter.into(),
+            dataset: "d".into(),
+            alias: alias.into(),
+            settings: Some(pb::TrainingSettings { publish_steps: vec![7, 10], ..Default::default() }),
+            ..Default::default()
+        };
+        // `.checkpoint-10` has 14 bytes.
+        for (adapter, alias, fields) in [
+            ("x".repeat(49), "live", vec![]),
+            ("x".repeat(50), "live", vec!["adapter"]),
+            ("a".into(), "a.checkpoint-7", vec!["alias"]),
+            ("a".into(), "a.checkpoint-8", vec![]),
+        ] {
+            let mut v = Violations::default();
+            wanted(&mut v, wire(&adapter, alias), 64);
+            assert_eq!(v.fields(), fields, "{adapter} {alias}");
+        }
         let least = pb::CreateFineTuningJobRequest { adapter: "a".into(), dataset: "d".into(), ..Default::default() };
         let least = wanted(&mut v, least, 64).unwrap();
         assert!(v.list().is_empty() && least.alias.is_none());

@@ -23,8 +23,8 @@ use super::status::{self, Reason};
 use super::training::{progress_out, settings_out};
 use super::violations::Violations;
 use crate::jobs::{
-    AuditModel, AuditProgress, AuditTask, Event, Job, JobId, JobKind, Jobs, JobsError, Made, ModelSource, State, Task,
-    Tuning,
+    AuditModel, AuditProgress, AuditTask, Event, Job, JobId, JobKind, Jobs, JobsError, Made, ModelSource, Published,
+    State, Task, Tuning,
 };
 
 /// Events read from the disk at a time.
@@ -90,7 +90,7 @@ fn state_in(v: &mut Violations, wire: i32) -> Option<State> {
 }
 
 pub(super) fn job_out(job: Job) -> pb::Job {
-    let resumable = job.is_resumable();
+    let (resumable, result) = (job.is_resumable(), result_out(&job));
     let kind = match job.kind() {
         JobKind::FineTuning => pb::JobKind::FineTuning,
         JobKind::Audit => pb::JobKind::Audit,
@@ -117,7 +117,7 @@ pub(super) fn job_out(job: Job) -> pb::Job {
         settings,
         progress: job.last.map(progress_out),
         checkpoint_step: job.checkpoint.map_or(0, |checkpoint| checkpoint.step),
-        result: job.made.map(made_out),
+        result,
         error: job.failure.map(|failure| pb::JobError { reason: failure.reason, message: failure.message }),
         resumable,
         audit,
@@ -126,11 +126,22 @@ pub(super) fn job_out(job: Job) -> pb::Job {
     }
 }
 
-fn made_out(made: Made) -> pb::JobResult {
-    match made {
-        Made::Generation { adapter, generation } => pb::JobResult { adapter, generation, report: String::new() },
-        Made::Report { report } => pb::JobResult { report, ..Default::default() },
-    }
+/// What a job has published so far; of one that has succeeded also what it will not publish.
+fn result_out(job: &Job) -> Option<pb::JobResult> {
+    let checkpoints: Vec<_> = job.published.iter().cloned().map(published_out).collect();
+    let result = match job.made.clone() {
+        Some(Made::Generation { adapter, generation }) => pb::JobResult { adapter, generation, ..Default::default() },
+        Some(Made::Report { report }) => pb::JobResult { report, ..Default::default() },
+        None if checkpoints.is_empty() => return None,
+        None => pb::JobResult::default(),
+    };
+    let unreached_steps = if job.state == State::Succeeded { job.unpublished().1 } else { Vec::new() };
+    Some(pb::JobResult { checkpoints, unreached_steps, ..result })
+}
+
+fn published_out(published: Published) -> pb::PublishedCheckpoint {
+    let Published { step, adapter, generation } = published;
+    pb::PublishedCheckpoint { step, adapter, generation }
 }
 
 fn audit_out(audit: AuditTask) -> pb::AuditJob {
@@ -140,7 +151,7 @@ fn audit_out(audit: AuditTask) -> pb::AuditJob {
             ModelSource::Stored { adapter, generation } => (adapter, generation, String::new()),
             ModelSource::Trained { job, adapter } => (adapter, String::new(), job.to_string()),
         };
-        pb::AuditJobModel { name: model.name, adapter, generation, scale: model.scale, job }
+        pb::AuditJobModel { name: model.name, adapter, generation, scale: model.scale, job, checkpoint: model.step }
     };
     pb::AuditJob {
         models: audit.models.into_iter().map(model).collect(),
@@ -264,6 +275,7 @@ async fn follow(jobs: &Jobs, id: JobId, mut after: u64, events: &Watcher, contex
                 Event::Job(job) => watch_job_response::Event::Job(Box::new(job_out(*job))),
                 Event::Step(advance) => watch_job_response::Event::Progress(progress_out(*advance)),
                 Event::Audit(progress) => watch_job_response::Event::AuditProgress(audit_progress_out(*progress)),
+                Event::Published(published) => watch_job_response::Event::Checkpoint(published_out(*published)),
             };
             let response =
                 pb::WatchJobResponse { token: token(id, number), time: Some(timestamp(time)), event: Some(event) };

@@ -23,6 +23,8 @@ const MAX_BATCH: u32 = 4096;
 const MAX_ACCUMULATION: u32 = 65_536;
 const MAX_RATE: f64 = 10.0;
 const MAX_GROUPS: usize = 16;
+/// Most checkpoints that one run publishes.
+const MAX_PUBLISHED: usize = 64;
 const MAX_MODULES: usize = 1024;
 const MAX_NAME: usize = 255;
 
@@ -69,10 +71,12 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
         v.require(field, steps <= MAX_STEPS, "must be 0 to 10000000");
     }
     names(v, "settings.groups", &wire.groups, MAX_GROUPS);
+    let length = length(v, wire.length);
+    published(v, "settings.publish_steps", &wire.publish_steps, length);
     Settings {
         task,
         method,
-        length: length(v, wire.length),
+        length,
         batch_size: whole(v, "settings.batch_size", wire.batch_size, DEFAULT_BATCH, MAX_BATCH),
         accumulation: whole(v, "settings.accumulation", wire.accumulation, 1, MAX_ACCUMULATION),
         max_tokens: tokens as usize,
@@ -109,8 +113,20 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
         seed: wire.seed.unwrap_or(DEFAULT_SEED),
         groups: wire.groups,
         random_flip: wire.random_flip,
+        publish_steps: wire.publish_steps,
         subset: wire.subset.and_then(|subset| self::subset(v, &subset)),
     }
+}
+
+/// Checks the steps of checkpoints that a run of this length publishes; of epochs it is told later how many steps they are.
+pub(super) fn published(v: &mut Violations, field: &str, steps: &[u64], length: Length) {
+    let most = match length {
+        Length::Steps(steps) => steps.min(MAX_STEPS),
+        Length::Epochs(_) => MAX_STEPS,
+    };
+    let ascending = steps.windows(2).all(|pair| pair[0] < pair[1]);
+    let sound = steps.len() <= MAX_PUBLISHED && ascending && steps.iter().all(|step| (1..=most).contains(step));
+    v.require(field, sound, &format!("must be at most {MAX_PUBLISHED} ascending steps from 1 to {most}"));
 }
 
 fn subset(v: &mut Violations, wire: &pb::TrainingSubset) -> Option<Subset> {
@@ -279,6 +295,7 @@ pub(super) fn settings_out(settings: Settings) -> pb::TrainingSettings {
         seed: Some(settings.seed),
         groups: settings.groups,
         random_flip: settings.random_flip,
+        publish_steps: settings.publish_steps,
         subset: settings.subset.map(|subset| pb::TrainingSubset {
             splits: subset.splits.into_iter().map(|split| split_out(split).into()).collect(),
             fraction: subset.fraction,
@@ -321,6 +338,7 @@ pub(super) fn lineage_out(lineage: Lineage) -> pb::Lineage {
         dataset: lineage.dataset,
         base_fingerprint: lineage.base,
         parent_generation: lineage.parent.unwrap_or_default(),
+        step: lineage.step,
         settings: serde_json::from_value(lineage.settings).ok().map(settings_out),
     }
 }

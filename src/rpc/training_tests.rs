@@ -92,6 +92,7 @@ fn resolved_settings_come_in_again_as_the_same() {
         seed: Some(u64::MAX),
         groups: vec!["age".into(), "sex".into()],
         random_flip: false,
+        publish_steps: vec![1, 9, 17],
         subset: Some(pb::TrainingSubset {
             splits: vec![pb::DatasetSplit::Train.into(), pb::DatasetSplit::Test.into()],
             fraction: 0.25,
@@ -155,6 +156,12 @@ fn each_faulty_field_is_named() {
         ("settings.epsilon", with(|s| s.epsilon = Some(0.0))),
         ("settings.max_grad_norm", with(|s| s.max_grad_norm = Some(f64::INFINITY))),
         ("settings.max_grad_norm", with(|s| s.max_grad_norm = Some(-1.0))),
+        ("settings.publish_steps", with(|s| s.publish_steps = vec![0, 3])),
+        ("settings.publish_steps", with(|s| s.publish_steps = vec![3, 3])),
+        ("settings.publish_steps", with(|s| s.publish_steps = vec![3, 2])),
+        ("settings.publish_steps", with(|s| s.publish_steps = vec![10_000_001])),
+        ("settings.publish_steps", with(|s| s.publish_steps = (1..=65).collect())),
+        ("settings.publish_steps", with(|s| (s.publish_steps, s.length) = (vec![5], Some(wire::Length::Steps(4))))),
         ("settings.groups", with(|s| s.groups = vec![String::new()])),
         ("settings.groups", with(|s| s.groups = vec!["a".into(), "a".into()])),
         ("settings.groups", with(|s| s.groups = modules(17))),
@@ -176,6 +183,10 @@ fn each_faulty_field_is_named() {
         settings(&mut v, Some(wire), CONTEXT);
         assert_eq!(v.fields(), [field]);
     }
+    // As many as there may be, to the last step; how many steps two epochs are is not known yet.
+    assert_eq!(sound(with(|s| s.publish_steps = (1..=64).collect())).publish_steps.len(), 64);
+    sound(with(|s| (s.publish_steps, s.length) = (vec![4], Some(wire::Length::Steps(4)))));
+    sound(with(|s| (s.publish_steps, s.length) = (vec![1_000_000], Some(wire::Length::Epochs(2.0)))));
     let mut v = Violations::default();
     let wire = with(|s| (s.batch_size, s.beta1, s.learning_rate) = (Some(0), Some(2.0), Some(f64::NAN)));
     settings(&mut v, Some(wire), CONTEXT);

@@ -21,7 +21,8 @@ const EXTRAS: u64 = 10;
 /// What a run needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Estimate {
-    /// Parameters, gradients, moments, and the best parameters where they are kept.
+    /// Parameters, gradients, moments, and what is kept besides: the best parameters, and a file and the adapter that is
+    /// made of it while a checkpoint is published.
     pub(super) state: u64,
     /// Activations when every block is kept.
     pub(super) kept: u64,
@@ -43,7 +44,8 @@ impl Estimate {
         let block = tokens * (widths + EXTRAS * hidden) * F32;
         let depth = depth as u64;
         let logits = LOGIT_ROWS.min(2 * tokens) * vocab * F32;
-        let state = (4 + u64::from(settings.keep_best)) * trained_bytes(base, settings, labels);
+        let copies = 4 + u64::from(settings.keep_best) + if settings.publish_steps.is_empty() { 0 } else { 2 };
+        let state = copies * trained_bytes(base, settings, labels);
         if settings.method == Method::HeadOnly {
             // No block is kept for a backward.
             let forward = block + logits;

@@ -99,7 +99,22 @@ impl Order {
     /// # Errors
     /// [`TrainError::Setting`] for a count of 0 or a length that is no number; [`TrainError::Data`] without rows.
     pub fn new(train: &[Example], settings: &Settings) -> Result<Self, TrainError> {
-        if train.is_empty() {
+        match settings.packing {
+            true => Self::of(pack(train.iter().map(|example| example.tokens.len()), settings.max_tokens), settings),
+            false => Self::unpacked(train.len(), settings),
+        }
+    }
+
+    /// Plans a run over so many training rows, each a sequence of its own.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn unpacked(rows: usize, settings: &Settings) -> Result<Self, TrainError> {
+        Self::of((0..rows).map(|row| vec![row]).collect(), settings)
+    }
+
+    fn of(units: Vec<Vec<usize>>, settings: &Settings) -> Result<Self, TrainError> {
+        if units.is_empty() {
             return Err(TrainError::Data("no row is in the training split".to_owned()));
         }
         for (field, count) in [("batch_size", settings.batch_size), ("accumulation", settings.accumulation)] {
@@ -107,11 +122,6 @@ impl Order {
                 return Err(setting(field, "must be 1 or more".to_owned()));
             }
         }
-        let units = if settings.packing {
-            pack(train.iter().map(|example| example.tokens.len()), settings.max_tokens)
-        } else {
-            (0..train.len()).map(|row| vec![row]).collect()
-        };
         let micro_batches = units.len().div_ceil(settings.batch_size);
         let steps_per_epoch = micro_batches.div_ceil(settings.accumulation) as u64;
         let total_steps = match settings.length {
@@ -145,6 +155,20 @@ impl Order {
     #[must_use]
     pub fn epoch(&self, steps: u64) -> f64 {
         steps as f64 / self.steps_per_epoch as f64
+    }
+
+    /// Returns the rows that the first `steps` steps learn from, all steps for `None`; in ascending order.
+    #[must_use]
+    pub(super) fn seen(&self, steps: Option<u64>) -> BTreeSet<usize> {
+        let steps = steps.unwrap_or(self.total_steps).min(self.total_steps);
+        if steps >= self.steps_per_epoch {
+            // Later passes bring nothing new.
+            return self.units.iter().flatten().copied().collect();
+        }
+        // Fewer than in one pass, so it fits.
+        let units = steps as usize * self.batch_size * self.accumulation;
+        let order = permutation(self.units.len(), self.seed, 0);
+        order.into_iter().take(units).filter_map(|unit| self.units.get(unit)).flatten().copied().collect()
     }
 
     /// Returns what step `step` (from 0) learns from: 1 or more micro-batches.

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::Order;
 use crate::dataset::{Dataset, Row, Split};
 
 /// What is learnt.
@@ -196,6 +197,10 @@ pub struct Settings {
     /// Mirrors each image that is learnt from with probability ½; left out of the JSON when off, as `subset` is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub random_flip: bool,
+    /// Steps after which the weights as they are then are wanted too, ascending, from 1; left out of the JSON when there
+    /// are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish_steps: Vec<u64>,
     /// Learns from these rows only; `None`: from the train split. Left out of the JSON then, so that what was written
     /// before there were subsets says the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,10 +225,20 @@ impl Settings {
         }
     }
 
-    /// Returns the hashes of the rows that a run learns from.
+    /// Returns the hashes of the rows that the first `steps` steps of a run learn from; all steps for `None`.
+    ///
+    /// With packing, which depends on tokens, those are all rows that the whole run may learn from. A run that stopped
+    /// early, or returned the weights of its best evaluation, may have seen fewer.
     #[must_use]
-    pub fn learnt_rows(&self, dataset: &Dataset) -> BTreeSet<[u8; 32]> {
-        dataset.rows.iter().filter(|row| self.use_of(row) == Use::Learn).map(|row| row.hash).collect()
+    pub fn learnt_rows(&self, dataset: &Dataset, steps: Option<u64>) -> BTreeSet<[u8; 32]> {
+        let hashes = dataset.rows.iter().filter(|row| self.use_of(row) == Use::Learn).map(|row| row.hash);
+        let hashes: Vec<[u8; 32]> = hashes.collect();
+        match Order::unpacked(hashes.len(), self) {
+            Ok(order) if !self.packing => {
+                order.seen(steps).into_iter().filter_map(|row| hashes.get(row)).copied().collect()
+            }
+            Ok(_) | Err(_) => hashes.into_iter().collect(),
+        }
     }
 }
 

@@ -80,6 +80,10 @@ impl Trainer {
                 fault: "needs validation rows, and the data set has none".into(),
             });
         }
+        if let Some(step) = settings.publish_steps.iter().find(|step| !(1..=order.total_steps()).contains(*step)) {
+            let fault = format!("{step} is no step of this run, which has {}", order.total_steps());
+            return Err(TrainError::Setting { field: "publish_steps", fault });
+        }
         let model = differentiable(&*context.model)?;
         let base = model.base();
         let classes = settings.task.has_classes().then_some(examples.labels.len());
@@ -323,6 +327,14 @@ impl Trainer {
             }
         };
         Ok(Output { config: self.config.clone(), tensors })
+    }
+
+    /// Returns the weights of the last step, whatever [`Settings::keep_best`] says: what [`Settings::publish_steps`] ask for.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn latest(&self) -> Result<Output, TrainError> {
+        Ok(Output { config: self.config.clone(), tensors: self.learner.parameters().to_safetensors()? })
     }
 }
 

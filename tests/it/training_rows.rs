@@ -40,6 +40,7 @@ fn settings() -> Settings {
         seed: 0,
         groups: vec![],
         random_flip: false,
+        publish_steps: vec![],
         subset: None,
     }
 }

@@ -59,6 +59,7 @@ fn model(name: &str, kind: ModelKind, rank: Option<Option<u64>>) -> Model {
         layers: Vec::new(),
         seed: 3,
         settings: serde_json::json!({ "note": HOSTILE[0] }),
+        step: None,
     });
     let adapter = if kind == ModelKind::Base { String::new() } else { name.to_owned() };
     let generation = if kind == ModelKind::Base { String::new() } else { "4f1c".to_owned() };

@@ -42,8 +42,13 @@ pub(super) fn models(report: &Report) -> Table {
             None => "unknown".to_owned(),
         };
         let seed = training.map_or_else(|| "unknown".to_owned(), |training| training.seed.to_string());
-        let job = training
-            .map_or_else(|| "unknown".to_owned(), |training| format!("{} on {}", training.job, training.dataset));
+        let job = training.map_or_else(
+            || "unknown".to_owned(),
+            |training| {
+                let step = training.step.map(|step| format!(", step {step}")).unwrap_or_default();
+                format!("{}{step} on {}", training.job, training.dataset)
+            },
+        );
         let overlap = model.overlap.map_or_else(|| "unknown".to_owned(), |rows| rows.to_string());
         table.rows.push(vec![model.name.clone(), model_words(model), rank, seed, job, overlap]);
     }

@@ -220,6 +220,18 @@ fn a_gap_is_drawn_against_each_thing_that_models_differ_in() {
     assert_eq!(against(&one), ["learning rate", "rank", "steps of training"]);
     let page = html(&one);
     assert!(page.contains(">0.0015<") && page.contains(">200<"));
+    let mut kept = one.clone();
+    for (model, step) in [(1, 10), (2, 100), (3, 20)] {
+        train(&mut kept, model, Some(8), 16.0, 100, 0.0015);
+        kept.models[model].kind = ModelKind::Adapter;
+        kept.models[model].training.as_mut().unwrap().step = Some(step);
+    }
+    assert_eq!(against(&kept), ["step of the checkpoint"]);
+    // In the order of numbers, and told in the table of models.
+    let page = html(&kept);
+    let places: Vec<_> = [">10<", ">20<", ">100<"].iter().map(|tick| page.find(tick).unwrap()).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    assert!(markdown(&kept).contains("job-1, step 20 on reviews"));
     train(&mut one, 2, Some(8), 4.0, 100, 0.0015);
     train(&mut one, 3, Some(8), 4.0, 100, 0.0015);
     one.models[3].kind = ModelKind::Adapter;

@@ -38,7 +38,7 @@ fn asked(membership: Option<ask::Membership>) -> ask::Settings {
     }
 }
 
-fn shadows(shadows: usize, planted_control: bool) -> ask::Membership {
+pub(super) fn shadows(shadows: usize, planted_control: bool) -> ask::Membership {
     ask::Membership {
         attacks: vec![ask::Attack::LiraOnline],
         min_k: vec![],
@@ -56,7 +56,7 @@ pub(super) fn model(name: &str, source: SourceWanted) -> ModelWanted {
 
 pub(super) fn trained(name: &str, seed: u64) -> ModelWanted {
     let settings = Box::new(Settings { seed, ..settings() });
-    model(name, SourceWanted::Training { settings, dataset: None })
+    model(name, SourceWanted::Training { settings, dataset: None, checkpoint: None })
 }
 
 pub(super) fn audit(audit: &str, models: Vec<ModelWanted>, membership: Option<ask::Membership>) -> AuditWanted {

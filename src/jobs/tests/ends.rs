@@ -17,7 +17,7 @@ fn moments() -> Vec<Moment> {
 }
 
 /// Fails or panics once, at a moment.
-fn once(at: Moment, mut act: impl FnMut() -> Result<(), TrainError> + Send + 'static) -> Hook {
+pub(super) fn once(at: Moment, mut act: impl FnMut() -> Result<(), TrainError> + Send + 'static) -> Hook {
     let mut done = false;
     Box::new(move |moment| {
         if moment != at || done {

@@ -22,7 +22,7 @@ pub(super) fn image(from: &Path) -> Arc<tempfile::TempDir> {
 }
 
 /// A house that takes an image at every moment.
-fn watched() -> (House, Images) {
+pub(super) fn watched() -> (House, Images) {
     let (house, images) = (House::new(), Images::default());
     let (path, theirs) = (house.folder.path().to_owned(), Arc::clone(&images));
     house.hook(move |moment| {
@@ -38,11 +38,12 @@ fn tuned() -> FineTuning {
 }
 
 /// What of an event does not depend on the clock.
-fn fact((number, event): &(u64, Event)) -> String {
+pub(super) fn fact((number, event): &(u64, Event)) -> String {
     match event {
-        Event::Job(job) => format!("{number} {:?} {:?}", job.state, job.made),
+        Event::Job(job) => format!("{number} {:?} {:?} {:?}", job.state, job.made, job.published),
         Event::Step(advance) => format!("{number} {:?}", advance.progress),
         Event::Audit(progress) => format!("{number} {} {}", progress.phase.as_str(), progress.done),
+        Event::Published(kept) => format!("{number} {kept:?}"),
     }
 }
 

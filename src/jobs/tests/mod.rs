@@ -5,6 +5,7 @@
 //! there a test cancels, fails, panics, or takes an image of the data directory, which is what a kill -9 would leave.
 
 mod audits;
+mod checkpoints;
 mod ends;
 mod estimates;
 mod kills;
@@ -40,6 +41,8 @@ pub(crate) enum Moment {
     Start,
     Advance(u64),
     Checkpoint(u64),
+    /// A checkpoint is to be published.
+    Latest(u64),
     Output,
     Publish,
     /// Of an audit.
@@ -78,6 +81,8 @@ struct Play {
     padding: usize,
     /// Of a step; images have none.
     tokens: u64,
+    /// The last step: [`STEPS`], or the patience, which stands for a run that stops early.
+    end: u64,
 }
 
 impl Training for Script {
@@ -101,7 +106,8 @@ impl Training for Script {
             }
         };
         let tokens = if settings.task == crate::train::Task::ImageClassification { 0 } else { 10 };
-        Ok(Box::new(Play { hooks, step, state, padding: settings.max_tokens, tokens }))
+        let end = if settings.patience > 0 { settings.patience } else { STEPS };
+        Ok(Box::new(Play { hooks, step, state, padding: settings.max_tokens, tokens, end }))
     }
 
     fn size(&self, base: &str, settings: &Settings, _: usize) -> Option<u64> {
@@ -134,7 +140,7 @@ impl Work for Play {
             groups: vec![figure(3), empty],
             truncated_rows: 0,
             evaluation: (self.step == 4).then(|| Evaluation { figures: vec![figure(5)], best: true }),
-            last: self.step == STEPS,
+            last: self.step == self.end,
         })
     }
 
@@ -147,6 +153,11 @@ impl Work for Play {
 
     fn output(&self) -> Result<Output, TrainError> {
         self.hooks.at(Moment::Output)?;
+        Ok(Output { config: b"{}".to_vec(), tensors: self.state.to_vec() })
+    }
+
+    fn latest(&self) -> Result<Output, TrainError> {
+        self.hooks.at(Moment::Latest(self.step))?;
         Ok(Output { config: b"{}".to_vec(), tensors: self.state.to_vec() })
     }
 }
@@ -343,6 +354,7 @@ pub(super) fn settings() -> Settings {
         seed: 5,
         groups: vec!["sex".into()],
         random_flip: false,
+        publish_steps: vec![],
         subset: None,
     }
 }
@@ -374,6 +386,7 @@ fn story(events: &[(u64, Event)]) -> String {
         Event::Job(job) => job.state.as_str().to_owned(),
         Event::Step(advance) => advance.progress.step.to_string(),
         Event::Audit(progress) => format!("{}:{}", progress.phase.as_str(), progress.done),
+        Event::Published(kept) => format!("@{}", kept.step),
     };
     events.iter().map(word).collect::<Vec<_>>().join(" ")
 }

@@ -30,6 +30,7 @@ pub(in crate::train) fn settings() -> Settings {
         seed: 7,
         groups: vec![],
         random_flip: false,
+        publish_steps: vec![],
         subset: None,
     }
 }
@@ -146,4 +147,20 @@ fn targets_are_the_next_tokens_that_are_learnt() {
     assert_eq!((batch.tokens.as_slice(), batch.lengths.as_slice()), ([9, 5, 6, 7, 8].as_slice(), [1, 4].as_slice()));
     assert_eq!(batch.targets, [None, None, Some(7), Some(8), None]);
     assert_eq!((batch.rows.as_slice(), batch.learnt(), batch.classes.len()), ([1, 0].as_slice(), 2, 0));
+}
+
+#[test]
+fn rows_are_seen_as_steps_come_to_them() {
+    let order = Order::new(&examples(13), &settings()).unwrap();
+    let of = |steps: std::ops::Range<u64>| steps.flat_map(|step| order.rows(step)).flatten().collect::<BTreeSet<_>>();
+    assert_eq!(order.seen(Some(0)), BTreeSet::new());
+    assert_eq!(order.seen(Some(1)), of(0..1));
+    assert_eq!((order.seen(Some(1)).len(), order.seen(Some(2)).len()), (6, 12));
+    assert_eq!(order.seen(Some(2)), of(0..2));
+    // A pass has three steps, and the next one sees them all again.
+    for steps in [Some(3), Some(4), Some(6), Some(u64::MAX), None] {
+        assert_eq!(order.seen(steps), (0..13).collect());
+    }
+    let half = Settings { length: Length::Epochs(0.5), ..settings() };
+    assert_eq!(Order::new(&examples(13), &half).unwrap().seen(None), of(0..2));
 }

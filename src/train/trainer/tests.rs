@@ -8,7 +8,7 @@ use crate::dataset::{Content, Label, Row, Split};
 use crate::lora::{Change, Kind};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::order::tests::settings;
-use crate::train::{Length, LoraSettings, Reader, Subset, Task};
+use crate::train::{Length, LoraSettings, Reader, Schedule, Subset, Task};
 
 /// No one else computes.
 struct Alone;
@@ -130,7 +130,7 @@ fn a_subset_is_learnt_from_whatever_the_order_of_rows() {
     let (context, dataset) = (context(), dataset(40));
     let subset = Subset { splits: vec![Split::Train, Split::Test], fraction: 0.5, seed: 4 };
     let settings = Settings { subset: Some(subset.clone()), length: Length::Epochs(1.0), batch_size: 1, ..head_only() };
-    let learnt = settings.learnt_rows(&dataset);
+    let learnt = settings.learnt_rows(&dataset, None);
     let expected: Vec<_> = dataset.rows.iter().filter(|row| subset.contains(row)).map(|row| row.hash).collect();
     assert_eq!(learnt, expected.iter().copied().collect());
     assert!((8..32).contains(&learnt.len()), "{}", learnt.len());
@@ -138,7 +138,7 @@ fn a_subset_is_learnt_from_whatever_the_order_of_rows() {
     assert_eq!(trainer.examples.train.len(), learnt.len());
     let mut turned = dataset.clone();
     turned.rows.reverse();
-    assert_eq!(settings.learnt_rows(&turned), learnt);
+    assert_eq!(settings.learnt_rows(&turned, None), learnt);
     // What is learnt is these rows and no other: their labels, in the order of the file.
     let classes: Vec<_> = dataset.rows.iter().filter(|row| subset.contains(row)).map(|row| row.label.clone()).collect();
     assert_eq!(trainer.examples.train.iter().map(|example| example.class.clone()).collect::<Vec<_>>(), classes);
@@ -204,4 +204,80 @@ fn a_base_in_bf16_is_learnt_on_as_one_in_f32() {
         }
         assert_ne!(wide, half);
     }
+}
+
+#[test]
+fn what_is_wanted_on_the_way_is_the_last_weights_and_what_a_shorter_run_makes() {
+    let (context, dataset) = (context(), dataset(16));
+    let settings = |steps| Settings { length: Length::Steps(steps), schedule: Schedule::Constant, ..lora() };
+    let run = |steps| {
+        let mut trainer = Trainer::begin(&context, &dataset, &settings(steps)).unwrap();
+        (0..steps).for_each(|_| drop(trainer.advance(&Alone).unwrap()));
+        trainer
+    };
+    let whole = run(5).output().unwrap();
+    let mut trainer =
+        Trainer::begin(&context, &dataset, &Settings { publish_steps: vec![2, 5], ..settings(5) }).unwrap();
+    for step in 1..=5 {
+        trainer.advance(&Alone).unwrap();
+        let latest = trainer.latest().unwrap();
+        assert_eq!(latest, run(step).output().unwrap(), "step {step}");
+        // The best weights are others; those of the first step stand for them.
+        let first = trainer.best.take();
+        let copy = |parameter: &Parameter| parameter.var.as_tensor().copy().unwrap();
+        trainer.best = first.or_else(|| Some(trainer.learner.parameters().list().iter().map(copy).collect()));
+        assert_eq!(trainer.latest().unwrap(), latest);
+        assert_eq!(trainer.output().unwrap() == latest, step == 1, "step {step}");
+    }
+    assert_eq!(trainer.latest().unwrap(), whole);
+    // Another schedule is another run all the way.
+    let falling = |steps| Settings { length: Length::Steps(steps), schedule: Schedule::Linear, ..lora() };
+    let after_two = |settings: &Settings| {
+        let mut trainer = Trainer::begin(&context, &dataset, settings).unwrap();
+        (0..2).for_each(|_| drop(trainer.advance(&Alone).unwrap()));
+        trainer.latest().unwrap()
+    };
+    assert_ne!(after_two(&falling(5)), after_two(&falling(2)));
+}
+
+#[test]
+fn a_step_that_is_none_of_the_run_is_refused_and_one_more_copy_is_counted() {
+    let (context, dataset) = (context(), dataset(16));
+    // Eight rows, two of them in each of three micro-batches: two steps a pass.
+    let epochs = |publish_steps: &[u64]| Settings {
+        length: Length::Epochs(2.0),
+        publish_steps: publish_steps.to_vec(),
+        ..lora()
+    };
+    let bytes =
+        |steps: &[u64]| Trainer::begin(&context, &dataset, &epochs(steps)).map(|trainer| trainer.estimated_bytes());
+    let (plain, kept) = (bytes(&[]).unwrap(), bytes(&[1, 4]).unwrap());
+    let weights = super::super::trained_bytes(context.model.differentiable().unwrap().base(), &lora(), 2);
+    assert_eq!(kept, plain + 2 * weights);
+    for steps in [&[5][..], &[1, 5], &[0]] {
+        let refused = bytes(steps);
+        assert!(
+            matches!(&refused, Err(TrainError::Setting { field: "publish_steps", fault }) if fault.contains("has 4")),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn rows_of_a_short_run_are_those_that_it_comes_to() {
+    let (context, dataset) = (context(), dataset(40));
+    let settings = Settings { batch_size: 2, accumulation: 3, ..head_only() };
+    let trainer = Trainer::begin(&context, &dataset, &settings).unwrap();
+    let train: Vec<_> = dataset.rows.iter().filter(|row| row.split == Split::Train).map(|row| row.hash).collect();
+    for steps in 1..=3 {
+        let rows = (0..steps).flat_map(|step| trainer.order.rows(step)).flatten();
+        let expected: std::collections::BTreeSet<_> = rows.map(|row| train[row]).collect();
+        assert_eq!(settings.learnt_rows(&dataset, Some(steps)), expected);
+        assert_eq!(expected.len(), 6 * steps as usize);
+        let whole = Settings { length: Length::Steps(steps), ..settings.clone() };
+        assert_eq!(whole.learnt_rows(&dataset, None), expected);
+        let packed = Settings { packing: true, ..whole };
+        assert_eq!(packed.learnt_rows(&dataset, None).len(), 20, "which rows is not known");
+    }
+    assert_eq!(settings.learnt_rows(&dataset, Some(4)).len(), 20);
 }

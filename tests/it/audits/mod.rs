@@ -1,8 +1,9 @@
 //! Audits on the real server: rows in, a job watched to its end, a report that holds together, out in every format.
 //!
-//! Uploaded scores are in `scores`, uploaded signals of membership in `signals`, policies and gates in `gates`, trained models, sweeps and shadows in `trained`, kills
-//! in `kills`, refusals in `refusals` and `rejected`. Models are the small golden ones: what they prefer means nothing.
+//! Uploaded scores are in `scores`, uploaded signals of membership in `signals`, policies and gates in `gates`, trained models, sweeps and shadows in `trained`, sweeps
+//! over checkpoints in `checkpoints`, kills in `kills`, refusals in `refusals` and `rejected`. Models are the small golden ones: what they prefer means nothing.
 
+mod checkpoints;
 mod gates;
 mod kills;
 mod refusals;

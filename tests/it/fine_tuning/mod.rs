@@ -1,10 +1,11 @@
 //! Fine-tuning on the real server: data in, a job watched to its end, the result live, and out again.
 //!
-//! What is refused is in `refusals`, heads in `classes`, how runs end in `ends`, kills, stops and cancelling in `pauses`,
-//! serving beside a job in `beside`. Models are the small golden ones: what they learn by heart says that training works,
+//! What is refused is in `refusals`, heads in `classes`, how runs end in `ends`, what is published on the way in
+//! `checkpoints`, kills, stops and cancelling in `pauses`, serving beside a job in `beside`. Models are the small golden ones: what they learn by heart says that training works,
 //! not how well.
 
 mod beside;
+mod checkpoints;
 mod classes;
 mod ends;
 mod pauses;

@@ -339,6 +339,7 @@ fn settings(recipe: &Value) -> Settings {
         seed: whole("seed"),
         groups: Vec::new(),
         random_flip: false,
+        publish_steps: vec![],
         subset: None,
     }
 }

@@ -167,8 +167,8 @@ async fn a_sweep_is_trained_and_compared_with_the_base() {
     for model in 0..5 {
         assert!(overall(&report, "accuracy", model).is_some(), "{model}");
     }
-    // Learnt rows are audited and marked; the base learnt none.
-    assert!(report.models[1..].iter().all(|model| model.overlap == Some(30)), "{:?}", report.models);
+    // Learnt rows are audited and marked, three steps of 6; the base learnt none.
+    assert!(report.models[1..].iter().all(|model| model.overlap == Some(18)), "{:?}", report.models);
     assert!(report.warnings.iter().any(|warning| warning.kind == "training_overlap"));
     assert!(report.figures.iter().any(|figure| figure.versus.is_some() && figure.value.is_some()), "nothing is paired");
 }

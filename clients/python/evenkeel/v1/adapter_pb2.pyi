@@ -38,18 +38,20 @@ class Generation(_message.Message):
     def __init__(self, id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., residency: _Optional[_Union[Residency, str]] = ..., bytes: _Optional[int] = ..., active_leases: _Optional[int] = ..., effect: _Optional[float] = ..., lineage: _Optional[_Union[Lineage, _Mapping]] = ...) -> None: ...
 
 class Lineage(_message.Message):
-    __slots__ = ("job", "dataset", "base_fingerprint", "parent_generation", "settings")
+    __slots__ = ("job", "dataset", "base_fingerprint", "parent_generation", "settings", "step")
     JOB_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     BASE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PARENT_GENERATION_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     job: str
     dataset: str
     base_fingerprint: str
     parent_generation: str
     settings: _training_pb2.TrainingSettings
-    def __init__(self, job: _Optional[str] = ..., dataset: _Optional[str] = ..., base_fingerprint: _Optional[str] = ..., parent_generation: _Optional[str] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ...) -> None: ...
+    step: int
+    def __init__(self, job: _Optional[str] = ..., dataset: _Optional[str] = ..., base_fingerprint: _Optional[str] = ..., parent_generation: _Optional[str] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "generation", "base_fingerprint", "method", "rank", "alpha", "modules", "task_type", "pinned", "generations", "aliases")

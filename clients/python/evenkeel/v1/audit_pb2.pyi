@@ -73,7 +73,7 @@ class TrainingSource(_message.Message):
     def __init__(self, settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ..., dataset: _Optional[str] = ...) -> None: ...
 
 class AuditSweep(_message.Message):
-    __slots__ = ("name", "base", "ranks", "alphas", "alpha_policies", "layers", "steps", "seeds", "learning_rates")
+    __slots__ = ("name", "base", "ranks", "alphas", "alpha_policies", "layers", "steps", "seeds", "learning_rates", "checkpoints")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class AuditSweep(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATES_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     base: TrainingSource
     ranks: _containers.RepeatedScalarFieldContainer[int]
@@ -92,7 +93,8 @@ class AuditSweep(_message.Message):
     steps: _containers.RepeatedScalarFieldContainer[int]
     seeds: _containers.RepeatedScalarFieldContainer[int]
     learning_rates: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, name: _Optional[str] = ..., base: _Optional[_Union[TrainingSource, _Mapping]] = ..., ranks: _Optional[_Iterable[int]] = ..., alphas: _Optional[_Iterable[float]] = ..., alpha_policies: _Optional[_Iterable[_Union[_training_pb2.AlphaPolicy, str]]] = ..., layers: _Optional[_Iterable[_Union[LayerSet, _Mapping]]] = ..., steps: _Optional[_Iterable[int]] = ..., seeds: _Optional[_Iterable[int]] = ..., learning_rates: _Optional[_Iterable[float]] = ...) -> None: ...
+    checkpoints: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., base: _Optional[_Union[TrainingSource, _Mapping]] = ..., ranks: _Optional[_Iterable[int]] = ..., alphas: _Optional[_Iterable[float]] = ..., alpha_policies: _Optional[_Iterable[_Union[_training_pb2.AlphaPolicy, str]]] = ..., layers: _Optional[_Iterable[_Union[LayerSet, _Mapping]]] = ..., steps: _Optional[_Iterable[int]] = ..., seeds: _Optional[_Iterable[int]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., checkpoints: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LayerSet(_message.Message):
     __slots__ = ("layers",)

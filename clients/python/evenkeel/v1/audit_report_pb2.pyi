@@ -194,7 +194,7 @@ class AuditedModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[AuditedModelKind, str]] = ..., adapter: _Optional[str] = ..., generation: _Optional[str] = ..., scale: _Optional[float] = ..., training: _Optional[_Union[AuditedTraining, _Mapping]] = ..., overlap: _Optional[int] = ...) -> None: ...
 
 class AuditedTraining(_message.Message):
-    __slots__ = ("job", "dataset", "rank", "alpha", "layers", "seed", "settings")
+    __slots__ = ("job", "dataset", "rank", "alpha", "layers", "seed", "settings", "step")
     JOB_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +202,7 @@ class AuditedTraining(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     job: str
     dataset: str
     rank: int
@@ -209,7 +210,8 @@ class AuditedTraining(_message.Message):
     layers: _containers.RepeatedScalarFieldContainer[int]
     seed: int
     settings: _training_pb2.TrainingSettings
-    def __init__(self, job: _Optional[str] = ..., dataset: _Optional[str] = ..., rank: _Optional[int] = ..., alpha: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ...) -> None: ...
+    step: int
+    def __init__(self, job: _Optional[str] = ..., dataset: _Optional[str] = ..., rank: _Optional[int] = ..., alpha: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class AuditGroup(_message.Message):
     __slots__ = ("attribute", "value", "rows", "weight", "clusters", "suppressed")

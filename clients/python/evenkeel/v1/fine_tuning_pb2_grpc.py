@@ -56,8 +56,9 @@ class FineTuningServiceServicer(object):
         What can be told without reading the rows is checked before the answer; what cannot ends the job, see JobError.
 
         Errors: INVALID_FIELD (INVALID_ARGUMENT) names every faulty field; DATASET_NOT_FOUND and
-        BASE_MODEL_NOT_FOUND (NOT_FOUND); JOB_CONFLICT (FAILED_PRECONDITION) while another job makes the same adapter or
-        alias; NAME_TAKEN (ALREADY_EXISTS) when `adapter` is an alias or `alias` an adapter; GENERATION_MISMATCH (ABORTED); QUEUE_FULL (RESOURCE_EXHAUSTED, with RetryInfo);
+        BASE_MODEL_NOT_FOUND (NOT_FOUND); JOB_CONFLICT (FAILED_PRECONDITION) while another job makes the same adapter,
+        checkpoint or alias; NAME_TAKEN (ALREADY_EXISTS) when `adapter` or the name of a checkpoint is an alias, or `alias` an
+        adapter; GENERATION_MISMATCH (ABORTED); QUEUE_FULL (RESOURCE_EXHAUSTED, with RetryInfo);
         STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE), INTERNAL; and those of every
         service, see ServerService.
         """

@@ -27,43 +27,45 @@ from evenkeel.v1 import training_pb2 as evenkeel_dot_v1_dot_training__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65venkeel/v1/job.proto\x12\x0b\x65venkeel.v1\x1a evenkeel/v1/audit_settings.proto\x1a\x1a\x65venkeel/v1/training.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.evenkeel.v1.JobKind\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.evenkeel.v1.JobState\x12\x12\n\ncancelling\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\r\n\x05\x61lias\x18\t \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\n \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x0b \x01(\t\x12/\n\x08settings\x18\x0c \x01(\x0b\x32\x1d.evenkeel.v1.TrainingSettings\x12/\n\x08progress\x18\r \x01(\x0b\x32\x1d.evenkeel.v1.TrainingProgress\x12\x17\n\x0f\x63heckpoint_step\x18\x0e \x01(\x04\x12&\n\x06result\x18\x0f \x01(\x0b\x32\x16.evenkeel.v1.JobResult\x12$\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x15.evenkeel.v1.JobError\x12\x11\n\tresumable\x18\x11 \x01(\x08\x12$\n\x05\x61udit\x18\x12 \x01(\x0b\x32\x15.evenkeel.v1.AuditJob\x12\x32\n\x0e\x61udit_progress\x18\x13 \x01(\x0b\x32\x1a.evenkeel.v1.AuditProgress\x12\x0e\n\x06parent\x18\x14 \x01(\t\"@\n\tJobResult\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x0e\n\x06report\x18\x03 \x01(\t\"\xa0\x01\n\x08\x41uditJob\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.evenkeel.v1.AuditJobModel\x12,\n\x08settings\x18\x02 \x01(\x0b\x32\x1a.evenkeel.v1.AuditSettings\x12\x10\n\x08\x63hildren\x18\x03 \x03(\t\x12\x18\n\x0bkeep_models\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_keep_models\"^\n\rAuditJobModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\t\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x0b\n\x03job\x18\x05 \x01(\t\"y\n\rAuditProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x18\n\x10items_per_second\x18\x05 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x06 \x01(\x01\"+\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"^\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.evenkeel.v1.JobState\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.evenkeel.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"\xde\x01\n\x10WatchJobResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x03job\x18\x03 \x01(\x0b\x32\x10.evenkeel.v1.JobH\x00\x12\x31\n\x08progress\x18\x04 \x01(\x0b\x32\x1d.evenkeel.v1.TrainingProgressH\x00\x12\x34\n\x0e\x61udit_progress\x18\x05 \x01(\x0b\x32\x1a.evenkeel.v1.AuditProgressH\x00\x42\x07\n\x05\x65vent\"2\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"2\n\x10ResumeJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t*Q\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_KIND_FINE_TUNING\x10\x01\x12\x12\n\x0eJOB_KIND_AUDIT\x10\x02*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xd4\x02\n\nJobService\x12\x36\n\x06GetJob\x12\x1a.evenkeel.v1.GetJobRequest\x1a\x10.evenkeel.v1.Job\x12G\n\x08ListJobs\x12\x1c.evenkeel.v1.ListJobsRequest\x1a\x1d.evenkeel.v1.ListJobsResponse\x12I\n\x08WatchJob\x12\x1c.evenkeel.v1.WatchJobRequest\x1a\x1d.evenkeel.v1.WatchJobResponse0\x01\x12<\n\tCancelJob\x12\x1d.evenkeel.v1.CancelJobRequest\x1a\x10.evenkeel.v1.Job\x12<\n\tResumeJob\x12\x1d.evenkeel.v1.ResumeJobRequest\x1a\x10.evenkeel.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65venkeel/v1/job.proto\x12\x0b\x65venkeel.v1\x1a evenkeel/v1/audit_settings.proto\x1a\x1a\x65venkeel/v1/training.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.evenkeel.v1.JobKind\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.evenkeel.v1.JobState\x12\x12\n\ncancelling\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\r\n\x05\x61lias\x18\t \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\n \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x0b \x01(\t\x12/\n\x08settings\x18\x0c \x01(\x0b\x32\x1d.evenkeel.v1.TrainingSettings\x12/\n\x08progress\x18\r \x01(\x0b\x32\x1d.evenkeel.v1.TrainingProgress\x12\x17\n\x0f\x63heckpoint_step\x18\x0e \x01(\x04\x12&\n\x06result\x18\x0f \x01(\x0b\x32\x16.evenkeel.v1.JobResult\x12$\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x15.evenkeel.v1.JobError\x12\x11\n\tresumable\x18\x11 \x01(\x08\x12$\n\x05\x61udit\x18\x12 \x01(\x0b\x32\x15.evenkeel.v1.AuditJob\x12\x32\n\x0e\x61udit_progress\x18\x13 \x01(\x0b\x32\x1a.evenkeel.v1.AuditProgress\x12\x0e\n\x06parent\x18\x14 \x01(\t\"\x90\x01\n\tJobResult\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12\x0e\n\x06report\x18\x03 \x01(\t\x12\x35\n\x0b\x63heckpoints\x18\x04 \x03(\x0b\x32 .evenkeel.v1.PublishedCheckpoint\x12\x17\n\x0funreached_steps\x18\x05 \x03(\x04\"H\n\x13PublishedCheckpoint\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\t\"\xa0\x01\n\x08\x41uditJob\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.evenkeel.v1.AuditJobModel\x12,\n\x08settings\x18\x02 \x01(\x0b\x32\x1a.evenkeel.v1.AuditSettings\x12\x10\n\x08\x63hildren\x18\x03 \x03(\t\x12\x18\n\x0bkeep_models\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_keep_models\"\x86\x01\n\rAuditJobModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\t\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x0b\n\x03job\x18\x05 \x01(\t\x12\x17\n\ncheckpoint\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_checkpoint\"y\n\rAuditProgress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x18\n\x10items_per_second\x18\x05 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x06 \x01(\x01\"+\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"^\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.evenkeel.v1.JobState\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.evenkeel.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"\x96\x02\n\x10WatchJobResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x03job\x18\x03 \x01(\x0b\x32\x10.evenkeel.v1.JobH\x00\x12\x31\n\x08progress\x18\x04 \x01(\x0b\x32\x1d.evenkeel.v1.TrainingProgressH\x00\x12\x34\n\x0e\x61udit_progress\x18\x05 \x01(\x0b\x32\x1a.evenkeel.v1.AuditProgressH\x00\x12\x36\n\ncheckpoint\x18\x06 \x01(\x0b\x32 .evenkeel.v1.PublishedCheckpointH\x00\x42\x07\n\x05\x65vent\"2\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"2\n\x10ResumeJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t*Q\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_KIND_FINE_TUNING\x10\x01\x12\x12\n\x0eJOB_KIND_AUDIT\x10\x02*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xd4\x02\n\nJobService\x12\x36\n\x06GetJob\x12\x1a.evenkeel.v1.GetJobRequest\x1a\x10.evenkeel.v1.Job\x12G\n\x08ListJobs\x12\x1c.evenkeel.v1.ListJobsRequest\x1a\x1d.evenkeel.v1.ListJobsResponse\x12I\n\x08WatchJob\x12\x1c.evenkeel.v1.WatchJobRequest\x1a\x1d.evenkeel.v1.WatchJobResponse0\x01\x12<\n\tCancelJob\x12\x1d.evenkeel.v1.CancelJobRequest\x1a\x10.evenkeel.v1.Job\x12<\n\tResumeJob\x12\x1d.evenkeel.v1.ResumeJobRequest\x1a\x10.evenkeel.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evenkeel.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBKIND']._serialized_start=1861
-  _globals['_JOBKIND']._serialized_end=1942
-  _globals['_JOBSTATE']._serialized_start=1945
-  _globals['_JOBSTATE']._serialized_end=2099
+  _globals['_JOBKIND']._serialized_start=2113
+  _globals['_JOBKIND']._serialized_end=2194
+  _globals['_JOBSTATE']._serialized_start=2197
+  _globals['_JOBSTATE']._serialized_end=2351
   _globals['_JOB']._serialized_start=134
   _globals['_JOB']._serialized_end=789
-  _globals['_JOBRESULT']._serialized_start=791
-  _globals['_JOBRESULT']._serialized_end=855
-  _globals['_AUDITJOB']._serialized_start=858
-  _globals['_AUDITJOB']._serialized_end=1018
-  _globals['_AUDITJOBMODEL']._serialized_start=1020
-  _globals['_AUDITJOBMODEL']._serialized_end=1114
-  _globals['_AUDITPROGRESS']._serialized_start=1116
-  _globals['_AUDITPROGRESS']._serialized_end=1237
-  _globals['_JOBERROR']._serialized_start=1239
-  _globals['_JOBERROR']._serialized_end=1282
-  _globals['_GETJOBREQUEST']._serialized_start=1284
-  _globals['_GETJOBREQUEST']._serialized_end=1311
-  _globals['_LISTJOBSREQUEST']._serialized_start=1313
-  _globals['_LISTJOBSREQUEST']._serialized_end=1407
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1409
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1484
-  _globals['_WATCHJOBREQUEST']._serialized_start=1486
-  _globals['_WATCHJOBREQUEST']._serialized_end=1530
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1533
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1755
-  _globals['_CANCELJOBREQUEST']._serialized_start=1757
-  _globals['_CANCELJOBREQUEST']._serialized_end=1807
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1809
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1859
-  _globals['_JOBSERVICE']._serialized_start=2102
-  _globals['_JOBSERVICE']._serialized_end=2442
+  _globals['_JOBRESULT']._serialized_start=792
+  _globals['_JOBRESULT']._serialized_end=936
+  _globals['_PUBLISHEDCHECKPOINT']._serialized_start=938
+  _globals['_PUBLISHEDCHECKPOINT']._serialized_end=1010
+  _globals['_AUDITJOB']._serialized_start=1013
+  _globals['_AUDITJOB']._serialized_end=1173
+  _globals['_AUDITJOBMODEL']._serialized_start=1176
+  _globals['_AUDITJOBMODEL']._serialized_end=1310
+  _globals['_AUDITPROGRESS']._serialized_start=1312
+  _globals['_AUDITPROGRESS']._serialized_end=1433
+  _globals['_JOBERROR']._serialized_start=1435
+  _globals['_JOBERROR']._serialized_end=1478
+  _globals['_GETJOBREQUEST']._serialized_start=1480
+  _globals['_GETJOBREQUEST']._serialized_end=1507
+  _globals['_LISTJOBSREQUEST']._serialized_start=1509
+  _globals['_LISTJOBSREQUEST']._serialized_end=1603
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1605
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1680
+  _globals['_WATCHJOBREQUEST']._serialized_start=1682
+  _globals['_WATCHJOBREQUEST']._serialized_end=1726
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1729
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2007
+  _globals['_CANCELJOBREQUEST']._serialized_start=2009
+  _globals['_CANCELJOBREQUEST']._serialized_end=2059
+  _globals['_RESUMEJOBREQUEST']._serialized_start=2061
+  _globals['_RESUMEJOBREQUEST']._serialized_end=2111
+  _globals['_JOBSERVICE']._serialized_start=2354
+  _globals['_JOBSERVICE']._serialized_end=2694
 # @@protoc_insertion_point(module_scope)

@@ -79,14 +79,28 @@ class Job(_message.Message):
     def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ..., state: _Optional[_Union[JobState, str]] = ..., cancelling: bool = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., adapter: _Optional[str] = ..., alias: _Optional[str] = ..., dataset: _Optional[str] = ..., base_fingerprint: _Optional[str] = ..., settings: _Optional[_Union[_training_pb2.TrainingSettings, _Mapping]] = ..., progress: _Optional[_Union[_training_pb2.TrainingProgress, _Mapping]] = ..., checkpoint_step: _Optional[int] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., resumable: bool = ..., audit: _Optional[_Union[AuditJob, _Mapping]] = ..., audit_progress: _Optional[_Union[AuditProgress, _Mapping]] = ..., parent: _Optional[str] = ...) -> None: ...
 
 class JobResult(_message.Message):
-    __slots__ = ("adapter", "generation", "report")
+    __slots__ = ("adapter", "generation", "report", "checkpoints", "unreached_steps")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_STEPS_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     generation: str
     report: str
-    def __init__(self, adapter: _Optional[str] = ..., generation: _Optional[str] = ..., report: _Optional[str] = ...) -> None: ...
+    checkpoints: _containers.RepeatedCompositeFieldContainer[PublishedCheckpoint]
+    unreached_steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, adapter: _Optional[str] = ..., generation: _Optional[str] = ..., report: _Optional[str] = ..., checkpoints: _Optional[_Iterable[_Union[PublishedCheckpoint, _Mapping]]] = ..., unreached_steps: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PublishedCheckpoint(_message.Message):
+    __slots__ = ("step", "adapter", "generation")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    adapter: str
+    generation: str
+    def __init__(self, step: _Optional[int] = ..., adapter: _Optional[str] = ..., generation: _Optional[str] = ...) -> None: ...
 
 class AuditJob(_message.Message):
     __slots__ = ("models", "settings", "children", "keep_models")
@@ -101,18 +115,20 @@ class AuditJob(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[AuditJobModel, _Mapping]]] = ..., settings: _Optional[_Union[_audit_settings_pb2.AuditSettings, _Mapping]] = ..., children: _Optional[_Iterable[str]] = ..., keep_models: bool = ...) -> None: ...
 
 class AuditJobModel(_message.Message):
-    __slots__ = ("name", "adapter", "generation", "scale", "job")
+    __slots__ = ("name", "adapter", "generation", "scale", "job", "checkpoint")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     adapter: str
     generation: str
     scale: float
     job: str
-    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., generation: _Optional[str] = ..., scale: _Optional[float] = ..., job: _Optional[str] = ...) -> None: ...
+    checkpoint: int
+    def __init__(self, name: _Optional[str] = ..., adapter: _Optional[str] = ..., generation: _Optional[str] = ..., scale: _Optional[float] = ..., job: _Optional[str] = ..., checkpoint: _Optional[int] = ...) -> None: ...
 
 class AuditProgress(_message.Message):
     __slots__ = ("phase", "model", "done", "total", "items_per_second", "eta_seconds")
@@ -171,18 +187,20 @@ class WatchJobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class WatchJobResponse(_message.Message):
-    __slots__ = ("token", "time", "job", "progress", "audit_progress")
+    __slots__ = ("token", "time", "job", "progress", "audit_progress", "checkpoint")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     token: str
     time: _timestamp_pb2.Timestamp
     job: Job
     progress: _training_pb2.TrainingProgress
     audit_progress: AuditProgress
-    def __init__(self, token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., progress: _Optional[_Union[_training_pb2.TrainingProgress, _Mapping]] = ..., audit_progress: _Optional[_Union[AuditProgress, _Mapping]] = ...) -> None: ...
+    checkpoint: PublishedCheckpoint
+    def __init__(self, token: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job: _Optional[_Union[Job, _Mapping]] = ..., progress: _Optional[_Union[_training_pb2.TrainingProgress, _Mapping]] = ..., audit_progress: _Optional[_Union[AuditProgress, _Mapping]] = ..., checkpoint: _Optional[_Union[PublishedCheckpoint, _Mapping]] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
     __slots__ = ("id", "request_id")

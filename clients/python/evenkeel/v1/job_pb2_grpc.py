@@ -103,9 +103,9 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams what happened in a job and what happens: every change of state and every step, each once and in order. Ends
-        after the last event of a job that has ended. A token continues after the event that it came with, also when the
-        server was restarted in between; of a job of more than 100000 events the oldest are not kept.
+        """Streams what happened in a job and what happens: every change of state, every step and every published checkpoint,
+        each once and in order. Ends after the last event of a job that has ended. A token continues after the event that it
+        came with, also when the server was restarted in between; of a job of more than 100000 events the oldest are not kept.
 
         Errors: WATCH_TOKEN (INVALID_ARGUMENT) for a token that is not of this job; DRAINING (UNAVAILABLE) when the server
         stops before the job has ended: ask the next one, with the last token.
@@ -116,7 +116,8 @@ class JobServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Ends a job: at once while it waits, within a moment when it runs; then `cancelling` is true in the answer. A job
-        whose result is being published may succeed all the same. The last checkpoint is kept.
+        whose result is being published may succeed all the same. The last checkpoint is kept, and so are the adapters that
+        were published on the way (`publish_steps`).
 
         Errors: JOB_FINISHED (FAILED_PRECONDITION) when it has ended already.
         """
@@ -128,7 +129,7 @@ class JobServiceServicer(object):
         """Puts a job that failed or was cancelled back into the queue; it goes on from its last checkpoint.
 
         Errors: JOB_NOT_RESUMABLE (FAILED_PRECONDITION) when it has no checkpoint, or neither failed nor was cancelled;
-        JOB_CONFLICT (FAILED_PRECONDITION) when another job makes the same adapter or alias; QUEUE_FULL
+        JOB_CONFLICT (FAILED_PRECONDITION) when another job makes the same adapter, checkpoint or alias; QUEUE_FULL
         (RESOURCE_EXHAUSTED, with RetryInfo).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -49,7 +49,7 @@ LOSS_AVERAGE_TOKENS: LossAverage
 LOSS_AVERAGE_MICRO_BATCHES: LossAverage
 
 class TrainingSettings(_message.Message):
-    __slots__ = ("task", "lora", "full", "head_only", "epochs", "steps", "batch_size", "accumulation", "max_tokens", "packing", "train_on_prompt", "learning_rate", "schedule", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon", "max_grad_norm", "average", "recompute", "eval_every", "patience", "keep_best", "seed", "groups", "subset", "random_flip")
+    __slots__ = ("task", "lora", "full", "head_only", "epochs", "steps", "batch_size", "accumulation", "max_tokens", "packing", "train_on_prompt", "learning_rate", "schedule", "warmup_steps", "weight_decay", "beta1", "beta2", "epsilon", "max_grad_norm", "average", "recompute", "eval_every", "patience", "keep_best", "seed", "groups", "subset", "random_flip", "publish_steps")
     TASK_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class TrainingSettings(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     SUBSET_FIELD_NUMBER: _ClassVar[int]
     RANDOM_FLIP_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_STEPS_FIELD_NUMBER: _ClassVar[int]
     task: TrainingTask
     lora: LoraMethod
     full: FullMethod
@@ -106,7 +107,8 @@ class TrainingSettings(_message.Message):
     groups: _containers.RepeatedScalarFieldContainer[str]
     subset: TrainingSubset
     random_flip: bool
-    def __init__(self, task: _Optional[_Union[TrainingTask, str]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., head_only: _Optional[_Union[HeadOnlyMethod, _Mapping]] = ..., epochs: _Optional[float] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., accumulation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., packing: bool = ..., train_on_prompt: bool = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[TrainingSchedule, str]] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., epsilon: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., average: _Optional[_Union[LossAverage, str]] = ..., recompute: bool = ..., eval_every: _Optional[int] = ..., patience: _Optional[int] = ..., keep_best: bool = ..., seed: _Optional[int] = ..., groups: _Optional[_Iterable[str]] = ..., subset: _Optional[_Union[TrainingSubset, _Mapping]] = ..., random_flip: bool = ...) -> None: ...
+    publish_steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, task: _Optional[_Union[TrainingTask, str]] = ..., lora: _Optional[_Union[LoraMethod, _Mapping]] = ..., full: _Optional[_Union[FullMethod, _Mapping]] = ..., head_only: _Optional[_Union[HeadOnlyMethod, _Mapping]] = ..., epochs: _Optional[float] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., accumulation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., packing: bool = ..., train_on_prompt: bool = ..., learning_rate: _Optional[float] = ..., schedule: _Optional[_Union[TrainingSchedule, str]] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., epsilon: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., average: _Optional[_Union[LossAverage, str]] = ..., recompute: bool = ..., eval_every: _Optional[int] = ..., patience: _Optional[int] = ..., keep_best: bool = ..., seed: _Optional[int] = ..., groups: _Optional[_Iterable[str]] = ..., subset: _Optional[_Union[TrainingSubset, _Mapping]] = ..., random_flip: bool = ..., publish_steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LoraMethod(_message.Message):
     __slots__ = ("rank", "alpha", "alpha_policy", "rslora", "dora", "dropout", "target_modules", "layers", "modules_to_save")

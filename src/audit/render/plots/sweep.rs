@@ -1,5 +1,5 @@
-//! The gap between groups against what models of a sweep differ in: rank, alpha, steps, learning rate, or the scale of
-//! their change.
+//! The gap between groups against what models of a sweep differ in: rank, alpha, steps, checkpoint, learning rate, or the
+//! scale of their change.
 //!
 //! Values stand at equal distances in their order, not to scale. Models of unknown training are left out, and so is what
 //! only follows another: alpha is often twice the rank.
@@ -73,10 +73,11 @@ fn axes(report: &Report) -> Vec<(&'static str, Vec<Option<Place>>)> {
         value.and_then(number)
     };
     type Of<'a> = &'a dyn Fn(&Model) -> Option<Place>;
-    let of: [(&str, Of<'_>); 5] = [
+    let of: [(&str, Of<'_>); 6] = [
         ("rank", &rank_of),
         ("alpha", &|model| model.training.as_ref().and_then(|training| number(training.alpha?))),
         ("steps of training", &|model| setting(model, "/length/steps")),
+        ("step of the checkpoint", &|model| number(model.training.as_ref()?.step? as f64)),
         ("learning rate", &|model| setting(model, "/learning_rate")),
         ("scale of the change", &|model| Some((model.scale, amount(model.scale)))),
     ];
