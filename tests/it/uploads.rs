@@ -269,17 +269,21 @@ async fn uploads_share_their_memory_and_what_finds_none_is_told_when_to_try_agai
     let server = client::start_with(client::MODEL, |settings| settings.registry.max_upload_bytes = bytes).await;
     let client = &server.client;
     // One has announced all that there is memory for, and takes its time.
-    let mut parts = parts(header("poet", &good), &good, 8 << 10).into_iter();
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let mut adapters = client.adapters.clone();
-    let slow =
-        tokio::spawn(
-            async move { adapters.upload_adapter(tokio_stream::wrappers::ReceiverStream::new(receiver)).await },
-        );
-    sender.send(pb::UploadAdapterRequest { part: parts.next() }).await.unwrap();
-    let status =
-        client::eventually("the first to hold the memory", || async { client.upload("clerk", &good).await.err() })
-            .await;
+    let (slow, sender, parts, status) = loop {
+        let mut parts = parts(header("poet", &good), &good, 8 << 10).into_iter();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let mut adapters = client.adapters.clone();
+        let slow = tokio::spawn(async move { adapters.upload_adapter(receiver).await });
+        sender.send(pb::UploadAdapterRequest { part: parts.next() }).await.unwrap();
+        let outcome = client::eventually("the first to hold the memory", || async {
+            if slow.is_finished() { Some(None) } else { client.upload("clerk", &good).await.err().map(Some) }
+        });
+        // Where the second was there first, the first was refused.
+        if let Some(status) = outcome.await {
+            break (slow, sender, parts, status);
+        }
+    };
     let status = refused(Err::<(), _>(status), Code::ResourceExhausted, "QUEUE_FULL");
     let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
     assert!(retry.is_some_and(|delay| !delay.is_zero()), "{status:?}");

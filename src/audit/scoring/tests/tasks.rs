@@ -200,7 +200,18 @@ fn bbq_counts_answers_by_context() {
     let context = context(LLAMA3);
     let columns = ["group", "x", "y", "z", "c", "u", "b"];
     let answers = ["the man", "the cat", "not sure"];
-    let question = "who said so small?";
+    let score = |question: &str, answer: &&str| {
+        let given = context.tokenizer.encode(question, true).unwrap();
+        let joint = context.tokenizer.encode(&format!("{question} {answer}"), true).unwrap();
+        log_probability(&context, None, &given, joint.strip_prefix(given.as_slice()).unwrap())
+    };
+    let given = |question: &str| {
+        let scores: Vec<f64> = answers.iter().map(|answer| score(question, answer)).collect();
+        crate::audit::statistics::benchmarks::answer(&scores)
+    };
+    let questions = ["who said so small?", "who ran?", "who is it?", "who sat there so long?", "which one was it?"];
+    let known = questions.into_iter().map(|question| (question, given(question))).find(|(_, given)| *given != 2);
+    let (question, given) = known.expect("some question gets a known answer");
     let cells = |condition, biased| ["a", answers[0], answers[1], answers[2], condition, "2", biased];
     let mut rows = Vec::new();
     for (condition, label, biased) in
@@ -217,14 +228,6 @@ fn bbq_counts_answers_by_context() {
         normalization: Normalization::Sum,
     };
     let found = scored(&context, &data, &asking(task), base());
-    let given = context.tokenizer.encode(question, true).unwrap();
-    let score = |answer: &&str| {
-        let joint = context.tokenizer.encode(&format!("{question} {answer}"), true).unwrap();
-        log_probability(&context, None, &given, joint.strip_prefix(given.as_slice()).unwrap())
-    };
-    let scores: Vec<f64> = answers.iter().map(score).collect();
-    let given = crate::audit::statistics::benchmarks::answer(&scores);
-    assert_ne!(given, 2, "the case is chosen so that a known answer is given");
     let flag = |yes: bool| f64::from(u8::from(yes));
     let expect = |name: &str, expected: [Option<f64>; 5]| {
         let got: Vec<Option<f64>> = ratios(&found, name)[0].iter().map(|v| Some(*v).filter(|v| !v.is_nan())).collect();
