@@ -144,8 +144,8 @@ impl Jobs {
     /// Makes a fine-tuning job.
     ///
     /// # Errors
-    /// [`JobsError::DatasetNotFound`], [`JobsError::Conflict`], [`JobsError::QueueFull`]; [`RegistryError::BaseNotFound`],
-    /// [`RegistryError::NameTaken`], [`RegistryError::GenerationMismatch`], [`RegistryError::RequestIdReused`]; when the
+    /// [`JobsError::DatasetNotFound`], [`JobsError::Conflict`], [`JobsError::QueueFull`]; `RegistryError::BaseNotFound`,
+    /// `RegistryError::NameTaken`, `RegistryError::GenerationMismatch`, `RegistryError::RequestIdReused`; when the
     /// disk fails.
     pub fn create(&self, wanted: FineTuning, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
@@ -232,7 +232,7 @@ impl Jobs {
     /// A job whose result is being published may succeed all the same.
     ///
     /// # Errors
-    /// [`JobsError::NotFound`], [`JobsError::Finished`], [`RegistryError::RequestIdReused`]; when the disk fails.
+    /// [`JobsError::NotFound`], [`JobsError::Finished`], `RegistryError::RequestIdReused`; when the disk fails.
     pub fn cancel(&self, id: JobId, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
         let mut ending = Vec::new();
@@ -264,8 +264,8 @@ impl Jobs {
     ///
     /// # Errors
     /// [`JobsError::NotFound`], [`JobsError::NotResumable`], [`JobsError::Conflict`], [`JobsError::QueueFull`],
-    /// [`JobsError::DatasetNotFound`] and [`RegistryError::AdapterNotFound`] when what it needs has been deleted,
-    /// [`RegistryError::RequestIdReused`]; when the disk fails.
+    /// [`JobsError::DatasetNotFound`] and `RegistryError::AdapterNotFound` when what it needs has been deleted,
+    /// `RegistryError::RequestIdReused`; when the disk fails.
     pub fn resume(&self, id: JobId, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
         let mut orphans = Vec::new();
