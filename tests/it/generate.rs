@@ -125,6 +125,28 @@ async fn n_completions_are_independent_and_repeat_with_their_seed() {
 }
 
 #[tokio::test]
+async fn what_is_kept_of_ended_requests_changes_no_bit_of_an_answer() {
+    let cold = client::start_with(client::MODEL, |settings| settings.engine.prefix_cache_bytes = 0).await;
+    let warm = client::start().await;
+    let prompt = "Winter light falls on the keel of a ship that has been lying in the river since autumn";
+    let longer = format!("{prompt}, and nobody knows whose it is");
+    for adapter in ["", "poet"] {
+        for server in [&cold, &warm] {
+            server.client.publish("poet", "all_linear").await;
+        }
+        // The same again, only its beginning, and more than that.
+        for prompt in [prompt, prompt, &prompt[..60], &longer] {
+            let request = GenerateRequest { logprobs: Some(3), ..greedy(adapter, prompt, 20) };
+            let (expected, _) = cold.client.complete(request.clone()).await;
+            assert_eq!(warm.client.complete(request).await.0, expected, "{adapter}: {prompt}");
+        }
+    }
+    let hits = async |server: &client::Server| server.client.metrics().await.value("evenkeel_prefix_cache_hits_total");
+    assert!(hits(&warm).await > 100.0);
+    assert!(hits(&cold).await < 1.0);
+}
+
+#[tokio::test]
 async fn logprobs_are_those_of_score() {
     let server = client::start().await;
     server.client.publish("poet", "all_linear").await;

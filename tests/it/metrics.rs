@@ -8,12 +8,15 @@ use tonic::Code;
 use super::client::{self, greedy, refused};
 
 /// Names that dashboards rely on: vLLM's, go-grpc-prometheus', the process collector's, and ours.
-const NAMES: [&str; 48] = [
+const NAMES: [&str; 51] = [
     "evenkeel_lora_requests_info",
     "evenkeel_num_requests_running",
     "evenkeel_num_requests_waiting",
     "evenkeel_kv_cache_usage_perc",
     "evenkeel_kv_cache_bytes",
+    "evenkeel_prefix_cache_bytes",
+    "evenkeel_prefix_cache_queries_total",
+    "evenkeel_prefix_cache_hits_total",
     "evenkeel_prompt_tokens_total",
     "evenkeel_generation_tokens_total",
     "evenkeel_scored_tokens_total",
