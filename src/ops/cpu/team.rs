@@ -285,13 +285,23 @@ mod tests {
     #[test]
     fn the_others_have_a_part() {
         let met = std::sync::Barrier::new(3);
-        pool(3).install(|| together(|| each(vec![(); 3], |()| drop(met.wait()))));
+        pool(3).install(|| {
+            together(|| {
+                each(vec![(); 3], |()| {
+                    met.wait();
+                })
+            })
+        });
         // And again after they have slept.
         pool(3).install(|| {
             together(|| {
-                each(vec![(); 3], |()| drop(met.wait()));
+                each(vec![(); 3], |()| {
+                    met.wait();
+                });
                 thread::sleep(4 * AWAKE);
-                each(vec![(); 3], |()| drop(met.wait()));
+                each(vec![(); 3], |()| {
+                    met.wait();
+                });
             });
         });
     }
