@@ -239,6 +239,9 @@ def latency(options):
         started.wait()
         found.append((f"beside {name}", server.gaps(tokens)))
         server.jobs.CancelJob(job_pb2.CancelJobRequest(id=job))
+        # The next one makes an adapter of the same name.
+        for _ in server.jobs.WatchJob(job_pb2.WatchJobRequest(id=job)):
+            pass
     server.close()
     table = []
     for name, gaps in found:
