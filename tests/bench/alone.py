@@ -170,7 +170,7 @@ def adapters(options, work):
 
 def prompt(options, work):
     """Time to the first token after a prompt, and after the same prompt again."""
-    server = bench.Evenkeel(options.binary, options.gguf, [], work)
+    server = bench.Evenkeel(options.binary, options.gguf, [], work, prefix_cache_bytes=128 << 20)
     length = 16 if options.smoke else 512
     server.generate(streams=2, prompt=16, new=4, seed=0)
     found = [[bench.first(server.generate(streams=1, prompt=length, new=1, seed=r), None) for _ in range(2)]

@@ -56,7 +56,8 @@ class Child:
 class Evenkeel:
     """The server as a client sees it: a process of its own, gRPC on loopback."""
 
-    def __init__(self, binary, model, adapters, work, dtype="auto", root=None, label=""):
+    def __init__(self, binary, model, adapters, work, dtype="auto", root=None, label="",
+                 prefix_cache_bytes=0):
         root = root or f"{work}/adapters"
         name = os.path.basename(model.rstrip("/"))
         data = f"{work}/data-{name}{label}"
@@ -64,7 +65,9 @@ class Evenkeel:
         command = [binary, "serve", "--model", model, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
                    "--data-dir", data, "--adapter-dir", root]
         log = open(f"{data}.log", "w")
-        environment = os.environ | {"EVENKEEL__MODEL__DTYPE": dtype}
+        # Cases and rounds repeat prompts: everyone computes them again.
+        environment = os.environ | {"EVENKEEL__MODEL__DTYPE": dtype,
+                                    "EVENKEEL__ENGINE__PREFIX_CACHE_BYTES": str(prefix_cache_bytes)}
         begin = time.perf_counter()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         ready = dict(part.split("=") for part in self.process.stdout.readline().split()[1:])
