@@ -1,9 +1,9 @@
 //! Keys and values that ended requests leave behind, for requests that begin alike.
 //!
 //! A request of the same adapter generation with the same first tokens begins with a copy of them and computes the rest:
-//! copying a token takes about a hundredth of the time of computing it, and shares no memory whose end nobody knows. On
-//! the CPU only, where a token's bits do not depend on what it is computed with, so that the answer stays the same to the
-//! last bit. Who was used least recently goes first. Decides nothing about requests.
+//! copying takes a few hundredths of the time of computing, and shares no memory whose end nobody knows. On the CPU only,
+//! where a token's bits do not depend on what it is computed with, so that the answer stays the same to the last bit. Who
+//! was used least recently goes first. Decides nothing about requests.
 //! Units: tokens, bytes.
 //! After: vLLM's automatic prefix caching.
 
