@@ -297,7 +297,7 @@ fn an_audit_waits_for_a_child_that_was_resumed_behind_it() {
     assert_eq!(house.jobs.get(child).unwrap().state, State::Succeeded);
 }
 
-fn publish(house: &House, adapter: &str, tensors: &[u8]) -> String {
+pub(super) fn publish(house: &House, adapter: &str, tensors: &[u8]) -> String {
     let files = AdapterFiles { config: b"{}".to_vec(), tensors: tensors.to_vec() };
     let publish = Publish {
         base: None,

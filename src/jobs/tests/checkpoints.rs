@@ -1,6 +1,6 @@
 //! Checkpoints that are published on the way: killed at every moment, cancelled, refused, under whose names, and audited.
 
-use super::audits::{audit, model, shadows, trained};
+use super::audits::{audit, model, publish, shadows, trained};
 use super::ends::once;
 use super::kills::{fact, image, watched};
 use super::*;
@@ -28,20 +28,6 @@ fn published(house: &House, job: &Job) -> Vec<u64> {
         kept.step
     });
     steps.collect()
-}
-
-fn publish(house: &House, adapter: &str, tensors: &[u8]) -> String {
-    let files = AdapterFiles { config: b"{}".to_vec(), tensors: tensors.to_vec() };
-    let publish = Publish {
-        base: None,
-        name: name(adapter),
-        expected: Expected::Any,
-        pinned: None,
-        allow_no_effect: false,
-        request: None,
-        lineage: None,
-    };
-    house.registry.publish(files, publish).unwrap().current
 }
 
 #[test]
