@@ -9,6 +9,8 @@ mod arrangement;
 mod attention;
 pub mod buffer;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod elements;
 mod explicit;
 mod fused;

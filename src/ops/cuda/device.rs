@@ -1,0 +1,321 @@
+//! The device: memory of tensors, launches, products of cuBLAS.
+//!
+//! The only place that hands addresses to the device. All work goes into one stream, in the order of the calls; during a
+//! capture into another one, which records it.
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cublas::{self, CudaBlas};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
+};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use half::{bf16, f16};
+
+/// A device, and the stream that work goes to.
+#[derive(Clone)]
+pub struct Gpu {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    blas: Arc<CudaBlas>,
+}
+
+/// What a kernel is launched with.
+#[derive(Debug, Clone, Copy)]
+pub enum Argument<'a> {
+    /// Memory of a tensor.
+    Tensor(&'a Tensor),
+    /// No memory: the kernel tests for it.
+    Nothing,
+    /// A count or an index.
+    U32(u32),
+    /// A number.
+    F32(f32),
+}
+
+/// How a kernel is launched: a file of `kernels` with its name, a function of it, blocks, threads of a block and bytes of
+/// shared memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// Name and PTX of the file.
+    pub file: (&'static str, &'static str),
+    /// Name of the function.
+    pub function: &'a str,
+    /// Blocks in three dimensions.
+    pub grid: (u32, u32, u32),
+    /// Threads of a block in three dimensions.
+    pub block: (u32, u32, u32),
+    /// Bytes of shared memory that the function asks for itself.
+    pub shared: u32,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl Gpu {
+    /// Returns the device of a tensor, or `None` for the CPU.
+    #[must_use]
+    pub fn of(device: &Device) -> Option<Self> {
+        match device {
+            Device::Cuda(device) => {
+                Some(Self { device: device.clone(), stream: device.cuda_stream(), blas: device.cublas_handle() })
+            }
+            Device::Cpu | Device::Metal(_) => None,
+        }
+    }
+
+    /// Returns the device as candle names it.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        Device::Cuda(self.device.clone())
+    }
+
+    /// Returns the same device with a stream and a handle of cuBLAS of its own.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn aside(&self) -> Result<Self> {
+        let stream = self.stream.context().new_stream().w()?;
+        let blas = Arc::new(CudaBlas::new(Arc::clone(&stream)).w()?);
+        Ok(Self { device: self.device.clone(), stream, blas })
+    }
+
+    /// Takes memory for a tensor; what it holds at first is not defined.
+    ///
+    /// # Errors
+    /// When the device has no memory left, or the format is none of f32, bf16, f16 and u32.
+    pub fn tensor(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        let shape = shape.into();
+        let count = shape.elem_count();
+        #[expect(clippy::wildcard_enum_match_arm, reason = "kernels know no other format")]
+        let storage = match dtype {
+            DType::F32 => self.wrapped::<f32>(count)?,
+            DType::BF16 => self.wrapped::<bf16>(count)?,
+            DType::F16 => self.wrapped::<f16>(count)?,
+            DType::U32 => self.wrapped::<u32>(count)?,
+            other => bail!("kernels know no tensors of {other:?}"),
+        };
+        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+    }
+
+    fn wrapped<T: candle_core::cuda_backend::CudaDType + DeviceRepr>(&self, count: usize) -> Result<CudaStorage> {
+        #[expect(unsafe_code, reason = "memory is written before it is read: the callers' promise")]
+        let slice: CudaSlice<T> = unsafe { self.device.alloc(count)? };
+        Ok(CudaStorage::wrap_cuda_slice(slice, self.device.clone()))
+    }
+
+    /// Copies numbers to the beginning of a tensor, behind the work given so far.
+    ///
+    /// # Errors
+    /// When the tensor is smaller or the device fails.
+    pub fn upload(&self, data: &[u32], to: &Tensor) -> Result<()> {
+        if to.dtype() != DType::U32 || to.elem_count() < data.len() {
+            bail!("{} numbers for a tensor of {:?}", data.len(), to.shape());
+        }
+        let address = self.address(to)?;
+        #[expect(unsafe_code, reason = "the tensor has room, as was checked")]
+        unsafe { result::memcpy_htod_async(address, data, self.stream.cu_stream()) }.w()
+    }
+
+    /// Launches a kernel.
+    ///
+    /// # Errors
+    /// When a tensor is not contiguous or elsewhere, or the device refuses.
+    pub fn launch(&self, launch: Launch<'_>, arguments: &[Argument<'_>]) -> Result<()> {
+        let (name, ptx) = launch.file;
+        let function: CudaFunction =
+            self.device.get_or_load_custom_func(launch.function, name, ptx)?.into_cuda_function();
+        if launch.shared > 48 << 10 {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, launch.shared as i32).w()?;
+        }
+        /// Numbers as the device reads them.
+        enum Word {
+            Long(u64),
+            Int(u32),
+            Real(f32),
+        }
+        let word = |argument: &Argument<'_>| {
+            Ok(match *argument {
+                Argument::Tensor(tensor) => Word::Long(self.address(tensor)?),
+                Argument::Nothing => Word::Long(0),
+                Argument::U32(number) => Word::Int(number),
+                Argument::F32(number) => Word::Real(number),
+            })
+        };
+        let words = arguments.iter().map(word).collect::<Result<Vec<_>>>()?;
+        let mut builder = self.stream.launch_builder(&function);
+        for word in &words {
+            match word {
+                Word::Long(number) => builder.arg(number),
+                Word::Int(number) => builder.arg(number),
+                Word::Real(number) => builder.arg(number),
+            };
+        }
+        let Launch { grid, block, shared, .. } = launch;
+        let config = LaunchConfig { grid_dim: grid, block_dim: block, shared_mem_bytes: shared };
+        #[expect(unsafe_code, reason = "each function of this folder checks what its kernel is given")]
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
+    }
+
+    /// Writes x·Wᵀ + keep·out to `out`: `x` is `[rows, input]`, `weight` `[output, input]`, `out` `[rows, output]`; sums are
+    /// f32. `x` and `weight` are of one format, f32 or bf16; `out` is f32 or that one.
+    ///
+    /// # Errors
+    /// When shapes or formats do not fit, or the device fails.
+    pub fn product(&self, x: &Tensor, weight: &Tensor, keep: f32, out: &Tensor) -> Result<()> {
+        let ((rows, input), (output, inner)) = (x.dims2()?, weight.dims2()?);
+        if inner != input || out.dims() != [rows, output] {
+            bail!("a product of {:?} and {:?} for {:?}", x.shape(), weight.shape(), out.shape());
+        }
+        self.gemm([(x, false), (weight, true)], (rows, output, input), keep, out)
+    }
+
+    /// Writes a·b + keep·out to `out` `[rows, columns]`; a side is `[rows, inner]`, or with `true` its transpose lies there.
+    ///
+    /// # Errors
+    /// As [`Self::product`].
+    pub fn gemm(
+        &self,
+        [(a, a_turned), (b, b_turned)]: [(&Tensor, bool); 2],
+        (rows, columns, inner): (usize, usize, usize),
+        keep: f32,
+        out: &Tensor,
+    ) -> Result<()> {
+        use cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t};
+
+        let sizes = [(a, rows * inner), (b, inner * columns), (out, rows * columns)];
+        if a.dtype() != b.dtype() || sizes.iter().any(|(tensor, count)| tensor.elem_count() != *count) {
+            bail!("a product {rows}×{inner}×{columns} of {:?} and {:?}", a.shape(), b.shape());
+        }
+        let [left, right, target] = [a, b, out].map(|tensor| self.address(tensor));
+        let (left, right, target) = (left?, right?, target?);
+        let (number, to) = (data_type(a.dtype())?, data_type(out.dtype())?);
+        let turned =
+            |turned: bool| if turned { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N };
+        let (m, n, k) = (columns as i32, rows as i32, inner as i32);
+        let (leading_b, leading_a) = (if b_turned { k } else { m }, if a_turned { n } else { k });
+        let (one, keep) = (1.0_f32, keep);
+        // Column by column, as cuBLAS counts: outᵀ = bᵀ·aᵀ.
+        #[expect(unsafe_code, reason = "sizes were checked, and the addresses are of tensors that live")]
+        let done = unsafe {
+            cublas::result::gemm_ex(
+                *self.blas.handle(),
+                turned(b_turned),
+                turned(a_turned),
+                m,
+                n,
+                k,
+                (&raw const one).cast(),
+                right as *const _,
+                number,
+                leading_b,
+                left as *const _,
+                number,
+                leading_a,
+                (&raw const keep).cast(),
+                target as *mut _,
+                to,
+                m,
+                cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        done.w()
+    }
+
+    /// Records what `work` launches on the device that it is given, instead of running it; `self` is the device that will
+    /// run it.
+    ///
+    /// # Errors
+    /// When `work` fails, or does what cannot be recorded: it takes no memory and waits for nothing.
+    pub fn record(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Recording> {
+        let aside = self.aside()?;
+        aside.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let outcome = work(&aside);
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = aside.stream.end_capture(flags).w();
+        outcome?;
+        match graph? {
+            Some(graph) => Ok(Recording { graph, aside }),
+            None => bail!("the device recorded nothing"),
+        }
+    }
+
+    /// Waits until everything given so far is done.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn wait(&self) -> Result<()> {
+        self.stream.synchronize().w()
+    }
+
+    /// Returns free and total bytes of memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.stream.context().bind_to_thread().w()?;
+        result::mem_get_info().w()
+    }
+
+    /// Returns the address of a contiguous tensor on this device.
+    fn address(&self, tensor: &Tensor) -> Result<u64> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cuda(storage), true) = (&*storage, layout.is_contiguous()) else {
+            bail!("a kernel takes contiguous tensors of its device, not {:?}", tensor.shape());
+        };
+        let dtype = storage.dtype();
+        let at = |(address, _): (u64, _)| address + (layout.start_offset() * dtype.size_in_bytes()) as u64;
+        #[expect(clippy::wildcard_enum_match_arm, reason = "kernels know no other format")]
+        Ok(match dtype {
+            DType::F32 => at(storage.as_cuda_slice::<f32>()?.device_ptr(&self.stream)),
+            DType::BF16 => at(storage.as_cuda_slice::<bf16>()?.device_ptr(&self.stream)),
+            DType::F16 => at(storage.as_cuda_slice::<f16>()?.device_ptr(&self.stream)),
+            DType::U32 => at(storage.as_cuda_slice::<u32>()?.device_ptr(&self.stream)),
+            DType::I64 => at(storage.as_cuda_slice::<i64>()?.device_ptr(&self.stream)),
+            other => bail!("kernels know no tensors of {other:?}"),
+        })
+    }
+}
+
+/// Work that was recorded, to run again and again.
+pub struct Recording {
+    graph: CudaGraph,
+    aside: Gpu,
+}
+
+impl Recording {
+    /// Runs it behind the work given to `gpu` so far, and before what comes after.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn run(&self, gpu: &Gpu) -> Result<()> {
+        self.aside.stream.join(&gpu.stream).w()?;
+        self.graph.launch().w()?;
+        gpu.stream.join(&self.aside.stream).w()
+    }
+}
+
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recording").finish_non_exhaustive()
+    }
+}
+
+fn data_type(dtype: DType) -> Result<cublas::sys::cudaDataType> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "products are of these formats")]
+    Ok(match dtype {
+        DType::F32 => cublas::sys::cudaDataType_t::CUDA_R_32F,
+        DType::BF16 => cublas::sys::cudaDataType_t::CUDA_R_16BF,
+        DType::F16 => cublas::sys::cudaDataType_t::CUDA_R_16F,
+        other => bail!("no product of {other:?}"),
+    })
+}
