@@ -14,6 +14,8 @@ pub mod image;
 mod layers;
 mod llama;
 pub mod logits;
+#[cfg(any(feature = "cuda", test))]
+mod pages;
 pub(crate) mod pass;
 mod swin;
 #[cfg(test)]
@@ -117,6 +119,17 @@ pub trait BaseModel: Send + Sync {
     fn differentiable(&self) -> Option<&dyn Differentiable> {
         None
     }
+}
+
+/// What a model is to set aside on its device before it serves, so that nothing else can take it.
+#[derive(Debug, Clone, Copy)]
+pub struct Reserve {
+    /// Bytes of keys and values.
+    pub kv_bytes: u64,
+    /// Tokens of a step.
+    pub rows: usize,
+    /// Sequences of a step.
+    pub sequences: usize,
 }
 
 /// A language model, or a classifier of texts.
@@ -302,6 +315,22 @@ pub fn open(path: &Path, device: &str, dtype: &str) -> Result<Llama, ModelError>
 /// As [`open`].
 pub fn load(path: &Path, name: &str, device: &str, dtype: &str) -> Result<Arc<dyn CausalLm>, ModelError> {
     let model = open(path, device, dtype)?;
+    vision::announce(&model, name);
+    Ok(Arc::new(model))
+}
+
+/// Reads a base model as [`load`] does, and sets memory of its device aside for serving.
+///
+/// # Errors
+/// As [`open`], or when the device lacks the memory.
+pub fn load_to_serve(
+    path: &Path,
+    name: &str,
+    (device, dtype): (&str, &str),
+    reserve: &Reserve,
+) -> Result<Arc<dyn CausalLm>, ModelError> {
+    let mut model = open(path, device, dtype)?;
+    model.reserve(reserve)?;
     vision::announce(&model, name);
     Ok(Arc::new(model))
 }

@@ -54,6 +54,15 @@ impl Linear {
         }
     }
 
+    /// Returns the weight as one tensor, where it is: dense, and not on the CPU.
+    #[cfg(feature = "cuda")]
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Some(weight),
+            Weight::Packed(_) | Weight::Quantized(_) => None,
+        }
+    }
+
     /// Returns the number of output rows.
     ///
     /// # Errors

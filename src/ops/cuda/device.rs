@@ -123,6 +123,21 @@ impl Gpu {
         unsafe { result::memcpy_htod_async(address, data, self.stream.cu_stream()) }.w()
     }
 
+    /// Copies a tensor to another one of the same format and size.
+    ///
+    /// # Errors
+    /// When they differ or the device fails.
+    pub fn copy(&self, from: &Tensor, to: &Tensor) -> Result<()> {
+        if from.dtype() != to.dtype() || from.elem_count() != to.elem_count() {
+            bail!("{:?} {:?} for {:?} {:?}", from.dtype(), from.shape(), to.dtype(), to.shape());
+        }
+        let from = from.contiguous()?;
+        let bytes = from.elem_count() * from.dtype().size_in_bytes();
+        let (source, target) = (self.address(&from)?, self.address(to)?);
+        #[expect(unsafe_code, reason = "both are of this size, as was checked")]
+        unsafe { result::memcpy_dtod_async(target, source, bytes, self.stream.cu_stream()) }.w()
+    }
+
     /// Launches a kernel.
     ///
     /// # Errors
@@ -231,20 +246,20 @@ impl Gpu {
         done.w()
     }
 
-    /// Records what `work` launches on the device that it is given, instead of running it; `self` is the device that will
-    /// run it.
+    /// Records what `work` launches on the device that it is given, which is `aside`, instead of running it.
     ///
     /// # Errors
     /// When `work` fails, or does what cannot be recorded: it takes no memory and waits for nothing.
-    pub fn record(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Recording> {
-        let aside = self.aside()?;
+    pub fn record(&self, aside: &Self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Recording> {
+        // What the work reads may be on its way.
+        aside.stream.join(&self.stream).w()?;
         aside.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
-        let outcome = work(&aside);
+        let outcome = work(aside);
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = aside.stream.end_capture(flags).w();
         outcome?;
         match graph? {
-            Some(graph) => Ok(Recording { graph, aside }),
+            Some(graph) => Ok(Recording { graph, aside: aside.clone() }),
             None => bail!("the device recorded nothing"),
         }
     }

@@ -7,11 +7,13 @@
 
 mod device;
 mod norm;
+mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use device::{Gpu, Recording};
 pub use norm::rms_norm;
+pub use rows::{add_bias, take};
 
 /// The PTX of each file in `kernels`, by its name in capitals.
 mod ptx {
