@@ -19,7 +19,7 @@ use super::{Llama, Seen, site_of};
 use crate::model::cache::KvCache;
 use crate::model::config::Module;
 use crate::model::pages::{PAGE, Pool};
-use crate::model::{Batch, ModelError, Reserve, Rows};
+use crate::model::{Batch, ModelError, Reserve, Reserved, Rows};
 use crate::ops::cuda::{Gpu, Recording};
 
 mod pass;
@@ -41,7 +41,7 @@ pub(super) struct Resident {
     values: Vec<Tensor>,
     /// Radians a token, f32 `[head_dim/2]`.
     frequencies: Tensor,
-    dtype: DType,
+    reserved: Reserved,
     state: Mutex<State>,
 }
 
@@ -59,6 +59,11 @@ impl Resident {
     /// Returns the pool of keys and values.
     pub(super) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Returns what is set aside.
+    pub(super) fn reserved(&self) -> Reserved {
+        self.reserved
     }
 
     /// Copies what a page holds in all layers.
@@ -84,7 +89,13 @@ impl Llama {
         }
         let config = &self.config;
         let bytes = self.info.kv_bytes_per_token * PAGE as u64;
-        let total = usize::try_from(reserve.kv_bytes / bytes.max(1)).unwrap_or(usize::MAX).max(1);
+        let wanted = match reserve.kv_bytes {
+            Some(wanted) => wanted,
+            None => gpu.memory()?.0 as u64 / 2,
+        };
+        let served = usize::try_from(wanted / bytes.max(1)).unwrap_or(usize::MAX).max(1);
+        // Audits compute beside the engine, whose budget knows nothing of them.
+        let total = served.saturating_add(served / 8).saturating_add(64);
         let layer = || gpu.tensor((total, config.kv_heads, PAGE, config.head_dim), self.dtype);
         let keys = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
         let values = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
@@ -98,20 +109,16 @@ impl Llama {
         let other = room(rows, numbers(rows, reserve.sequences, reserve.sequences), reserve.sequences)?;
         let linear = site_of(0, Module::ALL[0])..site_of(config.layers, Module::ALL[0]);
         let slots = Slots::new(&gpu, few, linear, self.dtype)?;
-        tracing::info!(
-            kv_cache_bytes = total as u64 * bytes,
-            step_bytes = decoding.bytes() + other.bytes(),
-            free_bytes = gpu.memory()?.0,
-            "memory reserved on {}",
-            self.info.device
-        );
+        let reserved = Reserved { kv_cache: served as u64 * bytes, steps: decoding.bytes() + other.bytes() };
+        let free = gpu.memory()?.0;
+        tracing::info!(device = self.info.device, ?reserved, free, "memory of the device is set aside");
         Ok(Some(Resident {
             aside: gpu.aside()?,
             pool: Pool::new(total),
             keys,
             values,
             frequencies: Tensor::new(&self.frequencies[..], &self.device)?,
-            dtype: self.dtype,
+            reserved,
             state: Mutex::new(State { decoding, other, slots, recorded: HashMap::new() }),
             gpu,
         }))

@@ -34,7 +34,7 @@ fn device() -> String {
 }
 
 /// What models set aside where they run on a GPU: enough for every case, one after the other.
-const RESERVE: Reserve = Reserve { kv_bytes: 64 << 20, rows: 64, sequences: 8 };
+const RESERVE: Reserve = Reserve { kv_bytes: Some(64 << 20), rows: 64, sequences: 8 };
 
 /// Returns the folders below `root()/part` that hold `file`, sorted.
 pub(crate) fn cases(part: &str, file: &str) -> Vec<PathBuf> {
