@@ -6,12 +6,16 @@
 //! Shapes stand at each function; every tensor is contiguous, rows are packed.
 
 mod device;
+mod gate;
 mod norm;
+mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use device::{Gpu, Recording};
-pub use norm::rms_norm;
+pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
+pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
+pub use rotary::{BLOCK, Places, rope, rope_and_store};
 
 /// The PTX of each file in `kernels`, by its name in capitals.
 mod ptx {
