@@ -7,6 +7,7 @@
 
 mod device;
 mod gate;
+mod gemv;
 mod norm;
 mod rotary;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub(crate) mod testing;
 
 pub use device::{Gpu, Recording};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
+pub use gemv::{MOST_ROWS, small_product};
 pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
 pub use rotary::{BLOCK, Places, rope, rope_and_store};
 
