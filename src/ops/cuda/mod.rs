@@ -9,6 +9,7 @@ mod device;
 mod gate;
 mod gemv;
 mod norm;
+mod paged;
 mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -17,6 +18,7 @@ pub use device::{Gpu, Recording};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub use gemv::{MOST_ROWS, small_product};
 pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
+pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
 pub use rotary::{BLOCK, Places, rope, rope_and_store};
 
 /// The PTX of each file in `kernels`, by its name in capitals.
