@@ -20,7 +20,7 @@ use crate::model::cache::KvCache;
 use crate::model::config::Module;
 use crate::model::pages::{PAGE, Pool};
 use crate::model::{Batch, ModelError, Reserve, Reserved, Rows};
-use crate::ops::cuda::{Gpu, Recording};
+use crate::ops::cuda::{self, Gpu, MOST_NUMBERS, Recording};
 
 mod pass;
 mod room;
@@ -84,10 +84,12 @@ impl Llama {
             .blocks
             .iter()
             .all(|block| Module::ALL.iter().all(|module| block.projection(*module).weight.tensor().is_some()));
-        if !dense || ![DType::F32, DType::BF16].contains(&self.dtype) || self.embedding.tensor().is_none() {
+        let config = &self.config;
+        let known = [DType::F32, DType::BF16].contains(&self.dtype) && self.embedding.tensor().is_some();
+        let heads = config.head_dim.is_multiple_of(8) && config.head_dim <= MOST_NUMBERS;
+        if !dense || !known || !heads || config.layers == 0 {
             return Ok(None);
         }
-        let config = &self.config;
         let bytes = self.info.kv_bytes_per_token * PAGE as u64;
         let wanted = match reserve.kv_bytes {
             Some(wanted) => wanted,
@@ -101,12 +103,21 @@ impl Llama {
         let values = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
         let outputs = self.head.weight.outputs()?;
         let width = pages(config.context_length).min(total);
-        let numbers = |rows: usize, sequences: usize, chosen| Form { rows, sequences, width, chosen }.len();
         let (few, rows) = (bucket(reserve.sequences), reserve.rows.max(reserve.sequences));
-        let room =
-            |rows, numbers, chosen| Room::new(&gpu, config, self.dtype, (rows, numbers), (chosen, outputs), RANK);
-        let decoding = room(few, numbers(few, few, few), few)?;
-        let other = room(rows, numbers(rows, reserve.sequences, reserve.sequences), reserve.sequences)?;
+        let room = |sizes, chosen| Room::new(&gpu, config, self.dtype, sizes, (chosen, outputs), RANK);
+        let mut scratch = 0;
+        for rows in (1..=reserve.sequences).map(bucket) {
+            let queries = gpu.tensor((rows, config.heads * config.head_dim), self.dtype)?;
+            for width in widths(width) {
+                scratch = scratch.max(cuda::decode_scratch(&queries, &keys[0], width)?);
+            }
+        }
+        let numbers = |rows: usize, sequences: usize| {
+            let width = widths(width).last().unwrap_or(width);
+            Form { rows, sequences, width, chosen: sequences }.len()
+        };
+        let decoding = room((few, numbers(few, few), scratch), few)?;
+        let other = room((rows, numbers(rows, reserve.sequences), 0), reserve.sequences)?;
         let linear = site_of(0, Module::ALL[0])..site_of(config.layers, Module::ALL[0]);
         let slots = Slots::new(&gpu, few, linear, self.dtype)?;
         let reserved = Reserved { kv_cache: served as u64 * bytes, steps: decoding.bytes() + other.bytes() };
@@ -180,7 +191,7 @@ impl Llama {
         let form = match records {
             true => {
                 let rows = bucket(count);
-                Form { rows, sequences: rows, width: most.next_power_of_two().max(16), chosen: rows }
+                Form { rows, sequences: rows, width: widths(most).last().unwrap_or(most), chosen: rows }
             }
             false => Form { rows: batch.tokens.len(), sequences: count, width: most, chosen: chosen.len() },
         };
@@ -188,7 +199,7 @@ impl Llama {
         let records = records && state.decoding.fits(form);
         if !records && !state.other.fits(form) {
             let outputs = self.head.weight.outputs()?;
-            let size = (form.rows, form.len());
+            let size = (form.rows, form.len(), 0);
             state.other = Room::new(gpu, &self.config, self.dtype, size, (form.chosen, outputs), RANK)?;
         }
         let rank = placed.as_ref().map_or(0, |placed| placed.rank);
@@ -203,7 +214,7 @@ impl Llama {
             let key = (form, slots.map_or(0, |(_, rank)| rank));
             if !recorded.contains_key(&key) {
                 let recording = gpu.record(&resident.aside, |gpu| {
-                    let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: 1 };
+                    let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: None };
                     self.pass_on_gpu(resident, &pass, None)
                 })?;
                 recorded.insert(key, recording);
@@ -212,7 +223,7 @@ impl Llama {
                 recording.run(gpu)?;
             }
         } else {
-            let pass = Pass { gpu, room, form, slots, lora, chosen: &chosen, longest };
+            let pass = Pass { gpu, room, form, slots, lora, chosen: &chosen, longest: Some(longest) };
             self.pass_on_gpu(resident, &pass, seen)?;
         }
         // The room is the next step's.
@@ -231,6 +242,11 @@ fn bucket(count: usize) -> usize {
         5..=32 => count.next_multiple_of(8),
         _ => count.next_multiple_of(16),
     }
+}
+
+/// Returns the widths of tables of pages that steps are recorded for, up to the one that holds `pages`.
+fn widths(pages: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(16), move |width| (*width < pages).then_some(2 * width))
 }
 
 /// Writes down the numbers of a step. Rows beyond those of the batch are nobody's.
@@ -279,6 +295,7 @@ mod tests {
         for count in 0..300 {
             assert!(bucket(count) >= count.max(1) && bucket(count) < count + 16);
             assert_eq!(bucket(bucket(count)), bucket(count));
+            assert!(widths(count).last().is_some_and(|width| width >= count));
         }
     }
 }

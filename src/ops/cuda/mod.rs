@@ -6,13 +6,21 @@
 //! Shapes stand at each function; every tensor is contiguous, rows are packed.
 
 mod device;
+mod gate;
+mod gemv;
 mod norm;
+mod paged;
+mod rotary;
 mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use device::{Gpu, Recording};
-pub use norm::rms_norm;
+pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
+pub use gemv::{MOST_ROWS, small_product};
+pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
+pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
+pub use rotary::{BLOCK, MOST_NUMBERS, Places, rope, rope_and_store};
 pub use rows::{add_bias, take};
 
 /// The PTX of each file in `kernels`, by its name in capitals.

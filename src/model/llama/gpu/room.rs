@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::model::config::Config;
 use crate::model::pages::PAGE;
-use crate::ops::cuda::{self, Gpu};
+use crate::ops::cuda::Gpu;
 
 /// What a step writes down for the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,13 +126,13 @@ pub(super) struct Room {
 pub(super) const TOGETHER: usize = 3;
 
 impl Room {
-    /// Takes memory for `rows` rows, `numbers` of a step, `logits` rows of logits of a head of `outputs`, and adapters of
-    /// `rank`.
+    /// Takes memory for `rows` rows, `numbers` of a step, `scratch` numbers of attention, `logits` rows of logits of a head of
+    /// `outputs`, and adapters of `rank`.
     pub(super) fn new(
         gpu: &Gpu,
         config: &Config,
         dtype: DType,
-        (rows, numbers): (usize, usize),
+        (rows, numbers, scratch): (usize, usize, usize),
         (logits, outputs): (usize, usize),
         rank: usize,
     ) -> Result<Self> {
@@ -152,7 +152,7 @@ impl Room {
             gate: tensor(rows, intermediate_size, dtype)?,
             up: tensor(rows, intermediate_size, dtype)?,
             inner: gpu.tensor(TOGETHER * rows * rank.max(1), DType::F32)?,
-            scratch: gpu.tensor(cuda::decode_scratch(rows, heads, head_dim), DType::F32)?,
+            scratch: gpu.tensor(scratch.max(1), DType::F32)?,
             chosen: tensor(logits, hidden, DType::F32)?,
             last: tensor(logits, hidden, dtype)?,
             logits: tensor(logits, outputs, DType::F32)?,
