@@ -196,13 +196,13 @@ impl Llama {
             false => Form { rows: batch.tokens.len(), sequences: count, width: most, chosen: chosen.len() },
         };
         let numbers = numbers_of(form, batch, places, &chosen, placed.as_ref(), caches);
-        let records = records && state.decoding.fits(form);
-        if !records && !state.other.fits(form) {
+        let rank = placed.as_ref().map_or(0, |placed| placed.rank);
+        let records = records && state.decoding.fits(form, RANK);
+        if !records && !state.other.fits(form, rank) {
             let outputs = self.head.weight.outputs()?;
             let size = (form.rows, form.len(), 0);
-            state.other = Room::new(gpu, &self.config, self.dtype, size, (form.chosen, outputs), RANK)?;
+            state.other = Room::new(gpu, &self.config, self.dtype, size, (form.chosen, outputs), rank.max(RANK))?;
         }
-        let rank = placed.as_ref().map_or(0, |placed| placed.rank);
         let State { decoding, other, slots, recorded } = state;
         let room = if records { decoding } else { &*other };
         room.upload(gpu, &numbers)?;

@@ -159,9 +159,12 @@ impl Room {
         })
     }
 
-    /// Returns whether a step fits.
-    pub(super) fn fits(&self, form: Form) -> bool {
-        form.rows <= self.rows && form.chosen <= self.logits.dims()[0] && form.len() <= self.step.elem_count()
+    /// Returns whether a step fits, with adapters of `rank`.
+    pub(super) fn fits(&self, form: Form, rank: usize) -> bool {
+        form.rows <= self.rows
+            && TOGETHER * form.rows * rank <= self.inner.elem_count()
+            && form.chosen <= self.logits.dims()[0]
+            && form.len() <= self.step.elem_count()
     }
 
     /// Writes the numbers of a step.
