@@ -10,7 +10,7 @@ mod norm;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use device::{Gpu, Recording};
+pub use device::{Gpu, Recording, open};
 pub use norm::rms_norm;
 
 /// The PTX of each file in `kernels`, by its name in capitals.
