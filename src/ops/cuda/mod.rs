@@ -15,7 +15,7 @@ mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use device::{Gpu, Recording};
+pub use device::{Gpu, Recording, open};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub use gemv::{MOST_ROWS, small_product};
 pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};

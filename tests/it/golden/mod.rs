@@ -27,9 +27,9 @@ pub(crate) fn root() -> PathBuf {
     named.map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
 }
 
-/// Returns the device that models run on: `EVENKEEL_DEVICE`, or the CPU.
-fn device() -> String {
-    #[expect(clippy::disallowed_methods, reason = "the one switch of the golden tests beside the folder")]
+/// Returns the device that models are opened on.
+pub(crate) fn device() -> String {
+    #[expect(clippy::disallowed_methods, reason = "golden tests run on the emulated device too (tests/gpu)")]
     std::env::var("EVENKEEL_DEVICE").unwrap_or_else(|_| "cpu".into())
 }
 
@@ -114,7 +114,16 @@ impl Tally {
             self.faults.push(format!("{what}: shape {:?}, expected {:?}", got.dims(), expected.dims()));
             return;
         }
-        let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let flat = |t: &Tensor| {
+            t.to_device(&Device::Cpu)
+                .unwrap()
+                .to_dtype(DType::F64)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap()
+        };
         self.close_slices(what, &flat(got), &flat(expected), tolerance);
     }
 
