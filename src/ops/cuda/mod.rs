@@ -8,6 +8,7 @@
 mod device;
 mod gate;
 mod gemv;
+mod lora;
 mod norm;
 mod paged;
 mod rotary;
@@ -17,6 +18,7 @@ pub(crate) mod testing;
 pub use device::{Gpu, Recording};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub use gemv::{MOST_ROWS, small_product};
+pub use lora::{Adapters, NO_SLOT, low_rank_expand, low_rank_shrink};
 pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
 pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
 pub use rotary::{BLOCK, Places, rope, rope_and_store};

@@ -161,29 +161,32 @@ __device__ __forceinline__ void attend_decode(
     // Queries beyond the last are the last one again, and not written.
     auto query = [&](unsigned i) { return q + (size_t(row) * sizes.heads + first_head + min(i, count - 1)) * sizes.head_dim; };
     columns.load(query, sizes.head_dim);
+    unsigned key_at[2 * SETS], value_at[SETS];
+    for (int s = 0; s < 2 * SETS; s++) key_at[s] = min(32 * s + 8 * part, sizes.head_dim - 8);
+    for (int set = 0; set < SETS; set++) value_at[set] = min(64 * set + 8 * group, sizes.head_dim - 8);
     const unsigned *pages = table + size_t(row) * sizes.most_blocks;
     unsigned next = begin + warp < end ? pages[begin + warp] : 0;
     for (unsigned page = begin + warp; page < end; page += WARPS) {
         size_t base = (size_t(next) * sizes.kv_heads + kv_head) * PAGE * sizes.head_dim;
         if (page + WARPS < end) next = pages[page + WARPS];
-        const bf16 *own_keys = keys + base, *own_values = values + base;
-        uint4 none = make_uint4(0, 0, 0, 0), key[2 * SETS][2], value[SETS][4];
+        // Loads have no conditions, so that all are under way at once. Numbers beyond a head are its last ones: queries are zeros
+        // there, and what values add is not written. What is beyond the sequence may be anything.
+        uint4 key[2 * SETS][2], value[SETS][4];
 #pragma unroll
         for (int s = 0; s < 2 * SETS; s++)
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                unsigned at = 32 * s + 8 * part;
-                key[s][i] = at < sizes.head_dim ? load_once(own_keys + (group + 8 * i) * sizes.head_dim + at) : none;
-            }
-        auto visible = [&](unsigned i) { return page * PAGE + i >= seen.first && page * PAGE + i < seen.length; };
+            for (int i = 0; i < 2; i++) key[s][i] = load_once(keys + base + (group + 8 * i) * sizes.head_dim + key_at[s]);
 #pragma unroll
         for (int set = 0; set < SETS; set++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                unsigned token = 2 * part + i % 2 + i / 2 * 8, at = 64 * set + 8 * group;
-                bool inside = at < sizes.head_dim && visible(token);
-                value[set][i] = inside ? load_once(own_values + token * sizes.head_dim + at) : none;
-            }
+            for (int i = 0; i < 4; i++)
+                value[set][i] = load_once(values + base + (2 * part + i % 2 + i / 2 * 8) * sizes.head_dim + value_at[set]);
+        auto visible = [&](unsigned i) { return page * PAGE + i >= seen.first && page * PAGE + i < seen.length; };
+        if (!visible(0) || !visible(PAGE - 1)) {
+            for (int set = 0; set < SETS; set++)
+                for (int i = 0; i < 4; i++)
+                    if (!visible(2 * part + i % 2 + i / 2 * 8)) value[set][i] = make_uint4(0, 0, 0, 0);
+        }
         columns.take(key, {visible(group), visible(group + 8)}, value, scale);
     }
     columns.leave(joined + warp * HEADS, marks, warp);

@@ -37,6 +37,30 @@ __device__ __forceinline__ unsigned first_seen(unsigned position, unsigned windo
     return window && position >= window ? position + 1 - window : 0;
 }
 
+// Copies the rows of KEYS keys from `begin` on to shared memory; those from `end` on become zeros. Numbers beyond a head are its
+// last ones: queries are zeros there, and what values add is not written.
+template <int SETS>
+__device__ __forceinline__ void stage(
+    const bf16 *from, const unsigned *pages, unsigned begin, unsigned end, unsigned kv_head, const Sizes &sizes, bf16 *to,
+    unsigned stride) {
+    constexpr unsigned EIGHTS = 8 * SETS, AT_ONCE = THREADS / EIGHTS, COUNT = KEYS / AT_ONCE;
+    unsigned first = threadIdx.x / EIGHTS, part = threadIdx.x % EIGHTS * 8, at = min(part, sizes.head_dim - 8);
+    uint4 own[COUNT];
+#pragma unroll
+    for (unsigned i = 0; i < COUNT; i++) {
+        unsigned key = i * AT_ONCE + first;
+        size_t block = pages[min(begin + i * AT_ONCE, end - 1) / PAGE];
+        own[i] = *reinterpret_cast<const uint4 *>(
+            from + ((block * sizes.kv_heads + kv_head) * PAGE + key % PAGE) * sizes.head_dim + at);
+    }
+#pragma unroll
+    for (unsigned i = 0; i < COUNT; i++) {
+        unsigned key = i * AT_ONCE + first;
+        if (begin + key >= end) own[i] = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4 *>(to + key * stride + part) = own[i];
+    }
+}
+
 template <int SETS>
 __device__ __forceinline__ void attend_rows(
     const bf16 *q, const bf16 *keys, const bf16 *values, const Part &part, bf16 *out, const Sizes &sizes, float scale) {
@@ -61,18 +85,8 @@ __device__ __forceinline__ void attend_rows(
     unsigned end = min(part.position + part.count, sizes.most_blocks * PAGE);
     for (unsigned begin = first_seen(part.position, sizes.window) / PAGE * PAGE; begin < end; begin += KEYS) {
         __syncthreads();
-        for (unsigned item = threadIdx.x; item < KEYS * WIDTH / 8; item += THREADS) {
-            unsigned key = item / (WIDTH / 8), at = item % (WIDTH / 8) * 8;
-            uint4 none = make_uint4(0, 0, 0, 0), of_key = none, of_value = none;
-            if (begin + key < end && at < sizes.head_dim) {
-                size_t block = part.pages[(begin + key) / PAGE];
-                size_t from = ((block * sizes.kv_heads + kv_head) * PAGE + key % PAGE) * sizes.head_dim + at;
-                of_key = *reinterpret_cast<const uint4 *>(keys + from);
-                of_value = *reinterpret_cast<const uint4 *>(values + from);
-            }
-            *reinterpret_cast<uint4 *>(own_keys + key * KEY_STRIDE + at) = of_key;
-            *reinterpret_cast<uint4 *>(own_values + key * VALUE_STRIDE + at) = of_value;
-        }
+        stage<SETS>(keys, part.pages, begin, end, kv_head, sizes, own_keys, KEY_STRIDE);
+        stage<SETS>(values, part.pages, begin, end, kv_head, sizes, own_values, VALUE_STRIDE);
         __syncthreads();
         if (begin > warp_last || begin + KEYS <= warp_first) continue;
 
