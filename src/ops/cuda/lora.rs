@@ -39,7 +39,12 @@ pub struct Adapters<'a> {
 
 impl Adapters<'_> {
     /// Checks tables, sites and slots of rows, and returns arguments: the tables; slots, sites and the sites of the launch.
-    fn arguments(&self, rows: usize, row_slots: &Tensor, of: &[usize]) -> Result<([Argument<'_>; 3], Vec<Argument<'_>>)> {
+    fn arguments(
+        &self,
+        rows: usize,
+        row_slots: &Tensor,
+        of: &[usize],
+    ) -> Result<([Argument<'_>; 3], Vec<Argument<'_>>)> {
         let (slots, sites) = self.ranks.dims2()?;
         let formats = [(self.addresses, DType::I64), (self.ranks, DType::U32), (self.factors, DType::F32)];
         let known = formats.iter().all(|(table, dtype)| table.dtype() == *dtype);
@@ -193,12 +198,17 @@ mod tests {
         for (dtype, of_outs) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::BF16, DType::F32)] {
             let held: Vec<Vec<_>> = slots
                 .iter()
-                .map(|sites| sites.iter().map(|delta| delta.as_ref().map(|(a, b, _)| [a, b].map(|m| on(&gpu, m, dtype)))))
+                .map(|sites| {
+                    sites.iter().map(|delta| delta.as_ref().map(|(a, b, _)| [a, b].map(|m| on(&gpu, m, dtype))))
+                })
                 .map(Iterator::collect)
                 .collect();
             let address = |matrix: &Tensor| gpu.address(matrix).unwrap() as i64;
-            let addresses: Vec<i64> =
-                held.iter().flatten().flat_map(|own| own.as_ref().map_or([0; 2], |own| own.each_ref().map(address))).collect();
+            let addresses: Vec<i64> = held
+                .iter()
+                .flatten()
+                .flat_map(|own| own.as_ref().map_or([0; 2], |own| own.each_ref().map(address)))
+                .collect();
             let deltas = || slots.iter().flatten().map(Option::as_ref);
             let ranks: Vec<u32> = deltas().map(|delta| delta.map_or(0, |(a, ..)| a.dims()[0] as u32)).collect();
             let factors: Vec<f32> = deltas().map(|delta| delta.map_or(0.0, |delta| delta.2)).collect();

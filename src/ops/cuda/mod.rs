@@ -12,6 +12,7 @@ mod lora;
 mod norm;
 mod paged;
 mod rotary;
+mod sample;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -22,6 +23,7 @@ pub use lora::{Adapters, NO_SLOT, low_rank_expand, low_rank_shrink};
 pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
 pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
 pub use rotary::{BLOCK, Places, rope, rope_and_store};
+pub use sample::{Choice, Listed, NO_TOKEN, SETTINGS, choose, penalise};
 
 /// The PTX of each file in `kernels`, by its name in capitals.
 mod ptx {

@@ -143,7 +143,8 @@ pub fn attend_decode(
     let window = seen.window.unwrap_or(0);
     let counts = [sizes.heads, sizes.kv_heads, sizes.head_dim, most_blocks, window, splits];
     let counts = counts.map(|count| Argument::U32(count as u32));
-    let launch = |function, grid| Launch { file: ("paged", ptx::PAGED), function, grid, block: (THREADS, 1, 1), shared: 0 };
+    let launch =
+        |function, grid| Launch { file: ("paged", ptx::PAGED), function, grid, block: (THREADS, 1, 1), shared: 0 };
     let to = Argument::Tensor(out);
     let arguments = [&[q, keys, values, lengths, blocks, scratch, to][..], &counts, &[sizes.scale()]].concat();
     gpu.launch(launch(&name, (splits as u32, groups as u32, sizes.rows as u32)), &arguments)?;

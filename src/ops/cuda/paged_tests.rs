@@ -35,12 +35,12 @@ impl Pool {
         let most_blocks = lengths.iter().max().unwrap().div_ceil(BLOCK) + 1;
         let blocks = lengths.len() * most_blocks;
         // An order of their own: the stride has no factor in common with the count.
-        let stride = (1..blocks).rev().find(|stride| (2..=*stride).all(|d| stride % d > 0 || blocks % d > 0)).unwrap_or(1);
+        let stride =
+            (1..blocks).rev().find(|stride| (2..=*stride).all(|d| stride % d > 0 || blocks % d > 0)).unwrap_or(1);
         let table: Vec<u32> = (0..blocks).map(|i| (i * stride % blocks) as u32).collect();
         let width = kv_heads * head_dim;
-        let sequence = |(seed, length): (u64, &usize)| {
-            [0, 100].map(|of| numbers(&values(&[length.max(&1) * width], seed + of)))
-        };
+        let sequence =
+            |(seed, length): (u64, &usize)| [0, 100].map(|of| numbers(&values(&[length.max(&1) * width], seed + of)));
         let sequences: Vec<_> = (1..).zip(lengths).map(sequence).collect();
         let tensors = [0, 1].map(|of: usize| {
             let mut pool = vec![f32::NAN; blocks * BLOCK * width];
@@ -60,7 +60,13 @@ impl Pool {
     }
 
     /// What a query row at `position` mixes, `[heads, head_dim]`.
-    fn mix(&self, sequence: usize, q: &[f32], (kv_heads, head_dim): (usize, usize), seen: std::ops::Range<usize>) -> Vec<f32> {
+    fn mix(
+        &self,
+        sequence: usize,
+        q: &[f32],
+        (kv_heads, head_dim): (usize, usize),
+        seen: std::ops::Range<usize>,
+    ) -> Vec<f32> {
         let [keys, values] = &self.sequences[sequence];
         let heads = q.len() / head_dim;
         let mut out = vec![0.0; q.len()];
@@ -84,7 +90,6 @@ impl Pool {
         out
     }
 }
-
 
 #[test]
 fn on_gpu_a_decode_step_attends_as_plain_loops_do() {

@@ -45,7 +45,8 @@ pub fn rope_and_store(
     let ((rows, width), shared) = (q.dims2()?, kv_heads * head_dim);
     let of = q.dtype();
     let alike = [k, v, keys, values].iter().all(|tensor| tensor.dtype() == of) && frequencies.dtype() == DType::F32;
-    let listed = [places.positions, places.slots].iter().all(|list| list.dims() == [rows] && list.dtype() == DType::U32);
+    let listed =
+        [places.positions, places.slots].iter().all(|list| list.dims() == [rows] && list.dtype() == DType::U32);
     let fits = block == BLOCK && values.dims() == keys.dims() && [k, v].iter().all(|own| own.dims() == [rows, shared]);
     let known = head_dim.is_multiple_of(8) && head_dim <= MOST_NUMBERS && frequencies.dims() == [head_dim / 2];
     if !alike || !listed || !fits || !known || !width.is_multiple_of(head_dim) {
