@@ -1,7 +1,7 @@
 //! Low-rank changes of packed rows, every row by the adapter of its slot: many adapters of any rank in one launch.
 //!
-//! Where matrices lie stands in tables on the device, so that a recorded step serves other adapters when the tables change.
-//! Rows of one slot that are neighbours share the loads of its matrices; rows without an adapter cost nothing.
+//! Where matrices lie stands in tables on the device, so that a recorded step serves other adapters when the tables
+//! change. Rows of one slot that are neighbours share the loads of its matrices; rows without an adapter cost nothing.
 //! Shapes: A is `[rank, input]`, B `[output, rank]`. After: Punica, S-LoRA.
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -26,8 +26,8 @@ const FEW: usize = 64;
 /// What stands in the slots, in tables on the device by slot and site.
 #[derive(Debug, Clone, Copy)]
 pub struct Adapters<'a> {
-    /// Addresses of A and B ([`Gpu::address`]), multiples of 16, 0 where the site is the base model's; i64 `[slots, sites, 2]`.
-    /// What they name lives as long as launches use the tables.
+    /// Addresses of A and B ([`Gpu::address`]), multiples of 16, 0 where the site is the base model's; i64 `[slots,
+    /// sites, 2]`. What they name lives as long as launches use the tables.
     pub addresses: &'a Tensor,
     /// Ranks, u32 `[slots, sites]`.
     pub ranks: &'a Tensor,
@@ -38,7 +38,8 @@ pub struct Adapters<'a> {
 }
 
 impl Adapters<'_> {
-    /// Checks tables, sites and slots of rows, and returns arguments: the tables; slots, sites and the sites of the launch.
+    /// Checks tables, sites and slots of rows, and returns arguments: the tables; slots, sites and the sites of the
+    /// launch.
     fn arguments(
         &self,
         rows: usize,
@@ -68,11 +69,12 @@ fn parts(rows: usize) -> usize {
     if rows <= FEW { rows.min(ROWS) } else { 1 }
 }
 
-/// Writes factor·x·Aᵀ of each site to `inner`, f32 `[sites, rows, most_rank]`, as far as the adapter of a row has a rank there.
+/// Writes factor·x·Aᵀ of each site to `inner`, f32 `[sites, rows, most_rank]`, as far as the adapter of a row has a
+/// rank there.
 ///
-/// `x` is `[rows, input]` of the format of the matrices, with an input of a multiple of 8; `row_slots` is u32 `[rows]`, in which
-/// [`NO_SLOT`], as any beyond the tables, is a row without an adapter. `sites` are up to three indices into the tables; no
-/// rank is larger than `most_rank`.
+/// `x` is `[rows, input]` of the format of the matrices, with an input of a multiple of 8; `row_slots` is u32 `[rows]`,
+/// in which [`NO_SLOT`], as any beyond the tables, is a row without an adapter. `sites` are up to three indices into
+/// the tables; no rank is larger than `most_rank`.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
@@ -167,7 +169,8 @@ mod tests {
     /// A matrix A, a matrix B and a factor.
     type Delta = (Tensor, Tensor, f32);
 
-    /// What the slots hold, on the CPU: ranks that are no multiple of anything too, and sites that an adapter leaves alone.
+    /// What the slots hold, on the CPU: ranks that are no multiple of anything too, and sites that an adapter leaves
+    /// alone.
     fn slots(widths: &[(usize, usize); SITES]) -> Vec<Vec<Option<Delta>>> {
         let ranks = [[1, 4, 8, 16, 64], [16, 0, 12, 1, 33], [64, 64, 0, 8, 4], [8, 16, 40, 0, 7]];
         let delta = |seed: u64, rank: usize, (input, output): (usize, usize)| {

@@ -1,9 +1,9 @@
 //! Kernels for NVIDIA GPUs, on tensors of one device.
 //!
 //! Each is written in CUDA C++ (`kernels/*.cu`), compiled to PTX by `build.rs` and has a form on the CPU or of tensor
-//! operations with the same interface, with which its tests compare it. A function here checks shapes and number formats
-//! and launches; what it writes are tensors that the caller owns alone. Knows no model and no adapter.
-//! Shapes stand at each function; every tensor is contiguous, rows are packed.
+//! operations with the same interface, with which its tests compare it. A function here checks shapes and number
+//! formats and launches; what it writes are tensors that the caller owns alone. Knows no model and no adapter. Shapes
+//! stand at each function; every tensor is contiguous, rows are packed.
 
 mod device;
 mod gate;

@@ -1,7 +1,7 @@
 //! Chooses tokens from logits on the device, as the engine's sampler does on the CPU.
 //!
-//! For the same logits, settings and draw both choose the same token but where a running sum ends within rounding of the draw.
-//! Knows no request: what changes from step to step stands in tensors, so that launches can be recorded.
+//! For the same logits, settings and draw both choose the same token but where a running sum ends within rounding of
+//! the draw. Knows no request: what changes from step to step stands in tensors, so that launches can be recorded.
 //! Shapes: logits are f32 `[rows, vocab]`; lists of a row are as long as the longest may be.
 
 use candle_core::{DType, Result, Tensor, bail};
@@ -90,8 +90,8 @@ fn sizes(logits: &Tensor, adjusted: &Tensor, settings: &Tensor) -> Result<(usize
     Ok((rows, vocab))
 }
 
-/// Writes logits with penalties of the tokens `seen`, those of the prompt too, and with biases to `adjusted`, which may be the
-/// same tensor. A bias of -infinity forbids a token. `settings` is u32 `[rows, SETTINGS]`, of [`Choice::words`].
+/// Writes logits with penalties of the tokens `seen`, those of the prompt too, and with biases to `adjusted`, which may
+/// be the same tensor. A bias of -infinity forbids a token. `settings` is u32 `[rows, SETTINGS]`, of [`Choice::words`].
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
@@ -119,9 +119,9 @@ pub fn penalise(
     gpu.launch(launch, &[&tensors[..], &seen, &biases, &[Argument::U32(vocab as u32)]].concat())
 }
 
-/// Writes the token of each row, u32 `[rows]`, and its natural logarithmic probability among `logits`, f32 `[rows]`. The token is
-/// chosen from `adjusted`, which may be the same tensor; it is [`NO_TOKEN`] where logits hold NaN or +infinity, or nothing is
-/// left.
+/// Writes the token of each row, u32 `[rows]`, and its natural logarithmic probability among `logits`, f32 `[rows]`.
+/// The token is chosen from `adjusted`, which may be the same tensor; it is [`NO_TOKEN`] where logits hold NaN or
+/// +infinity, or nothing is left.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.

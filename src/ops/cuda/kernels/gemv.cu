@@ -1,8 +1,9 @@
-// Products of a few rows with up to three weight matrices of the same input, in one launch: bound by reading the weights.
+// Products of a few rows with up to three weight matrices of the same input, in one launch: bound by reading the
+// weights.
 //
-// out = x·Wᵀ; x is [rows, input] with at most 16 rows, W [output, input], out [rows, output]. A block of 8 warps makes a
-// tile of outputs, whose input is divided over the warps; their sums are added in order. So a number depends neither on
-// the other rows nor on how many there are.
+// out = x·Wᵀ; x is [rows, input] with at most 16 rows, W [output, input], out [rows, output]. A block of 8 warps makes
+// a tile of outputs, whose input is divided over the warps; their sums are added in order. So a number depends neither
+// on the other rows nor on how many there are.
 
 #include "tiles.cuh"
 
@@ -16,7 +17,8 @@ template <typename W, typename O> struct Tile {
     unsigned outputs, first;
 
     __device__ __forceinline__ Tile(
-        const W *w0, const W *w1, const W *w2, O *o0, O *o1, O *o2, unsigned n0, unsigned n1, unsigned n2, unsigned size) {
+        const W *w0, const W *w1, const W *w2, O *o0, O *o1, O *o2, unsigned n0, unsigned n1, unsigned n2,
+        unsigned size) {
         unsigned tile = blockIdx.x, tiles0 = (n0 + size - 1) / size, tiles1 = (n1 + size - 1) / size;
         weight = w0, out = o0, outputs = n0;
         if (tile >= tiles0 + tiles1) {

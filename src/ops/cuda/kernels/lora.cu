@@ -1,8 +1,9 @@
 // Low-rank changes of packed rows, each row by the adapter of its slot: inner = factor · x·Aᵀ, then out += inner·Bᵀ.
 //
-// A is [rank, input], B [output, rank], of any rank beside any other; their addresses stand in tables on the device. A block
-// takes a tile of 16 rows and of these a run of one slot, or one after the other; rows without an adapter cost nothing. A
-// number depends on its own row alone. Shapes: x [rows, input], inner [sites, rows, most_rank], out [rows, output].
+// A is [rank, input], B [output, rank], of any rank beside any other; their addresses stand in tables on the device. A
+// block takes a tile of 16 rows and of these a run of one slot, or one after the other; rows without an adapter cost
+// nothing. A number depends on its own row alone. Shapes: x [rows, input], inner [sites, rows, most_rank],
+// out [rows, output].
 // After: Punica (Chen et al. 2023, arXiv 2310.18547), S-LoRA (Sheng et al. 2023, arXiv 2311.03285).
 
 #include "tiles.cuh"
@@ -102,7 +103,8 @@ __device__ __forceinline__ void shrink_plain(
         if (rank >= run.rank) continue;
         for (unsigned row = run.first; row < run.first + run.count; row++) {
             float sum = 0;
-            for (unsigned k = lane; k < input; k += WARP) sum += x[size_t(row) * input + k] * run.a[size_t(rank) * input + k];
+            const float *own = x + size_t(row) * input, *matrix = run.a + size_t(rank) * input;
+            for (unsigned k = lane; k < input; k += WARP) sum += own[k] * matrix[k];
             sum = warp_sum(sum);
             if (lane == 0) inner[(size_t(blockIdx.z) * rows + row) * most_rank + rank] = sum * run.factor;
         }
@@ -134,8 +136,8 @@ struct Halves {
     }
 };
 
-// bf16: inner as the rows of a product, in two parts so that none of its digits are lost; a warp makes 32 outputs. Column c of
-// tile j is output 8 · (c / 2) + 2j + c % 2, so that each lane has 8 that lie together.
+// bf16: inner as the rows of a product, in two parts so that none of its digits are lost; a warp makes 32 outputs.
+// Column c of tile j is output 8 · (c / 2) + 2j + c % 2, so that each lane has 8 that lie together.
 template <typename O>
 __device__ __forceinline__ void expand(
     const float *inner, const unsigned *row_slots, const Tables &tables, O *out, unsigned output, unsigned site,
@@ -167,7 +169,8 @@ __device__ __forceinline__ void expand(
             uint4 b[4];
             if (wide) {
                 // Beyond the rank its last numbers, for which inner has zeros.
-                for (unsigned j = 0; j < 4; j++) b[j] = *reinterpret_cast<const uint4 *>(matrix[j] + min(k, run.rank - 8));
+                unsigned from = min(k, run.rank - 8);
+                for (unsigned j = 0; j < 4; j++) b[j] = *reinterpret_cast<const uint4 *>(matrix[j] + from);
             } else {
                 for (unsigned j = 0; j < 4; j++) b[j] = ranks_of(matrix[j], k, run.rank);
             }
@@ -186,7 +189,8 @@ __device__ __forceinline__ void expand(
             if (together) {
                 if (at < output) store8(to[i], sum);
             } else {
-                for (unsigned j = 0; j < 8 && at + j < output; j++) to[i][j] = from_float<O>(to_float(to[i][j]) + sum.at[j]);
+                for (unsigned j = 0; j < 8 && at + j < output; j++)
+                    to[i][j] = from_float<O>(to_float(to[i][j]) + sum.at[j]);
             }
         }
         __syncwarp();

@@ -1,8 +1,9 @@
-// Attention of several query rows a sequence over the pool, each seeing its own key and those before it: chunks of prompts.
+// Attention of several query rows a sequence over the pool, each seeing its own key and those before it: chunks of
+// prompts.
 //
-// A block of 4 warps takes 64 query rows of one head, 16 a warp, and walks over the keys by 64, which lie in shared memory;
-// nothing of size queries × keys is kept. Shapes: q and out [rows, heads, head_dim], pool [blocks, kv_heads, PAGE, head_dim],
-// starts [sequences + 1], pasts [sequences], table [sequences, most_blocks].
+// A block of 4 warps takes 64 query rows of one head, 16 a warp, and walks over the keys by 64, which lie in shared
+// memory; nothing of size queries × keys is kept. Shapes: q and out [rows, heads, head_dim], pool [blocks, kv_heads,
+// PAGE, head_dim], starts [sequences + 1], pasts [sequences], table [sequences, most_blocks].
 // After: Dao 2023 (arXiv 2307.08691).
 
 #include "attention.cuh"
@@ -16,7 +17,8 @@ struct Sizes {
     unsigned heads, kv_heads, head_dim, most_blocks, window;
 };
 
-// The query rows of a block of threads: `count` of a sequence, the first of which is `row` of all and stands at `position`.
+// The query rows of a block of threads: `count` of a sequence, the first of which is `row` of all and stands at
+// `position`.
 struct Part {
     unsigned row, count, position;
     const unsigned *pages;
@@ -37,12 +39,12 @@ __device__ __forceinline__ unsigned first_seen(unsigned position, unsigned windo
     return window && position >= window ? position + 1 - window : 0;
 }
 
-// Copies the rows of KEYS keys from `begin` on to shared memory; those from `end` on become zeros. Numbers beyond a head are its
-// last ones: queries are zeros there, and what values add is not written.
+// Copies the rows of KEYS keys from `begin` on to shared memory; those from `end` on become zeros. Numbers beyond a
+// head are its last ones: queries are zeros there, and what values add is not written.
 template <int SETS>
 __device__ __forceinline__ void stage(
-    const bf16 *from, const unsigned *pages, unsigned begin, unsigned end, unsigned kv_head, const Sizes &sizes, bf16 *to,
-    unsigned stride) {
+    const bf16 *from, const unsigned *pages, unsigned begin, unsigned end, unsigned kv_head, const Sizes &sizes,
+    bf16 *to, unsigned stride) {
     constexpr unsigned EIGHTS = 8 * SETS, AT_ONCE = THREADS / EIGHTS, COUNT = KEYS / AT_ONCE;
     unsigned first = threadIdx.x / EIGHTS, part = threadIdx.x % EIGHTS * 8, at = min(part, sizes.head_dim - 8);
     uint4 own[COUNT];
@@ -80,7 +82,8 @@ __device__ __forceinline__ void attend_rows(
     Mixture<SETS> mixture;
     unsigned low = part.position + 16 * warp + group, high = low + 8;
     unsigned low_first = first_seen(low, sizes.window), high_first = first_seen(high, sizes.window);
-    unsigned warp_first = first_seen(part.position + 16 * warp, sizes.window), warp_last = part.position + 16 * warp + 15;
+    unsigned of_warp = part.position + 16 * warp, warp_first = first_seen(of_warp, sizes.window);
+    unsigned warp_last = of_warp + 15;
 
     unsigned end = min(part.position + part.count, sizes.most_blocks * PAGE);
     for (unsigned begin = first_seen(part.position, sizes.window) / PAGE * PAGE; begin < end; begin += KEYS) {

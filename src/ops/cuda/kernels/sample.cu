@@ -1,9 +1,10 @@
-// Chooses tokens from rows of logits, as the engine's sampler does: penalties and biases; temperature, min_p, top_k, top_p, and
-// the token at which the running sum passes a draw.
+// Chooses tokens from rows of logits, as the engine's sampler does: penalties and biases; temperature, min_p, top_k,
+// top_p, and the token at which the running sum passes a draw.
 //
-// Nothing is sorted: thresholds are searched for on the bits of logits, in an order in which bits compare as numbers do, by
-// counts and sums of what lies above. Sums of weights are f64, in a fixed order. One block of threads a row.
-// Shapes: logits [rows, vocab]. After: FlashInfer's sampling without sorting (Ye et al. 2025, arXiv 2501.01005), by thresholds.
+// Nothing is sorted: thresholds are searched for on the bits of logits, in an order in which bits compare as numbers
+// do, by counts and sums of what lies above. Sums of weights are f64, in a fixed order. One block of threads a row.
+// Shapes: logits [rows, vocab]. After: FlashInfer's sampling without sorting (Ye et al. 2025, arXiv 2501.01005), by
+// thresholds.
 
 #include "vector.cuh"
 
@@ -106,13 +107,15 @@ struct Scale {
     }
 };
 
-// Four equal parts of what lies between two keys, for three measures at once: moves the two together until they are neighbours.
-// `measure(keys, results)` gives the measures of three keys, `holds(result)` is true from some key on up; `no` is below that key.
+// Four equal parts of what lies between two keys, for three measures at once: moves the two together until they are
+// neighbours. `measure(keys, results)` gives the measures of three keys, `holds(result)` is true from some key on up;
+// `no` is below that key.
 template <typename M, typename H>
 __device__ __forceinline__ unsigned search(unsigned no, unsigned yes, M measure, H holds) {
     while (yes - no > 1) {
         unsigned keys[3];
-        for (unsigned i = 0; i < 3; i++) keys[i] = no + static_cast<unsigned>((static_cast<unsigned long long>(yes - no) * (i + 1)) / 4);
+        unsigned long long between = yes - no;
+        for (unsigned i = 0; i < 3; i++) keys[i] = no + static_cast<unsigned>(between * (i + 1) / 4);
         double results[3] = {};
         measure(keys, results);
         unsigned upper = yes;
@@ -130,7 +133,8 @@ __device__ __forceinline__ unsigned search(unsigned no, unsigned yes, M measure,
     return yes;
 }
 
-// The first place at which the running sum of `measure(number)` passes `target`; the last one that adds anything if none does.
+// The first place at which the running sum of `measure(number)` passes `target`; the last one that adds anything if
+// none does.
 template <typename F>
 __device__ __forceinline__ unsigned walk(const float *row, unsigned count, double target, F measure) {
     __shared__ double sums[WARPS];
@@ -181,7 +185,8 @@ __device__ __forceinline__ unsigned walk(const float *row, unsigned count, doubl
     return found;
 }
 
-// Writes to `few` what of the row has at least the key `floor`, in an order that does not depend on timing; there is room.
+// Writes to `few` what of the row has at least the key `floor`, in an order that does not depend on timing; there is
+// room.
 __device__ __forceinline__ void collect(const float *row, unsigned count, unsigned floor, float *few) {
     __shared__ unsigned parts[WARPS];
     unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, own = 0, place = 0;
@@ -203,7 +208,8 @@ __device__ __forceinline__ void collect(const float *row, unsigned count, unsign
 }
 
 // The token of a row whose largest number is known, for a temperature above 0.
-__device__ __forceinline__ unsigned draw_token(const float *row, unsigned count, const Peak &peak, const unsigned *settings) {
+__device__ __forceinline__ unsigned draw_token(
+    const float *row, unsigned count, const Peak &peak, const unsigned *settings) {
     __shared__ __align__(16) float few[FEW];
     Scale scale = {peak.most, __uint_as_float(settings[TEMPERATURE])};
     float limit = __uint_as_float(settings[LIMIT]);
@@ -297,10 +303,11 @@ __device__ __forceinline__ unsigned draw_token(const float *row, unsigned count,
     return walk(row, count, rank, [&](float x) { return key_of(x) == chosen ? 1.0 : 0.0; });
 }
 
-// Writes the token of each row, NONE where its logits are faulty or nothing is left, and its logarithmic probability among the
-// logits as they were before adjustment.
+// Writes the token of each row, NONE where its logits are faulty or nothing is left, and its logarithmic probability
+// among the logits as they were before adjustment.
 extern "C" __global__ void __launch_bounds__(1024, 1) choose(
-    const float *logits, const float *adjusted, const unsigned *settings, unsigned *tokens, float *logprobs, unsigned vocab) {
+    const float *logits, const float *adjusted, const unsigned *settings, unsigned *tokens, float *logprobs,
+    unsigned vocab) {
     size_t at = size_t(blockIdx.x) * vocab;
     const float *raw = logits + at, *row = adjusted + at;
     const unsigned *own = settings + blockIdx.x * WORDS;
@@ -326,7 +333,8 @@ struct List {
     const unsigned *tokens, *numbers;
     unsigned count;
 
-    __device__ __forceinline__ List(const unsigned *tokens, const unsigned *numbers, const unsigned *counts, unsigned most) :
+    __device__ __forceinline__ List(
+        const unsigned *tokens, const unsigned *numbers, const unsigned *counts, unsigned most) :
         tokens(tokens + size_t(blockIdx.y) * most),
         numbers(numbers + size_t(blockIdx.y) * most),
         count(counts ? min(counts[blockIdx.y], most) : 0) {}
@@ -338,8 +346,8 @@ struct List {
     }
 };
 
-// adjusted = logits with penalties of the tokens `seen` so far, as often as they are in the output, and with biases (bits of f32).
-// A logit that leaves the range of f32 stays the largest number.
+// adjusted = logits with penalties of the tokens `seen` so far, as often as they are in the output, and with biases
+// (bits of f32). A logit that leaves the range of f32 stays the largest number.
 extern "C" __global__ void penalise(
     const float *logits, float *adjusted, const unsigned *settings, const unsigned *seen, const unsigned *often,
     const unsigned *seen_counts, unsigned most_seen, const unsigned *biased, const unsigned *biases,

@@ -1,13 +1,15 @@
 // Sums of products of up to 16 rows with rows of bf16 matrices, over a part of the input, by tensor cores.
 //
-// Made for matrices that are read once: many loads of 16 bytes are under way at the same time. Knows nothing of where sums go.
+// Made for matrices that are read once: many loads of 16 bytes are under way at the same time. Knows nothing of where
+// sums go.
 #pragma once
 
 #include "vector.cuh"
 
-// 16 rows of x, of which 8 or all are there (TALL), and 8 · TILES rows of matrices. In steps of 32 numbers, which two products sum
-// over; which is which of the 32 is free, so each lane takes 8 that lie together: `part` is 8 · (lane % 4), and with
-// g = lane / 4 `low` and `high` are the rows g and g + 8 of x, matrix[j] is row g of tile j, all from `part` on.
+// 16 rows of x, of which 8 or all are there (TALL), and 8 · TILES rows of matrices. In steps of 32 numbers, which two
+// products sum over; which is which of the 32 is free, so each lane takes 8 that lie together: `part` is 8 · (lane %
+// 4), and with g = lane / 4 `low` and `high` are the rows g and g + 8 of x, matrix[j] is row g of tile j, all from
+// `part` on.
 template <int TILES, bool TALL, bool ONCE> struct Products {
     const __nv_bfloat16 *low, *high, *matrix[TILES];
     // Two sums for each tile, so that one product does not wait for the one before.
