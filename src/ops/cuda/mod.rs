@@ -16,7 +16,7 @@ mod sample;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use device::{Gpu, Recording};
+pub use device::{Gpu, Recording, open};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub use gemv::{MOST_ROWS, small_product};
 pub use lora::{Adapters, NO_SLOT, low_rank_expand, low_rank_shrink};

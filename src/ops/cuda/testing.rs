@@ -3,11 +3,11 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::Gpu;
+use super::{Gpu, open};
 
 /// Opens the first device.
 pub(crate) fn gpu() -> Gpu {
-    Gpu::of(&Device::new_cuda_with_stream(0).unwrap()).unwrap()
+    Gpu::of(&open(0).unwrap()).unwrap()
 }
 
 /// Numbers between -1 and 1 on the CPU, others for another seed.
