@@ -307,8 +307,11 @@ impl Gpu {
         result::mem_get_info().w()
     }
 
-    /// Returns the address of a contiguous tensor on this device.
-    fn address(&self, tensor: &Tensor) -> Result<u64> {
+    /// Returns the address of a contiguous tensor on this device, for tables that kernels read.
+    ///
+    /// # Errors
+    /// When the tensor is not contiguous or elsewhere.
+    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
         let (storage, layout) = tensor.storage_and_layout();
         let (Storage::Cuda(storage), true) = (&*storage, layout.is_contiguous()) else {
             bail!("a kernel takes contiguous tensors of its device, not {:?}", tensor.shape());

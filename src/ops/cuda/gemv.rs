@@ -1,7 +1,7 @@
 //! Products of a few rows with weights: bound by reading the weights once.
 //!
-//! For more rows, or an input that is no multiple of 8, there is [`Gpu::product`]. Sums are f32; a number depends neither on
-//! the other rows nor on how many there are. Shapes: x is `[rows, input]`, a weight `[output, input]`.
+//! For more rows, or an input that is no multiple of 8, there is [`Gpu::product`]. Sums are f32; a number depends
+//! neither on the other rows nor on how many there are. Shapes: x is `[rows, input]`, a weight `[output, input]`.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -18,9 +18,9 @@ const THREADS: u32 = 256;
 /// From so many outputs on a block takes twice as many: there are blocks enough.
 const MANY_OUTPUTS: usize = 16 << 10;
 
-/// Writes x·Wᵀ for up to three weights: `x` is `[rows, input]` with at most [`MOST_ROWS`] rows, the weights `[output, input]`
-/// of the format of `x`, f32 or bf16; `outs` are `[rows, output]`, all f32 or all of the format of `x`. The input is a
-/// multiple of 8.
+/// Writes x·Wᵀ for up to three weights: `x` is `[rows, input]` with at most [`MOST_ROWS`] rows, the weights are
+/// `[output, input]` of the format of `x`, f32 or bf16; `outs` are `[rows, output]`, all f32 or all of the format of
+/// `x`. The input is a multiple of 8.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.

@@ -1,8 +1,8 @@
 //! Attention over the pool of keys and values: of one query row a sequence, and of several.
 //!
 //! Softmax is f32. bf16 with heads of at most 128 numbers goes through tensor cores, the rest through plain kernels.
-//! Shapes: queries and results are `[rows, heads·head_dim]`, the pool of a layer `[blocks, kv_heads, BLOCK, head_dim]`, twice;
-//! head_dim is a multiple of 8, at most 256. All are of one format, f32 or bf16.
+//! Shapes: queries and results are `[rows, heads·head_dim]`, the pool of a layer `[blocks, kv_heads, BLOCK, head_dim]`,
+//! twice; head_dim is a multiple of 8, at most 256. All are of one format, f32 or bf16.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -98,8 +98,8 @@ fn decode_form(sizes: Sizes, dtype: DType) -> Result<(usize, String)> {
     Ok((sizes.kv_heads * shared.div_ceil(together), format!("attend_decode_bf16_{numbers}_{together}")))
 }
 
-/// Returns how many numbers the scratch of [`attend_decode`] needs for queries `[rows, heads·head_dim]`, a pool and tables of
-/// `most_blocks` blocks.
+/// Returns how many numbers the scratch of [`attend_decode`] needs for queries `[rows, heads·head_dim]`, a pool and
+/// tables of `most_blocks` blocks.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -112,8 +112,8 @@ pub fn decode_scratch(q: &Tensor, keys: &Tensor, most_blocks: usize) -> Result<u
 
 /// Writes softmax(q·kᵀ/√head_dim)·v to `out`, for one query row a sequence.
 ///
-/// `scratch` is f32 with room for [`decode_scratch`]. How keys are divided depends on the sizes of the tensors alone, so that the
-/// launches can be recorded; a row's result does not depend on what the other rows hold.
+/// `scratch` is f32 with room for [`decode_scratch`]. How keys are divided depends on the sizes of the tensors alone,
+/// so that the launches can be recorded; a row's result does not depend on what the other rows hold.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
@@ -156,8 +156,8 @@ pub fn attend_decode(
     gpu.launch(launch(&name, grid), &[&[lengths, scratch, to][..], &counts].concat())
 }
 
-/// Writes softmax(q·kᵀ/√head_dim)·v to `out`, for several query rows a sequence, each of which sees its own key and those
-/// before it. Rows of no sequence stay as they are.
+/// Writes softmax(q·kᵀ/√head_dim)·v to `out`, for several query rows a sequence, each of which sees its own key and
+/// those before it. Rows of no sequence stay as they are.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.

@@ -1,5 +1,5 @@
-//! What the tests of kernels share. They need a device, a real one or the emulated one (`tests/gpu/README.md`), and fail
-//! without; their names begin with `on_gpu`, so that they can be left out.
+//! What the tests of kernels share. They need a device, a real one or the emulated one (`tests/gpu/README.md`), and
+//! fail without; their names begin with `on_gpu`, so that they can be left out.
 
 use candle_core::{DType, Device, Tensor};
 

@@ -1,7 +1,8 @@
-// What both kinds of attention over the pool share: the running softmax, plain and, of 16 queries, by tensor cores (bf16,
-// heads of at most 64 · SETS numbers).
+// What both kinds of attention over the pool share: the running softmax, plain and, of 16 queries, by tensor cores
+// (bf16, heads of at most 64 · SETS numbers).
 //
-// Scores are scaled for powers of two. After: Milakov and Gimelshein 2018 (arXiv 1805.02867), Dao 2023 (arXiv 2307.08691).
+// Scores are scaled for powers of two. After: Milakov and Gimelshein 2018 (arXiv 1805.02867), Dao 2023 (arXiv
+// 2307.08691).
 #pragma once
 
 #include "pages.cuh"
@@ -14,7 +15,8 @@ constexpr float NOTHING = -INFINITY;
 // The factor of a correction from one maximum to a larger one; none of them may be there yet.
 __device__ __forceinline__ float correction(float from, float to) { return from == NOTHING ? 0.0f : exp2f(from - to); }
 
-// Queries, 16 at a time, as the rows of a product: lane (g, t) holds of rows g and g + 8 the numbers 8t to 8t + 7 of each 32.
+// Queries, 16 at a time, as the rows of a product: lane (g, t) holds of rows g and g + 8 the numbers 8t to 8t + 7 of
+// each 32.
 template <int SETS> struct Queries {
     uint4 low[2 * SETS], high[2 * SETS];
 
@@ -62,8 +64,8 @@ template <int SETS> struct Mixture {
         }
     }
 
-    // Mixes a set of the values of 16 keys, of which lane (g, t) holds four with the numbers 8g to 8g + 7: those of columns 2t
-    // and 2t + 1 of the first and of the second tile of shares.
+    // Mixes a set of the values of 16 keys, of which lane (g, t) holds four with the numbers 8g to 8g + 7: those of
+    // columns 2t and 2t + 1 of the first and of the second tile of shares.
     __device__ __forceinline__ void mix(
         int set, const float (&first)[4], const float (&second)[4], const uint4 (&values)[4]) {
         uint32_t shares[4] = {

@@ -1,10 +1,11 @@
-// Products of a few rows with up to three weight matrices of the same input, in one launch: bound by reading the weights.
+// Products of a few rows with up to three weight matrices of the same input, in one launch: bound by reading the
+// weights.
 //
-// out = x·Wᵀ; x is [rows, input] with at most 16 rows, W [output, input], out [rows, output]. A block of 8 warps makes a
-// tile of outputs, whose input is divided over the warps; their sums are added in order. So a number depends neither on
-// the other rows nor on how many there are.
+// out = x·Wᵀ; x is [rows, input] with at most 16 rows, W [output, input], out [rows, output]. A block of 8 warps makes
+// a tile of outputs, whose input is divided over the warps; their sums are added in order. So a number depends neither
+// on the other rows nor on how many there are.
 
-#include "vector.cuh"
+#include "tiles.cuh"
 
 constexpr int WARPS = 8;
 constexpr unsigned ROWS = 16;
@@ -16,7 +17,8 @@ template <typename W, typename O> struct Tile {
     unsigned outputs, first;
 
     __device__ __forceinline__ Tile(
-        const W *w0, const W *w1, const W *w2, O *o0, O *o1, O *o2, unsigned n0, unsigned n1, unsigned n2, unsigned size) {
+        const W *w0, const W *w1, const W *w2, O *o0, O *o1, O *o2, unsigned n0, unsigned n1, unsigned n2,
+        unsigned size) {
         unsigned tile = blockIdx.x, tiles0 = (n0 + size - 1) / size, tiles1 = (n1 + size - 1) / size;
         weight = w0, out = o0, outputs = n0;
         if (tile >= tiles0 + tiles1) {
@@ -30,51 +32,23 @@ template <typename W, typename O> struct Tile {
     }
 };
 
-// bf16: tensor cores with the rows of x as the rows of a, of which 8 or all 16 are there (TALL), and the outputs as the
-// columns of b. Which input is which of the 32 that two products sum over is free: each lane takes 8 that lie together.
+// bf16: tensor cores, with up to 16 rows of x.
 template <int TILES, bool TALL, typename O>
 __device__ __forceinline__ void small_product(
     const __nv_bfloat16 *x, const Tile<__nv_bfloat16, O> &tile, unsigned rows, unsigned input) {
-    constexpr int UNROLL = TILES == 1 ? 8 : 4;
     __shared__ float parts[WARPS][ROWS][TILES * 8];
     unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = lane / 4, part = lane % 4 * 8;
-    // Rows beyond the last are computed from the last one, and not written.
-    const __nv_bfloat16 *low = x + size_t(min(group, rows - 1)) * input + part;
-    const __nv_bfloat16 *high = x + size_t(min(group + 8, rows - 1)) * input + part;
-    const __nv_bfloat16 *weights[TILES];
+    // Rows and outputs beyond the last are the last one again, and not written.
+    Products<TILES, TALL, true> products = {};
+    products.low = x + size_t(min(group, rows - 1)) * input + part;
+    products.high = x + size_t(min(group + 8, rows - 1)) * input + part;
     for (int j = 0; j < TILES; j++)
-        weights[j] = tile.weight + size_t(min(tile.first + 8 * j + group, tile.outputs - 1)) * input + part;
-    // Two sums for each tile, so that one product does not wait for the one before.
-    float sums[TILES][2][4] = {};
+        products.matrix[j] = tile.weight + size_t(min(tile.first + 8 * j + group, tile.outputs - 1)) * input + part;
     unsigned steps = (input + 31) / 32, share = (steps + WARPS - 1) / WARPS;
-    unsigned end = min(steps, (warp + 1) * share);
-    for (unsigned step = warp * share; step < end; step += UNROLL) {
-        uint4 b[UNROLL][TILES];
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            unsigned k = (step + u) * 32;
-            bool inside = step + u < end && k + part < input;
-#pragma unroll
-            for (int j = 0; j < TILES; j++) b[u][j] = inside ? load_once(weights[j] + k) : make_uint4(0, 0, 0, 0);
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            unsigned k = (step + u) * 32;
-            bool inside = step + u < end && k + part < input;
-            uint4 none = make_uint4(0, 0, 0, 0);
-            uint4 a = inside ? *reinterpret_cast<const uint4 *>(low + k) : none;
-            uint4 c = TALL && inside ? *reinterpret_cast<const uint4 *>(high + k) : none;
-            uint32_t first[4] = {a.x, c.x, a.y, c.y}, second[4] = {a.z, c.z, a.w, c.w};
-#pragma unroll
-            for (int j = 0; j < TILES; j++) {
-                mma(sums[j][0], first, {b[u][j].x, b[u][j].y});
-                mma(sums[j][1], second, {b[u][j].z, b[u][j].w});
-            }
-        }
-    }
+    products.add(warp * share, min(steps, (warp + 1) * share), input, part);
     for (int j = 0; j < TILES; j++)
         for (int i = 0; i < 4; i++)
-            parts[warp][group + i / 2 * 8][8 * j + lane % 4 * 2 + i % 2] = sums[j][0][i] + sums[j][1][i];
+            parts[warp][group + i / 2 * 8][8 * j + lane % 4 * 2 + i % 2] = products.sum(j, i);
     __syncthreads();
     for (unsigned i = threadIdx.x; i < rows * TILES * 8; i += WARPS * WARP) {
         unsigned row = i / (TILES * 8), column = i % (TILES * 8);
@@ -113,7 +87,7 @@ __device__ __forceinline__ void small_product(
         unsigned rows, unsigned input
 
 #define OF_HALVES(name, TILES, TALL, O)                                                                                \
-    extern "C" __global__ void __launch_bounds__(256, TILES == 1 ? 4 : 3) name(PARAMETERS(__nv_bfloat16, O)) {         \
+    extern "C" __global__ void __launch_bounds__(256, TALL ? 2 : 3) name(PARAMETERS(__nv_bfloat16, O)) {         \
         Tile<__nv_bfloat16, O> tile(w0, w1, w2, o0, o1, o2, n0, n1, n2, TILES * 8);                                    \
         small_product<TILES, TALL>(x, tile, rows, input);                                                              \
     }

@@ -1,8 +1,9 @@
 // Attention of one query row a sequence over the pool: the decode step, bound by reading keys and values.
 //
-// The pages that a row sees are divided over a fixed number of splits, those of a split over the 4 warps of a block; what they
-// mix is joined in order, first in shared memory, then by a second kernel. Queries that share a head of keys go together.
-// Shapes: q and out [rows, heads, head_dim], pool [blocks, kv_heads, PAGE, head_dim], lengths [rows], table [rows, most_blocks].
+// The pages that a row sees are divided over a fixed number of splits, those of a split over the 4 warps of a block;
+// what they mix is joined in order, first in shared memory, then by a second kernel. Queries that share a head of keys
+// go together. Shapes: q and out [rows, heads, head_dim], pool [blocks, kv_heads, PAGE, head_dim], lengths [rows],
+// table [rows, most_blocks].
 // After: vLLM's paged attention (Kwon et al. 2023), flash decoding (Dao et al. 2023).
 
 #include "attention.cuh"
@@ -13,7 +14,8 @@ struct Sizes {
     unsigned heads, kv_heads, head_dim, most_blocks, window, splits;
 };
 
-// The keys that a row sees: from `first` to before `length`, in the pages from `begin` to before `end`; and the pages of a split.
+// The keys that a row sees: from `first` to before `length`, in the pages from `begin` to before `end`; and the pages
+// of a split.
 struct Seen {
     unsigned first, length, begin, end, share;
 
@@ -31,7 +33,8 @@ struct Seen {
 struct Partial {
     float *mixed, *marks;
 
-    __device__ __forceinline__ Partial(float *scratch, const Sizes &sizes, unsigned row, unsigned head, unsigned split) {
+    __device__ __forceinline__ Partial(
+        float *scratch, const Sizes &sizes, unsigned row, unsigned head, unsigned split) {
         size_t at = (size_t(row) * sizes.heads + head) * sizes.splits + split;
         mixed = scratch + at * sizes.head_dim;
         marks = scratch + size_t(gridDim.z) * sizes.heads * sizes.splits * sizes.head_dim + at * 2;
@@ -60,11 +63,12 @@ __device__ __forceinline__ void join(
     if (sizes.splits > 1 && thread == 0) partial.marks[0] = most, partial.marks[1] = total;
 }
 
-// Queries of one head of keys, 8 · TILES at most, and the values that they mix, in a warp; 64 · SETS numbers of a head at most.
+// Queries of one head of keys, 8 · TILES at most, and the values that they mix, in a warp; 64 · SETS numbers of a head
+// at most.
 //
-// Keys are the rows of a product, queries its columns; then the numbers of values are the rows and queries the columns again.
-// So lane (g, t) holds scores of keys g and g + 8 for queries 2t and 2t + 1, and of what these mix the numbers 8g to 8g + 7
-// of each 64: word w of a set has 8g + 2w, 8g + 2w + 1.
+// Keys are the rows of a product, queries its columns; then the numbers of values are the rows and queries the columns
+// again. So lane (g, t) holds scores of keys g and g + 8 for queries 2t and 2t + 1, and of what these mix the numbers
+// 8g to 8g + 7 of each 64: word w of a set has 8g + 2w, 8g + 2w + 1.
 template <int SETS, int TILES> struct Columns {
     uint4 queries[TILES][2 * SETS];
     float most[TILES][2], total[TILES][2] = {}, mixed[TILES][4 * SETS][4] = {};
@@ -75,15 +79,16 @@ template <int SETS, int TILES> struct Columns {
         for (int tile = 0; tile < TILES; tile++) {
             const bf16 *own = query(8 * tile + group);
             for (int s = 0; s < 2 * SETS; s++) {
-                bool inside = 32 * s + part < head_dim;
-                queries[tile][s] = inside ? *reinterpret_cast<const uint4 *>(own + 32 * s + part) : make_uint4(0, 0, 0, 0);
+                auto *from = reinterpret_cast<const uint4 *>(own + 32 * s + part);
+                queries[tile][s] = 32 * s + part < head_dim ? *from : make_uint4(0, 0, 0, 0);
             }
             most[tile][0] = most[tile][1] = NOTHING;
         }
     }
 
-    // Takes 16 keys: lane (g, t) has of keys g and g + 8 the numbers 8t to 8t + 7 of each 32, and whether they are seen; of the
-    // values of keys 2t, 2t + 1, 2t + 8 and 2t + 9 the numbers 8g to 8g + 7 of each 64, zeros where unseen.
+    // Takes 16 keys: lane (g, t) has of keys g and g + 8 the numbers 8t to 8t + 7 of each 32, and whether they are
+    // seen; of the values of keys 2t, 2t + 1, 2t + 8 and 2t + 9 the numbers 8g to 8g + 7 of each 64, zeros where
+    // unseen.
     __device__ __forceinline__ void take(
         const uint4 (&keys)[2 * SETS][2], const bool (&seen)[2], const uint4 (&values)[SETS][4], float scale) {
 #pragma unroll
@@ -102,13 +107,14 @@ template <int SETS, int TILES> struct Columns {
                 most[tile][j] = own;
                 total[tile][j] = total[tile][j] * down + (scores[j] = exp2f(scores[j] - own));
                 total[tile][j] += scores[j + 2] = exp2f(scores[j + 2] - own);
-                for (int word = 0; word < 4 * SETS; word++) mixed[tile][word][j] *= down, mixed[tile][word][j + 2] *= down;
+                for (int i = 0; i < 4 * SETS; i++) mixed[tile][i][j] *= down, mixed[tile][i][j + 2] *= down;
             }
             mix(tile, pack(scores[0], scores[1]), pack(scores[2], scores[3]), values);
         }
     }
 
-    // Shares of keys g and g + 8 for queries 2t and 2t + 1 become those of keys 2t, 2t + 1, 2t + 8 and 2t + 9 for query g.
+    // Shares of keys g and g + 8 for queries 2t and 2t + 1 become those of keys 2t, 2t + 1, 2t + 8 and 2t + 9 for query
+    // g.
     __device__ __forceinline__ void mix(int tile, uint32_t first, uint32_t second, const uint4 (&values)[SETS][4]) {
         unsigned lane = threadIdx.x % WARP, from = lane % 4 * 8 + lane / 8;
         bool odd = lane / 4 % 2;
@@ -159,31 +165,37 @@ __device__ __forceinline__ void attend_decode(
 
     Columns<SETS, TILES> columns;
     // Queries beyond the last are the last one again, and not written.
-    auto query = [&](unsigned i) { return q + (size_t(row) * sizes.heads + first_head + min(i, count - 1)) * sizes.head_dim; };
+    const bf16 *own = q + (size_t(row) * sizes.heads + first_head) * sizes.head_dim;
+    auto query = [&](unsigned i) { return own + min(i, count - 1) * sizes.head_dim; };
     columns.load(query, sizes.head_dim);
+    unsigned key_at[2 * SETS], value_at[SETS];
+    for (int s = 0; s < 2 * SETS; s++) key_at[s] = min(32 * s + 8 * part, sizes.head_dim - 8);
+    for (int set = 0; set < SETS; set++) value_at[set] = min(64 * set + 8 * group, sizes.head_dim - 8);
     const unsigned *pages = table + size_t(row) * sizes.most_blocks;
     unsigned next = begin + warp < end ? pages[begin + warp] : 0;
     for (unsigned page = begin + warp; page < end; page += WARPS) {
         size_t base = (size_t(next) * sizes.kv_heads + kv_head) * PAGE * sizes.head_dim;
-        if (page + WARPS < end) next = pages[page + WARPS];
         const bf16 *own_keys = keys + base, *own_values = values + base;
-        uint4 none = make_uint4(0, 0, 0, 0), key[2 * SETS][2], value[SETS][4];
+        if (page + WARPS < end) next = pages[page + WARPS];
+        // Loads have no conditions, so that all are under way at once. Numbers beyond a head are its last ones: queries
+        // are zeros there, and what values add is not written. What is beyond the sequence may be anything.
+        uint4 key[2 * SETS][2], value[SETS][4];
 #pragma unroll
         for (int s = 0; s < 2 * SETS; s++)
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                unsigned at = 32 * s + 8 * part;
-                key[s][i] = at < sizes.head_dim ? load_once(own_keys + (group + 8 * i) * sizes.head_dim + at) : none;
-            }
-        auto visible = [&](unsigned i) { return page * PAGE + i >= seen.first && page * PAGE + i < seen.length; };
+            for (int i = 0; i < 2; i++) key[s][i] = load_once(own_keys + (group + 8 * i) * sizes.head_dim + key_at[s]);
 #pragma unroll
         for (int set = 0; set < SETS; set++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                unsigned token = 2 * part + i % 2 + i / 2 * 8, at = 64 * set + 8 * group;
-                bool inside = at < sizes.head_dim && visible(token);
-                value[set][i] = inside ? load_once(own_values + token * sizes.head_dim + at) : none;
-            }
+            for (int i = 0; i < 4; i++)
+                value[set][i] =
+                    load_once(own_values + (2 * part + i % 2 + i / 2 * 8) * sizes.head_dim + value_at[set]);
+        auto visible = [&](unsigned i) { return page * PAGE + i >= seen.first && page * PAGE + i < seen.length; };
+        if (!visible(0) || !visible(PAGE - 1)) {
+            for (int set = 0; set < SETS; set++)
+                for (int i = 0; i < 4; i++)
+                    if (!visible(2 * part + i % 2 + i / 2 * 8)) value[set][i] = make_uint4(0, 0, 0, 0);
+        }
         columns.take(key, {visible(group), visible(group + 8)}, value, scale);
     }
     columns.leave(joined + warp * HEADS, marks, warp);
@@ -236,7 +248,7 @@ __device__ __forceinline__ void join_splits(const unsigned *lengths, float *scra
     }
 }
 
-#define DECODE(name, T, blocks, function)                                                                                     \
+#define DECODE(name, T, blocks, function)                                                                              \
     extern "C" __global__ void __launch_bounds__(128, blocks) name(                                                    \
         const T *q, const T *keys, const T *values, const unsigned *lengths, const unsigned *table, float *scratch,    \
         T *out, unsigned heads, unsigned kv_heads, unsigned head_dim, unsigned most_blocks, unsigned window,           \

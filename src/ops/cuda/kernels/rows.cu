@@ -1,44 +1,9 @@
-<<<<<<< HEAD
-// Rows that are looked up, chosen or given a bias: what stands before and behind the blocks of a model.
+// Attention of several query rows a sequence over the pool, each seeing its own key and those before it: chunks of
+// prompts.
 //
-// One block of threads a row.
-
-#include "common.cuh"
-
-// out[row] = table[ids[row]]; the table is [entries, width], out f32 or of the table's format [rows, width].
-template <typename T, typename Out>
-__device__ void take(const T *table, const uint32_t *ids, Out *out, unsigned width) {
-    const T *from = table + size_t(ids[blockIdx.x]) * width;
-    out += size_t(blockIdx.x) * width;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) out[i] = from_float<Out>(to_float(from[i]));
-}
-
-extern "C" __global__ void take_f32(const float *table, const uint32_t *ids, float *out, unsigned width) {
-    take(table, ids, out, width);
-}
-
-extern "C" __global__ void take_bf16(const __nv_bfloat16 *table, const uint32_t *ids, float *out, unsigned width) {
-    take(table, ids, out, width);
-}
-
-// x[row] += bias; x is [rows, width].
-template <typename T> __device__ void add_bias(T *x, const T *bias, unsigned width) {
-    x += size_t(blockIdx.x) * width;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x)
-        x[i] = from_float<T>(to_float(x[i]) + to_float(bias[i]));
-}
-
-extern "C" __global__ void add_bias_f32(float *x, const float *bias, unsigned width) { add_bias(x, bias, width); }
-
-extern "C" __global__ void add_bias_bf16(__nv_bfloat16 *x, const __nv_bfloat16 *bias, unsigned width) {
-    add_bias(x, bias, width);
-}
-=======
-// Attention of several query rows a sequence over the pool, each seeing its own key and those before it: chunks of prompts.
-//
-// A block of 4 warps takes 64 query rows of one head, 16 a warp, and walks over the keys by 64, which lie in shared memory;
-// nothing of size queries × keys is kept. Shapes: q and out [rows, heads, head_dim], pool [blocks, kv_heads, PAGE, head_dim],
-// starts [sequences + 1], pasts [sequences], table [sequences, most_blocks].
+// A block of 4 warps takes 64 query rows of one head, 16 a warp, and walks over the keys by 64, which lie in shared
+// memory; nothing of size queries × keys is kept. Shapes: q and out [rows, heads, head_dim], pool [blocks, kv_heads,
+// PAGE, head_dim], starts [sequences + 1], pasts [sequences], table [sequences, most_blocks].
 // After: Dao 2023 (arXiv 2307.08691).
 
 #include "attention.cuh"
@@ -52,7 +17,8 @@ struct Sizes {
     unsigned heads, kv_heads, head_dim, most_blocks, window;
 };
 
-// The query rows of a block of threads: `count` of a sequence, the first of which is `row` of all and stands at `position`.
+// The query rows of a block of threads: `count` of a sequence, the first of which is `row` of all and stands at
+// `position`.
 struct Part {
     unsigned row, count, position;
     const unsigned *pages;
@@ -71,6 +37,30 @@ struct Part {
 // The first key that a position sees.
 __device__ __forceinline__ unsigned first_seen(unsigned position, unsigned window) {
     return window && position >= window ? position + 1 - window : 0;
+}
+
+// Copies the rows of KEYS keys from `begin` on to shared memory; those from `end` on become zeros. Numbers beyond a
+// head are its last ones: queries are zeros there, and what values add is not written.
+template <int SETS>
+__device__ __forceinline__ void stage(
+    const bf16 *from, const unsigned *pages, unsigned begin, unsigned end, unsigned kv_head, const Sizes &sizes,
+    bf16 *to, unsigned stride) {
+    constexpr unsigned EIGHTS = 8 * SETS, AT_ONCE = THREADS / EIGHTS, COUNT = KEYS / AT_ONCE;
+    unsigned first = threadIdx.x / EIGHTS, part = threadIdx.x % EIGHTS * 8, at = min(part, sizes.head_dim - 8);
+    uint4 own[COUNT];
+#pragma unroll
+    for (unsigned i = 0; i < COUNT; i++) {
+        unsigned key = i * AT_ONCE + first;
+        size_t block = pages[min(begin + i * AT_ONCE, end - 1) / PAGE];
+        own[i] = *reinterpret_cast<const uint4 *>(
+            from + ((block * sizes.kv_heads + kv_head) * PAGE + key % PAGE) * sizes.head_dim + at);
+    }
+#pragma unroll
+    for (unsigned i = 0; i < COUNT; i++) {
+        unsigned key = i * AT_ONCE + first;
+        if (begin + key >= end) own[i] = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4 *>(to + key * stride + part) = own[i];
+    }
 }
 
 template <int SETS>
@@ -92,23 +82,14 @@ __device__ __forceinline__ void attend_rows(
     Mixture<SETS> mixture;
     unsigned low = part.position + 16 * warp + group, high = low + 8;
     unsigned low_first = first_seen(low, sizes.window), high_first = first_seen(high, sizes.window);
-    unsigned warp_first = first_seen(part.position + 16 * warp, sizes.window), warp_last = part.position + 16 * warp + 15;
+    unsigned of_warp = part.position + 16 * warp, warp_first = first_seen(of_warp, sizes.window);
+    unsigned warp_last = of_warp + 15;
 
     unsigned end = min(part.position + part.count, sizes.most_blocks * PAGE);
     for (unsigned begin = first_seen(part.position, sizes.window) / PAGE * PAGE; begin < end; begin += KEYS) {
         __syncthreads();
-        for (unsigned item = threadIdx.x; item < KEYS * WIDTH / 8; item += THREADS) {
-            unsigned key = item / (WIDTH / 8), at = item % (WIDTH / 8) * 8;
-            uint4 none = make_uint4(0, 0, 0, 0), of_key = none, of_value = none;
-            if (begin + key < end && at < sizes.head_dim) {
-                size_t block = part.pages[(begin + key) / PAGE];
-                size_t from = ((block * sizes.kv_heads + kv_head) * PAGE + key % PAGE) * sizes.head_dim + at;
-                of_key = *reinterpret_cast<const uint4 *>(keys + from);
-                of_value = *reinterpret_cast<const uint4 *>(values + from);
-            }
-            *reinterpret_cast<uint4 *>(own_keys + key * KEY_STRIDE + at) = of_key;
-            *reinterpret_cast<uint4 *>(own_values + key * VALUE_STRIDE + at) = of_value;
-        }
+        stage<SETS>(keys, part.pages, begin, end, kv_head, sizes, own_keys, KEY_STRIDE);
+        stage<SETS>(values, part.pages, begin, end, kv_head, sizes, own_values, VALUE_STRIDE);
         __syncthreads();
         if (begin > warp_last || begin + KEYS <= warp_first) continue;
 
@@ -187,4 +168,3 @@ ROWS(attend_rows_bf16_64, bf16, QUERIES, attend_rows<1>)
 ROWS(attend_rows_bf16_128, bf16, QUERIES, attend_rows<2>)
 ROWS(attend_rows_plain_bf16, bf16, WARPS, (attend_rows_plain<bf16, 8>))
 ROWS(attend_rows_plain_f32, float, WARPS, (attend_rows_plain<float, 8>))
->>>>>>> gpu-b

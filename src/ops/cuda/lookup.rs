@@ -12,7 +12,7 @@ use super::ptx;
 const THREADS: u32 = 256;
 
 fn launch(function: &str, rows: usize) -> Launch<'_> {
-    Launch { file: ("rows", ptx::ROWS), function, grid: (rows as u32, 1, 1), block: (THREADS, 1, 1), shared: 0 }
+    Launch { file: ("lookup", ptx::LOOKUP), function, grid: (rows as u32, 1, 1), block: (THREADS, 1, 1), shared: 0 }
 }
 
 /// Writes the rows `ids` (u32 `[rows]`, each below the table's number of rows) of `table` `[entries, width]`, f32 or bf16,
