@@ -5,11 +5,14 @@
 //! and launches; what it writes are tensors that the caller owns alone. Knows no model and no adapter.
 //! Shapes stand at each function; every tensor is contiguous, rows are packed.
 
+mod attention;
 mod device;
 mod norm;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(super) use attention::attend_all;
+pub use attention::{Whole, attend_whole, attend_whole_backward};
 pub use device::{Gpu, Recording};
 pub use norm::rms_norm;
 
