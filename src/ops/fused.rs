@@ -1,6 +1,6 @@
 //! Normalisation, rotation, softmax and gating, each with a backward of our own.
 //!
-//! On the CPU in one pass by the steps of `cpu`; elsewhere candle's fused forms. Those have no backward and say nothing
+//! On the CPU in one pass by the steps of `cpu`, on GPUs by the kernels of `cuda`; elsewhere candle's fused forms. Those have no backward and say nothing
 //! about it (candle issues 2168, 3568, 3569), so nobody else calls them.
 //! Shapes are given at each function; the last dimension is contiguous.
 
@@ -16,6 +16,10 @@ use super::slices::{is_plain, with_slices};
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(normed) = super::cuda::norm_of(x, weight, None, eps)? {
+        return Ok(normed);
+    }
     let (wide_x, wide_weight) = (x.detach().contiguous()?, weight.detach());
     let on_cpu = wide_x.device().is_cpu() && wide_x.dim(D::Minus1)? == wide_weight.elem_count();
     let values = if on_cpu { wide_weight.to_dtype(DType::F32)?.to_vec1::<f32>()? } else { Vec::new() };

@@ -7,14 +7,20 @@
 
 mod attention;
 mod device;
+mod loss;
 mod norm;
+mod norm_backward;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub(super) use attention::attend_all;
 pub use attention::{Whole, attend_whole, attend_whole_backward};
 pub use device::{Gpu, Recording};
+pub(super) use loss::losses_of;
+pub use loss::{Targets, cross_entropy};
 pub use norm::rms_norm;
+pub(super) use norm_backward::norm_of;
+pub use norm_backward::{Norm, NormGradients, layer_norm_rows, norm_backward};
 
 /// The PTX of each file in `kernels`, by its name in capitals.
 mod ptx {
