@@ -18,6 +18,8 @@ use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
 use crate::model::{Backward, BaseModel, Differentiable, Input, Layout, ModelError};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda;
 use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
@@ -25,6 +27,8 @@ use crate::turns::Slices;
 /// Rows whose logits are held at a time: about the work of one block, so that a slice of the head is no longer than
 /// another.
 const LOGIT_ROWS: usize = 64;
+/// The same on a GPU, which a few rows keep waiting.
+const LOGIT_ROWS_ON_GPU: usize = 1024;
 /// Values of parameters that are looked at or changed in one slice.
 const VALUES: usize = 8 << 20;
 
@@ -296,15 +300,20 @@ impl Learner {
         let mut squares = 0.0;
         for part in parts(self.parameters.list()) {
             slices.run(|| {
-                for (sum, parameter) in sums.sums[part.clone()].iter_mut().zip(&self.parameters.list()[part]) {
-                    let fault = |fault| TrainError::Gradient { tensor: parameter.name.clone(), fault };
-                    let gradient = sum.take().ok_or_else(|| fault("missing"))?;
-                    let square = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+                let list = &self.parameters.list()[part.clone()];
+                let fault = |parameter: &Parameter, fault| {
+                    Err(TrainError::Gradient { tensor: parameter.name.clone(), fault })
+                };
+                let first = tensors.len();
+                for (sum, parameter) in sums.sums[part].iter_mut().zip(list) {
+                    let Some(gradient) = sum.take() else { return fault(parameter, "missing") };
+                    tensors.push(gradient.contiguous()?);
+                }
+                for (square, parameter) in squares_of(&tensors[first..])?.into_iter().zip(list) {
                     if !square.is_finite() {
-                        return Err(fault("not finite"));
+                        return fault(parameter, "not finite");
                     }
-                    squares += square;
-                    tensors.push(gradient);
+                    squares += f64::from(square);
                 }
                 Ok(())
             })?;
@@ -411,13 +420,14 @@ impl Learner {
         let mut losses = Vec::with_capacity(rows.len());
         let mut correct = Vec::new();
         let mut gradient = last.zeros_like()?;
-        for (chunk, rows) in rows.chunks(LOGIT_ROWS).enumerate() {
+        let at_once = if last.device().is_cpu() { LOGIT_ROWS } else { LOGIT_ROWS_ON_GPU };
+        for (chunk, rows) in rows.chunks(at_once).enumerate() {
             pass.slice(|| {
                 let index = Tensor::new(rows.iter().map(|row| *row as u32).collect::<Vec<_>>(), last.device())?;
                 let x = Var::from_tensor(&last.index_select(&index, 0)?)?;
                 let logits = pass.model.head(x.as_tensor(), &pass.lora(rows.len()), classify)?;
                 let (loss, for_logits) = if classify {
-                    let from = chunk * LOGIT_ROWS;
+                    let from = chunk * at_once;
                     let classes = &batch.classes[from..from + rows.len()];
                     correct.extend(right(&logits, classes)?);
                     self.class_loss(&logits.detach(), classes, share)?
@@ -456,8 +466,20 @@ impl Learner {
     }
 }
 
-/// Divides parameters into runs of about [`VALUES`] values.
+/// Returns the sum of squares of each tensor.
+fn squares_of(tensors: &[Tensor]) -> candle_core::Result<Vec<f32>> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = tensors.first().and_then(|first| cuda::Gpu::of(first.device())) {
+        return cuda::squares(&gpu, tensors);
+    }
+    tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>()).collect()
+}
+
+/// Divides parameters into runs of about [`VALUES`] values; on a GPU, which does all at once, into one.
 fn parts(parameters: &[Parameter]) -> Vec<Range<usize>> {
+    if parameters.first().is_some_and(|first| !first.var.device().is_cpu()) {
+        return vec![0..parameters.len()];
+    }
     let mut parts: Vec<Range<usize>> = Vec::new();
     let mut values = VALUES;
     for (index, parameter) in parameters.iter().enumerate() {

@@ -267,7 +267,7 @@ impl Gpu {
     }
 
     /// Returns the address of a contiguous tensor on this device.
-    fn address(&self, tensor: &Tensor) -> Result<u64> {
+    pub(super) fn address(&self, tensor: &Tensor) -> Result<u64> {
         let (storage, layout) = tensor.storage_and_layout();
         let (Storage::Cuda(storage), true) = (&*storage, layout.is_contiguous()) else {
             bail!("a kernel takes contiguous tensors of its device, not {:?}", tensor.shape());

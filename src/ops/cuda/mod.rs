@@ -5,6 +5,7 @@
 //! and launches; what it writes are tensors that the caller owns alone. Knows no model and no adapter.
 //! Shapes stand at each function; every tensor is contiguous, rows are packed.
 
+mod adamw;
 mod attention;
 mod device;
 mod loss;
@@ -13,6 +14,7 @@ mod norm_backward;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use adamw::{Trained, Update, adamw, squares};
 pub(super) use attention::attend_all;
 pub use attention::{Whole, attend_whole, attend_whole_backward};
 pub use device::{Gpu, Recording};
