@@ -94,7 +94,7 @@ impl Sizes {
         arguments: &[Argument<'_>],
     ) -> Result<()> {
         let file = if dtype == DType::F32 { ("flash_f32", ptx::FLASH_F32) } else { ("flash_bf16", ptx::FLASH_BF16) };
-        let function = named(&format!("{kernel}_{}", self.head_dim), dtype)?;
+        let function = named(&format!("{kernel}_{}", self.head_dim), [dtype])?;
         let shared = rows * (self.head_dim * dtype.size_in_bytes() + PAD);
         let grid = (grid.0 as u32, grid.1 as u32, grid.2 as u32);
         if grid.0 == 0 || grid.2 == 0 {

@@ -49,7 +49,7 @@ pub fn cross_entropy(
     }
     let launch = Launch {
         file: ("loss", ptx::LOSS),
-        function: &named(kernel, logits.dtype())?,
+        function: &named(kernel, [logits.dtype()])?,
         grid: (rows as u32, 1, 1),
         block: (THREADS, 1, 1),
         shared: 0,

@@ -8,9 +8,11 @@
 mod adamw;
 mod attention;
 mod device;
+mod gate;
 mod loss;
 mod norm;
 mod norm_backward;
+mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -18,11 +20,13 @@ pub use adamw::{Trained, Update, adamw, squares};
 pub(super) use attention::attend_all;
 pub use attention::{Whole, attend_whole, attend_whole_backward};
 pub use device::{Gpu, Recording};
+pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub(super) use loss::losses_of;
 pub use loss::{Targets, cross_entropy};
-pub use norm::rms_norm;
+pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
 pub(super) use norm_backward::norm_of;
-pub use norm_backward::{Norm, NormGradients, layer_norm_rows, norm_backward};
+pub use norm_backward::{Norm, NormGradients, norm_backward};
+pub use rotary::{BLOCK, Places, rope, rope_and_store};
 
 /// The PTX of each file in `kernels`, by its name in capitals.
 mod ptx {

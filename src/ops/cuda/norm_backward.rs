@@ -1,11 +1,11 @@
-//! Gradients of RMS norm and layer norm, and layer norm of rows of one format.
+//! Gradients of RMS norm and layer norm, and both in candle's graph.
 //!
 //! Shapes: `[rows, width]`, weights `[width]`, of one format, f32 or bf16; gradients of weights are f32.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::device::{Argument, Gpu, Launch};
-use super::norm::{named, rms_norm};
+use super::norm::{layer_norm, named, rms_norm};
 use super::ptx;
 use crate::ops::explicit::explicit;
 
@@ -47,25 +47,6 @@ fn launch_of(function: &str, grid: (usize, usize)) -> Launch<'_> {
     }
 }
 
-/// Writes the layer norm of `x` to `out`.
-///
-/// # Errors
-/// When shapes or formats do not fit, or the device fails.
-pub fn layer_norm_rows(gpu: &Gpu, x: &Tensor, weights: [&Tensor; 2], eps: f64, out: &Tensor) -> Result<()> {
-    let (rows, width) = x.dims2()?;
-    let fits = |tensor: &&Tensor| tensor.dims() == [width] && tensor.dtype() == x.dtype();
-    if !weights.iter().all(fits) || out.dims() != x.dims() || out.dtype() != x.dtype() {
-        bail!("a norm of {:?} with {:?} for {:?}", x.shape(), weights[0].shape(), out.shape());
-    }
-    if rows == 0 {
-        return Ok(());
-    }
-    let function = named("layer_norm_rows", x.dtype())?;
-    let [x, weight, bias, out] = [x, weights[0], weights[1], out].map(Argument::Tensor);
-    let numbers = [Argument::U32(width as u32), Argument::F32(eps as f32)];
-    gpu.launch(launch_of(&function, (rows, 1)), &[x, weight, bias, out, numbers[0], numbers[1]])
-}
-
 /// Writes the gradients of a norm of `x` from that of its result.
 ///
 /// # Errors
@@ -96,13 +77,13 @@ pub fn norm_backward(
     let [of_x, of_weight, of_gradient, to] = [x, weight, gradient, for_x].map(Argument::Tensor);
     let (of_width, eps) = (Argument::U32(width as u32), Argument::F32(eps as f32));
     let arguments = [of_x, of_weight, of_gradient, given(beside), to, given(statistics.as_ref()), of_width, eps];
-    gpu.launch(launch_of(&named(kernel, of)?, (rows, 1)), &arguments)?;
+    gpu.launch(launch_of(&named(kernel, [of])?, (rows, 1)), &arguments)?;
     let Some(statistics) = &statistics else { return Ok(()) };
 
     let parts = rows.div_ceil(SHARE);
     let shares = gpu.tensor((parts, 2, width), DType::F32)?;
     let [known, share] = [statistics, &shares].map(Argument::Tensor);
-    let launch = (named("weight_shares", of)?, (width.div_ceil(COLUMNS), parts));
+    let launch = (named("weight_shares", [of])?, (width.div_ceil(COLUMNS), parts));
     let arguments = [of_x, of_gradient, known, share, Argument::U32(rows as u32), of_width];
     gpu.launch(launch_of(&launch.0, launch.1), &arguments)?;
     let launch = launch_of("weight_sums", (width.div_ceil(THREADS as usize), 1));
@@ -131,7 +112,7 @@ pub(in crate::ops) fn norm_of(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>
     let out = gpu.tensor(x.shape(), of)?;
     let flat = out.reshape(rows.shape())?;
     match bias {
-        Some(bias) => layer_norm_rows(&gpu, &rows, [&own, &narrow(bias)?], eps, &flat)?,
+        Some(bias) => layer_norm(&gpu, &rows, &own, &narrow(bias)?, eps, &flat)?,
         None => rms_norm(&gpu, &rows, &own, eps, &flat)?,
     }
     let norm = if bias.is_some() { Norm::Layer } else { Norm::Rms };
@@ -163,7 +144,7 @@ mod tests {
 
     use super::*;
     use crate::ops::cuda::testing::{close, gpu, values};
-    use crate::ops::{layer_norm, rms_norm};
+    use crate::ops::{layer_norm as norm_of_layers, rms_norm as norm_of_rows};
 
     /// Compares results and gradients with those of the CPU.
     fn compare(shape: [usize; 2], dtype: DType, norm: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) {
@@ -193,9 +174,9 @@ mod tests {
     fn on_gpu_norms_have_the_gradients_of_the_cpu() {
         for shape in [[1, 64], [5, 100], [300, 40], [33, 576]] {
             for dtype in [DType::F32, DType::BF16] {
-                compare(shape, dtype, |x, weight, bias| layer_norm(x, weight, bias, 1e-5).unwrap());
-                compare(shape, dtype, |x, weight, _| rms_norm(x, weight, 1e-5).unwrap());
-                compare(shape, dtype, |x, weight, _| rms_norm(x, &weight.detach(), 1e-5).unwrap());
+                compare(shape, dtype, |x, weight, bias| norm_of_layers(x, weight, bias, 1e-5).unwrap());
+                compare(shape, dtype, |x, weight, _| norm_of_rows(x, weight, 1e-5).unwrap());
+                compare(shape, dtype, |x, weight, _| norm_of_rows(x, &weight.detach(), 1e-5).unwrap());
             }
         }
     }

@@ -1,4 +1,4 @@
-// Gradients of RMS norm and layer norm, and layer norm itself.
+// Gradients of RMS norm and layer norm.
 //
 // x, gradient and for_x are [rows, width] of one format with weight and bias [width]; sums are f32 in a fixed order.
 // statistics are f32 [rows, 2]: the mean (0 for RMS norm) and the factor that makes x̂ of x - mean.
@@ -26,15 +26,6 @@ __device__ float2 statistics_of(const T *x, unsigned width, float eps) {
         squares += centred * centred;
     }
     return make_float2(mean, rsqrtf(block_sum(squares) / width + eps));
-}
-
-// out = x̂ · weight + bias. One block a row.
-template <typename T>
-__device__ void layer_norm(const T *x, const T *weight, const T *bias, T *out, unsigned width, float eps) {
-    size_t at = size_t(blockIdx.x) * width;
-    float2 row = statistics_of<T, true>(x + at, width, eps);
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x)
-        out[at + i] = from_float<T>((to_float(x[at + i]) - row.x) * row.y * to_float(weight[i]) + to_float(bias[i]));
 }
 
 // for_x = factor · (w·g - mean(w·g) - x̂·mean(w·g·x̂)) + beside, without the first mean for RMS norm; beside and
@@ -106,10 +97,6 @@ extern "C" __global__ void weight_sums(
 }
 
 #define NORMS(T, NAME) \
-    extern "C" __global__ void layer_norm_rows_##NAME( \
-        const T *x, const T *weight, const T *bias, T *out, unsigned width, float eps) { \
-        layer_norm(x, weight, bias, out, width, eps); \
-    } \
     extern "C" __global__ void rms_norm_back_##NAME( \
         const T *x, const T *weight, const T *gradient, const T *beside, T *for_x, float *statistics, \
         unsigned width, float eps) { \
