@@ -17,23 +17,6 @@ template <typename T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
 
-// Shared memory whose size the launch says.
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(type, name) \
-    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
-    type *name = reinterpret_cast<type *>(dynamic_shared)
-#endif
-
-// d += a · b of one warp on tensor cores: a is 16×16, b 16×8, d 16×8 (PTX ISA, `mma.m16n8k16`).
-#ifdef __CUDACC__
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-#endif
-
 // Every lane gets the sum over the warp.
 __device__ __forceinline__ float warp_sum(float x) {
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL, x, step);
