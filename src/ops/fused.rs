@@ -87,6 +87,10 @@ pub fn softmax_backward(shares: &Tensor, gradient: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(turned) = super::cuda::turned(x, cos, sin)? {
+        return Ok(turned);
+    }
     let turned = turn(&x.detach(), cos, sin)?;
     let (cos, back) = (cos.clone(), sin.clone());
     // The backward of a rotation is the rotation back.
@@ -115,6 +119,10 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes differ or the device fails.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(product) = super::cuda::gated(gate, up)? {
+        return Ok(product);
+    }
     let (g, u) = (gate.detach(), up.detach());
     let product = match by_rows([&g, &u], |[g, u], [out]| steps::silu_mul(g, u, out))? {
         Some([product]) => product,

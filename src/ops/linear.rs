@@ -136,7 +136,7 @@ impl Linear {
     }
 
     /// Returns x·Wᵀ + (x·a)·b + bias as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only;
-    /// all f32.
+    /// all f32, but on a GPU `x` may be bf16, and the product is then.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
@@ -145,6 +145,10 @@ impl Linear {
             && [x, a, b].into_iter().chain(bias).all(is_plain)
         {
             return adapted_packed(weight, x, (a, b), bias);
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(product) = super::cuda::adapted(self, x, (a, b), bias)? {
+            return Ok(product);
         }
         let frozen = self.clone();
         let [detached_x, detached_a, detached_b] = [x.detach(), a.detach(), b.detach()];
@@ -204,9 +208,9 @@ impl Linear {
     }
 
     /// Returns the weight in the number format and on the device of `x`.
-    fn to_dense(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn to_dense(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Dense(weight) => Ok(weight.clone()),
+            Weight::Dense(weight) => weight.to_dtype(x.dtype()),
             Weight::Quantized(weight) => weight.dequantize(x.device())?.to_dtype(x.dtype()),
             Weight::Packed(_) => self.to_f32()?.to_dtype(x.dtype()),
         }
@@ -349,11 +353,16 @@ fn adapted_packed(
     })
 }
 
-/// Returns x·Wᵀ for a weight `[output, input]` that may be in training, with gradients of both.
+/// Returns x·Wᵀ for a weight `[output, input]` that may be in training, with gradients of both; on a GPU `x` may be bf16
+/// where the weight is f32, and the product is then.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn dense_product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(product) = super::cuda::dense(x, weight)? {
+        return Ok(product);
+    }
     let [x_, weight_] = [x.detach(), weight.detach()];
     let product = matmul(&x_, &weight_.t()?)?;
     let learns = weight.track_op();
