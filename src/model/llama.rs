@@ -22,6 +22,8 @@ use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::cpu::together;
 use crate::ops::{Linear, rope, silu_mul};
 
+#[cfg(feature = "cuda")]
+mod gpu_learning;
 mod learning;
 mod serving;
 mod sites;

@@ -54,6 +54,15 @@ impl Linear {
         }
     }
 
+    /// Returns whether the weight is in a GPU's memory.
+    pub(super) fn is_on_gpu(&self) -> bool {
+        match &self.weight {
+            Weight::Dense(weight) => weight.device().is_cuda(),
+            Weight::Quantized(weight) => weight.device().is_cuda(),
+            Weight::Packed(_) => false,
+        }
+    }
+
     /// Returns the number of output rows.
     ///
     /// # Errors

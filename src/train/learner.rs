@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::losses::{by_row, right, set};
 use super::optimizer::{AdamW, Constants};
@@ -24,11 +24,6 @@ use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
 
-/// Rows whose logits are held at a time: about the work of one block, so that a slice of the head is no longer than
-/// another.
-const LOGIT_ROWS: usize = 64;
-/// The same on a GPU, which a few rows keep waiting.
-const LOGIT_ROWS_ON_GPU: usize = 1024;
 /// Values of parameters that are looked at or changed in one slice.
 const VALUES: usize = 8 << 20;
 
@@ -420,7 +415,7 @@ impl Learner {
         let mut losses = Vec::with_capacity(rows.len());
         let mut correct = Vec::new();
         let mut gradient = last.zeros_like()?;
-        let at_once = if last.device().is_cpu() { LOGIT_ROWS } else { LOGIT_ROWS_ON_GPU };
+        let at_once = logit_rows(last.device());
         for (chunk, rows) in rows.chunks(at_once).enumerate() {
             pass.slice(|| {
                 let index = Tensor::new(rows.iter().map(|row| *row as u32).collect::<Vec<_>>(), last.device())?;
@@ -464,6 +459,12 @@ impl Learner {
             classes.iter().map(|label| set(label).first().map_or(u32::MAX, |c| *c as u32)).collect();
         Ok(cross_entropy(logits, &targets, share)?)
     }
+}
+
+/// Returns how many rows' logits are held at a time: about the work of one block, so that a slice of the head is no longer
+/// than another; on a GPU, which few rows keep waiting, more.
+pub(super) fn logit_rows(device: &Device) -> usize {
+    if device.is_cpu() { 64 } else { 1024 }
 }
 
 /// Returns the sum of squares of each tensor.

@@ -43,14 +43,12 @@ impl LowRank {
         gpu: &Gpu,
         [x, inner]: [&Tensor; 2],
         gradient: &Tensor,
-        for_x: Option<&Tensor>,
+        for_x: &Tensor,
     ) -> Result<[Tensor; 2]> {
         let ((rows, input), (rank, output)) = (x.dims2()?, self.b.dims2()?);
         let for_inner = gpu.tensor((rows, rank), x.dtype())?;
         gpu.product(gradient, &self.b, 0.0, &for_inner)?;
-        if let Some(for_x) = for_x {
-            gpu.gemm([(&for_inner, false), (&self.a, false)], (rows, input, rank), 1.0, for_x)?;
-        }
+        gpu.gemm([(&for_inner, false), (&self.a, false)], (rows, input, rank), 1.0, for_x)?;
         let (for_a, for_b) = (gpu.tensor((rank, input), DType::F32)?, gpu.tensor((rank, output), DType::F32)?);
         gpu.gemm([(&for_inner, true), (x, false)], (rank, input, rows), 0.0, &for_a)?;
         gpu.gemm([(inner, true), (gradient, false)], (rank, output, rows), 0.0, &for_b)?;
@@ -64,11 +62,15 @@ fn rounded(weight: &Tensor, of: DType) -> Result<Tensor> {
     flat.contiguous()?.to_dtype(of)
 }
 
-/// Returns gradient·W for a weight in the format of the gradient.
-fn back(gpu: &Gpu, gradient: &Tensor, weight: &Tensor) -> Result<Tensor> {
+/// Returns gradient·W for a weight in the format of the gradient; added to `beside`, which it takes the place of.
+fn back(gpu: &Gpu, gradient: &Tensor, weight: &Tensor, beside: Option<Tensor>) -> Result<Tensor> {
     let ((rows, _), (output, input)) = (gradient.dims2()?, weight.dims2()?);
-    let for_x = gpu.tensor((rows, input), gradient.dtype())?;
-    gpu.gemm([(gradient, false), (weight, false)], (rows, input, output), 0.0, &for_x)?;
+    let keep = if beside.is_some() { 1.0 } else { 0.0 };
+    let for_x = match beside {
+        Some(beside) => beside,
+        None => gpu.tensor((rows, input), gradient.dtype())?,
+    };
+    gpu.gemm([(gradient, false), (weight, false)], (rows, input, output), keep, &for_x)?;
     Ok(for_x)
 }
 
@@ -104,7 +106,8 @@ impl Layer<'_> {
         Ok((out, inner))
     }
 
-    /// Returns the gradient of the input, and adds to `learnt` those of what learns; `inner` is that of the forward.
+    /// Returns the gradient of the input, added to another one where that is given, and adds to `learnt` those of what
+    /// learns; `inner` is that of the forward.
     ///
     /// # Errors
     /// As [`Self::forward_on`].
@@ -112,7 +115,7 @@ impl Layer<'_> {
         &self,
         gpu: &Gpu,
         (x, inner): (&Tensor, Option<&Tensor>),
-        gradient: &Tensor,
+        (gradient, beside): (&Tensor, Option<Tensor>),
         learnt: &mut Vec<Learnt>,
     ) -> Result<Tensor> {
         let of = x.dtype();
@@ -122,13 +125,13 @@ impl Layer<'_> {
         match (self.weight, inner) {
             (Weight::Whole(weight), _) => {
                 learnt.push((weight.clone(), of_weight(gpu, x, gradient)?.reshape(weight.shape())?));
-                back(gpu, gradient, &rounded(weight, of)?)
+                back(gpu, gradient, &rounded(weight, of)?, beside)
             }
-            (Weight::Frozen(weight, None), _) => back(gpu, gradient, &weight.to_dense(gradient)?),
+            (Weight::Frozen(weight, None), _) => back(gpu, gradient, &weight.to_dense(gradient)?, beside),
             (Weight::Frozen(weight, Some((a, b))), Some(inner)) => {
-                let for_x = back(gpu, gradient, &weight.to_dense(gradient)?)?;
+                let for_x = back(gpu, gradient, &weight.to_dense(gradient)?, beside)?;
                 let change = LowRank::new((a, b), of)?;
-                let [for_a, for_b] = change.backward(gpu, [x, inner], gradient, Some(&for_x))?;
+                let [for_a, for_b] = change.backward(gpu, [x, inner], gradient, &for_x)?;
                 learnt.extend([(a.clone(), for_a), (b.clone(), for_b)]);
                 Ok(for_x)
             }
@@ -164,7 +167,7 @@ pub(in crate::ops) fn adapted(
     explicit(&[x, a, b], out, move |gradient| {
         let layer = Layer { weight: Weight::Frozen(&weight, Some((&of_a, &of_b))), bias: None };
         let mut learnt = Vec::with_capacity(2);
-        let for_x = layer.backward_on(&gpu, (&of_x, inner.as_ref()), gradient, &mut learnt)?;
+        let for_x = layer.backward_on(&gpu, (&of_x, inner.as_ref()), (gradient, None), &mut learnt)?;
         Ok([for_x].into_iter().chain(learnt.into_iter().map(|(_, gradient)| gradient)).map(Some).collect())
     })
     .map(Some)
@@ -183,7 +186,7 @@ pub(in crate::ops) fn dense(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor
     gpu.product(&of_x, &own, 0.0, &out)?;
     explicit(&[x, weight], out, move |gradient| {
         let for_weight = learns.then(|| of_weight(&gpu, &of_x, gradient)?.to_dtype(of_weight_.dtype())).transpose()?;
-        Ok(vec![Some(back(&gpu, gradient, &rounded(&of_weight_, gradient.dtype())?)?), for_weight])
+        Ok(vec![Some(back(&gpu, gradient, &rounded(&of_weight_, gradient.dtype())?, None)?), for_weight])
     })
     .map(Some)
 }

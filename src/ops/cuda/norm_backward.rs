@@ -8,6 +8,7 @@ use super::device::{Argument, Gpu, Launch};
 use super::norm::{layer_norm, named, rms_norm};
 use super::ptx;
 use crate::ops::explicit::explicit;
+use crate::ops::learning::{self, Learnt};
 
 /// Threads of a block: a row each, or a part of columns.
 const THREADS: u32 = 256;
@@ -94,6 +95,44 @@ fn given(tensor: Option<&Tensor>) -> Argument<'_> {
     tensor.map_or(Argument::Nothing, Argument::Tensor)
 }
 
+impl learning::Norm<'_> {
+    /// Returns x / √(mean(x²) + eps) · weight in the format of `x`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward_on(&self, gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
+        let out = gpu.tensor(x.shape(), x.dtype())?;
+        rms_norm(gpu, x, &rounded(self.weight, x.dtype())?, f64::from(self.eps), &out)?;
+        Ok(out)
+    }
+
+    /// Returns the sum of `beside` and the gradient of the input, and adds that of the weight to `learnt`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_on`].
+    pub fn backward_on(
+        &self,
+        gpu: &Gpu,
+        x: &Tensor,
+        (gradient, beside): (&Tensor, &Tensor),
+        learnt: &mut Vec<Learnt>,
+    ) -> Result<Tensor> {
+        let for_x = gpu.tensor(x.shape(), x.dtype())?;
+        let weight = rounded(self.weight, x.dtype())?;
+        let sum = self.learns.then(|| gpu.tensor(self.weight.shape(), DType::F32)).transpose()?;
+        let outs =
+            NormGradients { beside: Some(beside), for_x: &for_x, for_weight: sum.as_ref(), for_bias: None };
+        norm_backward(gpu, (Norm::Rms, f64::from(self.eps)), [x, &weight, gradient], outs)?;
+        learnt.extend(sum.map(|sum| (self.weight.clone(), sum)));
+        Ok(for_x)
+    }
+}
+
+/// Returns a weight in the format of the rows: in training it is f32 whatever they are.
+fn rounded(weight: &Tensor, of: DType) -> Result<Tensor> {
+    weight.detach().to_dtype(of)?.contiguous()
+}
+
 /// Returns a norm of rows in candle's graph, with gradients of what learns; a layer norm has a bias. `None` where there
 /// are no kernels for it.
 ///
@@ -106,13 +145,11 @@ pub(in crate::ops) fn norm_of(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>
         return Ok(None);
     }
     let rows = x.detach().contiguous()?.reshape(((), width))?;
-    // Weights in training are f32 whatever the rows are.
-    let narrow = |tensor: &Tensor| tensor.detach().to_dtype(of)?.contiguous();
-    let (own, learns) = (narrow(weight)?, [weight.track_op(), bias.is_some_and(Tensor::track_op)]);
+    let (own, learns) = (rounded(weight, of)?, [weight.track_op(), bias.is_some_and(Tensor::track_op)]);
     let out = gpu.tensor(x.shape(), of)?;
     let flat = out.reshape(rows.shape())?;
     match bias {
-        Some(bias) => layer_norm(&gpu, &rows, &own, &narrow(bias)?, eps, &flat)?,
+        Some(bias) => layer_norm(&gpu, &rows, &own, &rounded(bias, of)?, eps, &flat)?,
         None => rms_norm(&gpu, &rows, &own, eps, &flat)?,
     }
     let norm = if bias.is_some() { Norm::Layer } else { Norm::Rms };
