@@ -4,22 +4,20 @@
 //! one block at a time, and a block can be computed again instead of being kept. Chooses no rows and no learning rate.
 //! Every block, forward or backward, is one slice, and so is a part of the update. Shapes: tokens packed without padding, as in `model`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, TensorId, Var};
 
 use super::losses::{by_row, right, set};
-use super::optimizer::{AdamW, Constants};
+use super::optimizer::{AdamW, Constants, squares};
 use super::parameters::{Parameter, Parameters};
 use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
 use crate::model::{Backward, BaseModel, Differentiable, Input, Layout, ModelError};
-#[cfg(feature = "cuda")]
-use crate::ops::cuda;
 use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
@@ -91,6 +89,8 @@ enum Way<'a> {
 /// Sums of gradients.
 struct Sums<'a> {
     parameters: &'a Parameters,
+    /// Of what layers learn: transposes of parameters times a factor.
+    transposed: HashMap<TensorId, (usize, f64)>,
     sums: Vec<Option<Tensor>>,
 }
 
@@ -110,8 +110,18 @@ impl Sums<'_> {
     /// Adds gradients of tensors that are parameters, or were made of some.
     fn add(&mut self, learnt: Vec<Learnt>) -> Result<(), TrainError> {
         let mut start: Option<Tensor> = None;
-        for (tensor, gradient) in learnt {
-            let place = self.parameters.list().iter().position(|own| own.var.as_tensor().id() == tensor.id());
+        for (tensor, mut gradient) in learnt {
+            let own = || self.parameters.list().iter().position(|own| own.var.as_tensor().id() == tensor.id());
+            let place = match self.transposed.get(&tensor.id()) {
+                Some((place, factor)) => {
+                    gradient = gradient.t()?.contiguous()?;
+                    if *factor != 1.0 {
+                        gradient = (gradient * *factor)?;
+                    }
+                    Some(*place)
+                }
+                None => own(),
+            };
             if let Some(sum) = place.and_then(|place| self.sums.get_mut(place)) {
                 *sum = Some(match sum.take() {
                     None => gradient,
@@ -268,8 +278,11 @@ impl Learner {
     /// # Errors
     /// As [`Self::step`].
     pub fn gradients(&self, batches: &[MicroBatch], step: u64, slices: &dyn Slices) -> Result<Gradients, TrainError> {
-        let mut sums = Sums { parameters: &self.parameters, sums: vec![None; self.parameters.list().len()] };
-        let adapter = Arc::new(Adapter::unnamed(slices.run(|| self.changes())?));
+        let changes = slices.run(|| self.changes())?;
+        let transposed = self.parameters.transposed(&changes);
+        let sums = vec![None; self.parameters.list().len()];
+        let mut sums = Sums { parameters: &self.parameters, transposed, sums };
+        let adapter = Arc::new(Adapter::unnamed(changes));
         let total: usize = batches.iter().map(|batch| self.counted(batch)).sum();
         let (mut micro_losses, mut rows, mut loss) = (Vec::new(), Vec::new(), 0.0);
         for (i, batch) in batches.iter().enumerate() {
@@ -292,7 +305,7 @@ impl Learner {
             rows.extend(losses);
         }
         let mut tensors = Vec::with_capacity(sums.sums.len());
-        let mut squares = 0.0;
+        let mut sum_of_squares = 0.0;
         for part in parts(self.parameters.list()) {
             slices.run(|| {
                 let list = &self.parameters.list()[part.clone()];
@@ -304,16 +317,16 @@ impl Learner {
                     let Some(gradient) = sum.take() else { return fault(parameter, "missing") };
                     tensors.push(gradient.contiguous()?);
                 }
-                for (square, parameter) in squares_of(&tensors[first..])?.into_iter().zip(list) {
+                for (square, parameter) in squares(&tensors[first..])?.into_iter().zip(list) {
                     if !square.is_finite() {
                         return fault(parameter, "not finite");
                     }
-                    squares += f64::from(square);
+                    sum_of_squares += f64::from(square);
                 }
                 Ok(())
             })?;
         }
-        let grad_norm = squares.sqrt();
+        let grad_norm = sum_of_squares.sqrt();
         let clip = self.settings.max_grad_norm;
         // torch `clip_grad_norm_`.
         let clip_factor = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -465,15 +478,6 @@ impl Learner {
 /// than another; on a GPU, which few rows keep waiting, more.
 pub(super) fn logit_rows(device: &Device) -> usize {
     if device.is_cpu() { 64 } else { 1024 }
-}
-
-/// Returns the sum of squares of each tensor.
-fn squares_of(tensors: &[Tensor]) -> candle_core::Result<Vec<f32>> {
-    #[cfg(feature = "cuda")]
-    if let Some(gpu) = tensors.first().and_then(|first| cuda::Gpu::of(first.device())) {
-        return cuda::squares(&gpu, tensors);
-    }
-    tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>()).collect()
 }
 
 /// Divides parameters into runs of about [`VALUES`] values; on a GPU, which does all at once, into one.

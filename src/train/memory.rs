@@ -6,13 +6,13 @@
 //! Units: bytes.
 
 use candle_core::Device;
-#[cfg(feature = "cuda")]
-use crate::ops::cuda::Gpu;
 use sysinfo::{MemoryRefreshKind, System};
 
 use super::learner::logit_rows;
 use super::{Method, Settings, trained_bytes};
 use crate::lora::{Base, SiteKind};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::Gpu;
 
 /// Bytes of an f32.
 const F32: u64 = 4;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::parameters::Parameter;
 #[cfg(feature = "cuda")]
-use crate::ops::cuda::{Gpu, Trained, Update, adamw};
+use crate::ops::cuda::{self, Gpu, Trained, Update, adamw};
 
 /// Values that one thread changes at a time.
 const CHUNK: usize = 1 << 14;
@@ -134,6 +134,18 @@ impl AdamW {
         }
         adamw(gpu, &trained, update)
     }
+}
+
+/// Returns the sum of squares of each tensor.
+///
+/// # Errors
+/// When the device fails.
+pub(super) fn squares(tensors: &[Tensor]) -> Result<Vec<f32>> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = tensors.first().and_then(|first| Gpu::of(first.device())) {
+        return cuda::squares(&gpu, tensors);
+    }
+    tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>()).collect()
 }
 
 /// moment ← β·moment + (1-β)·(factor·g), or its square.

@@ -49,10 +49,11 @@ impl LowRank {
         let for_inner = gpu.tensor((rows, rank), x.dtype())?;
         gpu.product(gradient, &self.b, 0.0, &for_inner)?;
         gpu.gemm([(&for_inner, false), (&self.a, false)], (rows, input, rank), 1.0, for_x)?;
-        let (for_a, for_b) = (gpu.tensor((rank, input), DType::F32)?, gpu.tensor((rank, output), DType::F32)?);
+        // As PEFT stores them: what is learnt are their transposes.
+        let (for_a, for_b) = (gpu.tensor((rank, input), DType::F32)?, gpu.tensor((output, rank), DType::F32)?);
         gpu.gemm([(&for_inner, true), (x, false)], (rank, input, rows), 0.0, &for_a)?;
-        gpu.gemm([(inner, true), (gradient, false)], (rank, output, rows), 0.0, &for_b)?;
-        Ok([for_a.t()?, for_b])
+        gpu.gemm([(gradient, true), (inner, false)], (output, rank, rows), 0.0, &for_b)?;
+        Ok([for_a.t()?, for_b.t()?])
     }
 }
 
