@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor, TensorId, Var};
 use super::losses::{by_row, right, set};
 use super::optimizer::{AdamW, Constants, squares};
 use super::parameters::{Parameter, Parameters};
+use super::sums::Sums;
 use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
@@ -84,62 +85,6 @@ enum Way<'a> {
     Graph(Tensor),
     /// By the block itself.
     Own(Backward<'a>),
-}
-
-/// Sums of gradients.
-struct Sums<'a> {
-    parameters: &'a Parameters,
-    /// Of what layers learn: transposes of parameters times a factor.
-    transposed: HashMap<TensorId, (usize, f64)>,
-    sums: Vec<Option<Tensor>>,
-}
-
-impl Sums<'_> {
-    fn take(&mut self, mut found: GradStore) -> Result<GradStore, TrainError> {
-        for (sum, parameter) in self.sums.iter_mut().zip(self.parameters.list()) {
-            let Some(gradient) = found.remove(parameter.var.as_tensor()) else { continue };
-            let gradient = gradient.to_dtype(DType::F32)?.contiguous()?.detach();
-            *sum = Some(match sum.take() {
-                None => gradient,
-                Some(sum) => (sum + gradient)?,
-            });
-        }
-        Ok(found)
-    }
-
-    /// Adds gradients of tensors that are parameters, or were made of some.
-    fn add(&mut self, learnt: Vec<Learnt>) -> Result<(), TrainError> {
-        let mut start: Option<Tensor> = None;
-        for (tensor, mut gradient) in learnt {
-            let own = || self.parameters.list().iter().position(|own| own.var.as_tensor().id() == tensor.id());
-            let place = match self.transposed.get(&tensor.id()) {
-                Some((place, factor)) => {
-                    gradient = gradient.t()?.contiguous()?;
-                    if *factor != 1.0 {
-                        gradient = (gradient * *factor)?;
-                    }
-                    Some(*place)
-                }
-                None => own(),
-            };
-            if let Some(sum) = place.and_then(|place| self.sums.get_mut(place)) {
-                *sum = Some(match sum.take() {
-                    None => gradient,
-                    Some(sum) => (sum + gradient)?,
-                });
-                continue;
-            }
-            let seeded = seed(&tensor, gradient)?;
-            start = Some(match start {
-                None => seeded,
-                Some(sum) => (sum + seeded)?,
-            });
-        }
-        match start {
-            None => Ok(()),
-            Some(start) => self.take(start.backward()?).map(drop),
-        }
-    }
 }
 
 /// What one pass is computed with.
@@ -279,9 +224,7 @@ impl Learner {
     /// As [`Self::step`].
     pub fn gradients(&self, batches: &[MicroBatch], step: u64, slices: &dyn Slices) -> Result<Gradients, TrainError> {
         let changes = slices.run(|| self.changes())?;
-        let transposed = self.parameters.transposed(&changes);
-        let sums = vec![None; self.parameters.list().len()];
-        let mut sums = Sums { parameters: &self.parameters, transposed, sums };
+        let mut sums = Sums::new(&self.parameters, &changes);
         let adapter = Arc::new(Adapter::unnamed(changes));
         let total: usize = batches.iter().map(|batch| self.counted(batch)).sum();
         let (mut micro_losses, mut rows, mut loss) = (Vec::new(), Vec::new(), 0.0);

@@ -12,10 +12,8 @@ use crate::ops::explicit::explicit;
 
 /// Rows of queries or of keys that a block takes (`flash.cuh`).
 const ROWS: usize = 64;
-/// Rows of keys that a step of the forward takes.
-const SEEN: usize = 64;
-/// Rows that a step of the backward takes.
-const SEEN_BACK: usize = 32;
+/// Rows of the four tiles that a step fills or works on.
+const SEEN: usize = 4 * 32;
 const THREADS: u32 = 128;
 /// Bytes between two rows of a tile beside their numbers.
 const PAD: usize = 16;
@@ -134,7 +132,7 @@ pub fn attend_whole(
     arguments.extend(whole.arguments(&sizes));
     arguments.extend([out, log_sums].map(Argument::Tensor));
     let grid = (whole.longest.div_ceil(ROWS), sizes.heads, sizes.sequences);
-    sizes.launch(gpu, "attend", q.dtype(), (grid, ROWS + 2 * SEEN), &arguments)
+    sizes.launch(gpu, "attend", q.dtype(), (grid, ROWS + SEEN), &arguments)
 }
 
 /// Writes the gradients of queries, keys and values; `out` and `log_sums` are those of the forward, `gradient` is that of
@@ -165,7 +163,7 @@ pub fn attend_whole_backward(
     let mut arguments = [q, k, v].map(Argument::Tensor).to_vec();
     arguments.extend([gradient, Argument::Tensor(log_sums), Argument::Tensor(&deltas)]);
     arguments.extend(whole.arguments(&sizes));
-    let (tiles, held) = (whole.longest.div_ceil(ROWS), 2 * ROWS + 2 * SEEN_BACK);
+    let (tiles, held) = (whole.longest.div_ceil(ROWS), 2 * ROWS + SEEN);
     let with = |outs: &[&Tensor]| {
         let outs: Vec<_> = outs.iter().map(|out| Argument::Tensor(out)).collect();
         outs

@@ -11,9 +11,8 @@
 
 constexpr int ROWS = 64;
 constexpr int THREADS = 128;
-// Keys or queries that a step takes: of the forward, and of the backward, which holds more besides.
-constexpr int SEEN = 64;
-constexpr int SEEN_BACK = 32;
+// Keys or queries that a step takes. There are two tiles of each: one is filled while the other is worked on.
+constexpr int SEEN = 32;
 
 // What all kernels know of the sequences.
 struct Shape {
@@ -54,7 +53,8 @@ template <typename T, int D>
 __device__ __forceinline__ void attend(
     const T *q, const T *k, const T *v, const Shape shape, T *out, float *log_sums) {
     DYNAMIC_SHARED(T, queries);
-    T *keys = queries + ROWS * STRIDE<T, D>, *values = keys + SEEN * STRIDE<T, D>;
+    constexpr int TILE = SEEN * STRIDE<T, D>;
+    T *keys = queries + ROWS * STRIDE<T, D>, *values = keys + 2 * TILE;
     Span span = span_of(shape);
     unsigned first = (gridDim.x - 1 - blockIdx.x) * ROWS, head = blockIdx.y;
     if (first >= span.length) return;
@@ -65,15 +65,21 @@ __device__ __forceinline__ void attend(
     size_t kv_at = span.start * kv_step + head / (shape.heads / shape.kv_heads) * D;
 
     float mixed[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    auto fetch = [&](unsigned key) {
+        unsigned tile = key / SEEN % 2 * TILE;
+        load<T, D, SEEN>(keys + tile, k + kv_at, key, span.length, kv_step);
+        load<T, D, SEEN>(values + tile, v + kv_at, key, span.length, kv_step);
+    };
+    unsigned begin = first_seen(first, shape.window, SEEN), end = min(first + ROWS, span.length);
     load<T, D, ROWS>(queries, q + at, first, span.length, step);
-    unsigned end = min(first + ROWS, span.length);
-    for (unsigned key = first_seen(first, shape.window, SEEN); key < end; key += SEEN) {
+    fetch(begin);
+    for (unsigned key = begin; key < end; key += SEEN) {
+        unsigned tile = key / SEEN % 2 * TILE;
+        arrived();
         __syncthreads();
-        load<T, D, SEEN>(keys, k + kv_at, key, span.length, kv_step);
-        load<T, D, SEEN>(values, v + kv_at, key, span.length, kv_step);
-        __syncthreads();
+        if (key + SEEN < end) fetch(key + SEEN);
         float shares[SEEN / 8][4];
-        scores<D, SEEN>(shares, queries + own * STRIDE<T, D>, keys);
+        scores<D, SEEN>(shares, queries + own * STRIDE<T, D>, keys + tile);
         bool all = all_see(first, ROWS, key, SEEN, shape.window);
 #pragma unroll
         for (int row = 0; row < 2; row++) {
@@ -109,7 +115,7 @@ __device__ __forceinline__ void attend(
                 mixed[j][2 * row + 1] *= keep;
             }
         }
-        mix<D, SEEN>(mixed, shares, values);
+        mix<D, SEEN>(mixed, shares, values + tile);
     }
     float factor[2];
 #pragma unroll
@@ -144,8 +150,8 @@ __device__ __forceinline__ void queries_back(
     const T *q, const T *k, const T *v, const T *gradient, const float *log_sums, const float *deltas,
     const Shape shape, T *for_q) {
     DYNAMIC_SHARED(T, queries);
-    T *gradients = queries + ROWS * STRIDE<T, D>, *keys = gradients + ROWS * STRIDE<T, D>;
-    T *values = keys + SEEN_BACK * STRIDE<T, D>;
+    constexpr int TILE = SEEN * STRIDE<T, D>;
+    T *gradients = queries + ROWS * STRIDE<T, D>, *keys = gradients + ROWS * STRIDE<T, D>, *values = keys + 2 * TILE;
     Span span = span_of(shape);
     unsigned first = (gridDim.x - 1 - blockIdx.x) * ROWS, head = blockIdx.y;
     if (first >= span.length) return;
@@ -162,20 +168,26 @@ __device__ __forceinline__ void queries_back(
         log_sum[row] = log_sums[size_t(head) * shape.tokens + span.start + query];
         delta[row] = deltas[size_t(head) * shape.tokens + span.start + query];
     }
+    auto fetch = [&](unsigned key) {
+        unsigned tile = key / SEEN % 2 * TILE;
+        load<T, D, SEEN>(keys + tile, k + kv_at, key, span.length, kv_step);
+        load<T, D, SEEN>(values + tile, v + kv_at, key, span.length, kv_step);
+    };
+    unsigned begin = first_seen(first, shape.window, SEEN), end = min(first + ROWS, span.length);
     load<T, D, ROWS>(queries, q + at, first, span.length, step);
     load<T, D, ROWS>(gradients, gradient + at, first, span.length, step);
-    unsigned end = min(first + ROWS, span.length);
-    for (unsigned key = first_seen(first, shape.window, SEEN_BACK); key < end; key += SEEN_BACK) {
+    fetch(begin);
+    for (unsigned key = begin; key < end; key += SEEN) {
+        unsigned tile = key / SEEN % 2 * TILE;
+        arrived();
         __syncthreads();
-        load<T, D, SEEN_BACK>(keys, k + kv_at, key, span.length, kv_step);
-        load<T, D, SEEN_BACK>(values, v + kv_at, key, span.length, kv_step);
-        __syncthreads();
-        float shares[SEEN_BACK / 8][4], slopes[SEEN_BACK / 8][4];
-        scores<D, SEEN_BACK>(shares, queries + own * STRIDE<T, D>, keys);
-        scores<D, SEEN_BACK>(slopes, gradients + own * STRIDE<T, D>, values);
-        bool all = all_see(first, ROWS, key, SEEN_BACK, shape.window);
+        if (key + SEEN < end) fetch(key + SEEN);
+        float shares[SEEN / 8][4], slopes[SEEN / 8][4];
+        scores<D, SEEN>(shares, queries + own * STRIDE<T, D>, keys + tile);
+        scores<D, SEEN>(slopes, gradients + own * STRIDE<T, D>, values + tile);
+        bool all = all_see(first, ROWS, key, SEEN, shape.window);
 #pragma unroll
-        for (int j = 0; j < SEEN_BACK / 8; j++)
+        for (int j = 0; j < SEEN / 8; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 unsigned query = first + own + g + i / 2 * 8;
@@ -183,7 +195,7 @@ __device__ __forceinline__ void queries_back(
                 float share = seen ? power<T>(shares[j][i] * shape.scale - log_sum[i / 2]) : 0.0f;
                 slopes[j][i] = share * (slopes[j][i] - delta[i / 2]);
             }
-        mix<D, SEEN_BACK>(sum, slopes, keys);
+        mix<D, SEEN>(sum, slopes, keys + tile);
     }
     float factor[2] = {shape.scale, shape.scale};
     write<T, D>(for_q + at, sum, factor, first + own, span.length, step);
@@ -197,9 +209,9 @@ __device__ __forceinline__ void keys_back(
     const T *q, const T *k, const T *v, const T *gradient, const float *log_sums, const float *deltas,
     const Shape shape, T *for_k, T *for_v) {
     DYNAMIC_SHARED(T, keys);
-    T *values = keys + ROWS * STRIDE<T, D>, *queries = values + ROWS * STRIDE<T, D>;
-    T *gradients = queries + SEEN_BACK * STRIDE<T, D>;
-    __shared__ float log_sum[SEEN_BACK], delta[SEEN_BACK];
+    constexpr int TILE = SEEN * STRIDE<T, D>;
+    T *values = keys + ROWS * STRIDE<T, D>, *queries = values + ROWS * STRIDE<T, D>, *gradients = queries + 2 * TILE;
+    __shared__ float log_sum[2][SEEN], delta[2][SEEN];
     Span span = span_of(shape);
     unsigned first = blockIdx.x * ROWS, kv_head = blockIdx.y, group = shape.heads / shape.kv_heads;
     if (first >= span.length) return;
@@ -209,47 +221,53 @@ __device__ __forceinline__ void keys_back(
     size_t kv_at = span.start * kv_step + kv_head * D;
 
     float key_sum[D / 8][4] = {}, value_sum[D / 8][4] = {};
-    load<T, D, ROWS>(keys, k + kv_at, first, span.length, kv_step);
-    load<T, D, ROWS>(values, v + kv_at, first, span.length, kv_step);
     // Behind the last query that sees the last key.
     unsigned end = span.length - first > ROWS && span.length - first - ROWS >= shape.window
         ? first + ROWS + shape.window - 1
         : span.length;
-    for (unsigned head = kv_head * group; head < (kv_head + 1) * group; head++) {
+    unsigned steps = (end - first + SEEN - 1) / SEEN;
+    // A step is one of a head of the group.
+    auto fetch = [&](unsigned i) {
+        unsigned head = kv_head * group + i / steps, query = first + i % steps * SEEN, tile = i % 2 * TILE;
         size_t at = span.start * step + head * D;
-        for (unsigned query = first; query < end; query += SEEN_BACK) {
-            __syncthreads();
-            load<T, D, SEEN_BACK>(queries, q + at, query, span.length, step);
-            load<T, D, SEEN_BACK>(gradients, gradient + at, query, span.length, step);
-            if (threadIdx.x < SEEN_BACK) {
-                unsigned read = min(query + threadIdx.x, span.length - 1);
-                log_sum[threadIdx.x] = log_sums[size_t(head) * shape.tokens + span.start + read];
-                delta[threadIdx.x] = deltas[size_t(head) * shape.tokens + span.start + read];
-            }
-            __syncthreads();
-            // Turned: rows are keys, columns queries.
-            float shares[SEEN_BACK / 8][4], slopes[SEEN_BACK / 8][4];
-            scores<D, SEEN_BACK>(shares, keys + own * STRIDE<T, D>, queries);
-            bool all = query + SEEN_BACK <= span.length && all_see(query, SEEN_BACK, first, ROWS, shape.window);
-#pragma unroll
-            for (int j = 0; j < SEEN_BACK / 8; j++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int column = 8 * j + 2 * t + i % 2;
-                    unsigned key = first + own + g + i / 2 * 8;
-                    bool seen = all
-                        || (query + column < span.length && sees(query + column, key, shape.window));
-                    shares[j][i] = seen ? power<T>(shares[j][i] * shape.scale - log_sum[column]) : 0.0f;
-                }
-            mix<D, SEEN_BACK>(value_sum, shares, gradients);
-            scores<D, SEEN_BACK>(slopes, values + own * STRIDE<T, D>, gradients);
-#pragma unroll
-            for (int j = 0; j < SEEN_BACK / 8; j++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    slopes[j][i] = shares[j][i] * (slopes[j][i] - delta[8 * j + 2 * t + i % 2]);
-            mix<D, SEEN_BACK>(key_sum, slopes, queries);
+        load<T, D, SEEN>(queries + tile, q + at, query, span.length, step);
+        load<T, D, SEEN>(gradients + tile, gradient + at, query, span.length, step);
+        if (threadIdx.x < SEEN) {
+            unsigned read = min(query + threadIdx.x, span.length - 1);
+            size_t from = size_t(head) * shape.tokens + span.start + read;
+            copy<4>(&log_sum[i % 2][threadIdx.x], log_sums + from, true);
+            copy<4>(&delta[i % 2][threadIdx.x], deltas + from, true);
         }
+    };
+    load<T, D, ROWS>(keys, k + kv_at, first, span.length, kv_step);
+    load<T, D, ROWS>(values, v + kv_at, first, span.length, kv_step);
+    fetch(0);
+    for (unsigned i = 0; i < group * steps; i++) {
+        unsigned query = first + i % steps * SEEN, tile = i % 2 * TILE;
+        arrived();
+        __syncthreads();
+        if (i + 1 < group * steps) fetch(i + 1);
+        // Turned: rows are keys, columns queries.
+        float shares[SEEN / 8][4], slopes[SEEN / 8][4];
+        scores<D, SEEN>(shares, keys + own * STRIDE<T, D>, queries + tile);
+        bool all = query + SEEN <= span.length && all_see(query, SEEN, first, ROWS, shape.window);
+#pragma unroll
+        for (int j = 0; j < SEEN / 8; j++)
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                int column = 8 * j + 2 * t + n % 2;
+                unsigned key = first + own + g + n / 2 * 8;
+                bool seen = all || (query + column < span.length && sees(query + column, key, shape.window));
+                shares[j][n] = seen ? power<T>(shares[j][n] * shape.scale - log_sum[i % 2][column]) : 0.0f;
+            }
+        mix<D, SEEN>(value_sum, shares, gradients + tile);
+        scores<D, SEEN>(slopes, values + own * STRIDE<T, D>, gradients + tile);
+#pragma unroll
+        for (int j = 0; j < SEEN / 8; j++)
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+                slopes[j][n] = shares[j][n] * (slopes[j][n] - delta[i % 2][8 * j + 2 * t + n % 2]);
+        mix<D, SEEN>(key_sum, slopes, queries + tile);
     }
     float factor[2] = {shape.scale, shape.scale}, one[2] = {1, 1};
     write<T, D>(for_k + kv_at, key_sum, factor, first + own, span.length, kv_step);

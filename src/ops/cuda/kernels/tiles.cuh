@@ -64,16 +64,36 @@ __device__ __forceinline__ void read_turned(uint32_t (&out)[2][2], const __nv_bf
 #endif
 }
 
-// Copies `COUNT` rows of D numbers to a tile by all threads of the block; rows from `end` on become zeros. Row i of the
-// source begins at i · step.
+// Begins to copy 16 bytes or 4 to shared memory, or zeros where nothing is there. They are there for the thread that asked
+// behind `arrived`, and for the others behind a barrier after that.
+template <int BYTES> __device__ __forceinline__ void copy(void *to, const void *from, bool there) {
+#ifdef __CUDACC__
+    unsigned at = __cvta_generic_to_shared(to), bytes = there ? BYTES : 0;
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+#else
+    for (int i = 0; i < BYTES / 4; i++)
+        static_cast<uint32_t *>(to)[i] = there ? static_cast<const uint32_t *>(from)[i] : 0;
+#endif
+}
+
+__device__ __forceinline__ void arrived() {
+#ifdef __CUDACC__
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Begins to copy `COUNT` rows of D numbers to a tile by all threads of the block; rows from `end` on become zeros. Row i of
+// the source begins at i · step.
 template <typename T, int D, int COUNT>
 __device__ __forceinline__ void load(T *tile, const T *from, unsigned first, unsigned end, size_t step) {
     constexpr int PIECES = D / PAD<T>;
     for (int i = threadIdx.x; i < COUNT * PIECES; i += blockDim.x) {
         int row = i / PIECES, column = i % PIECES * PAD<T>;
-        uint4 data = make_uint4(0, 0, 0, 0);
-        if (first + row < end) data = *reinterpret_cast<const uint4 *>(from + (first + row) * step + column);
-        *reinterpret_cast<uint4 *>(tile + row * STRIDE<T, D> + column) = data;
+        bool there = first + row < end;
+        copy<16>(tile + row * STRIDE<T, D> + column, from + (there ? first + row : 0) * step + column, there);
     }
 }
 
