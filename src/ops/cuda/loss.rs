@@ -21,8 +21,8 @@ pub enum Targets<'a> {
     Each(&'a Tensor),
 }
 
-/// Writes the loss of each row to `losses` and the gradient of Σ weight·loss to `gradient`, which may be `logits`: with one
-/// class `-log softmax(logits)[target]`, else the mean of the binary cross-entropies.
+/// Writes the loss of each row to `losses`, and to `gradient`, if there is one, that of Σ weight·loss; it may be `logits`.
+/// With one class the loss is `-log softmax(logits)[target]`, else the mean of the binary cross-entropies.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
@@ -31,7 +31,7 @@ pub fn cross_entropy(
     logits: &Tensor,
     targets: Targets<'_>,
     weight: f32,
-    [losses, gradient]: [&Tensor; 2],
+    (losses, gradient): (&Tensor, Option<&Tensor>),
 ) -> Result<()> {
     let (rows, classes) = logits.dims2()?;
     let (kernel, target, count, dtype) = match targets {
@@ -41,8 +41,9 @@ pub fn cross_entropy(
     if target.elem_count() != count || target.dtype() != dtype || losses.dims() != [rows] {
         bail!("targets {:?} and losses {:?} for logits {:?}", target.shape(), losses.shape(), logits.shape());
     }
-    if gradient.dims() != logits.dims() || gradient.dtype() != logits.dtype() || losses.dtype() != DType::F32 {
-        bail!("a gradient {:?} of logits {:?}", gradient.shape(), logits.shape());
+    let fits = |gradient: &Tensor| gradient.dims() == logits.dims() && gradient.dtype() == logits.dtype();
+    if !gradient.is_none_or(fits) || losses.dtype() != DType::F32 {
+        bail!("losses {:?} and a gradient {:?} of logits {:?}", losses, gradient, logits.shape());
     }
     if rows == 0 {
         return Ok(());
@@ -54,7 +55,8 @@ pub fn cross_entropy(
         block: (THREADS, 1, 1),
         shared: 0,
     };
-    let [logits, target, losses, gradient] = [logits, target, losses, gradient].map(Argument::Tensor);
+    let [logits, target, losses] = [logits, target, losses].map(Argument::Tensor);
+    let gradient = gradient.map_or(Argument::Nothing, Argument::Tensor);
     gpu.launch(launch, &[logits, target, losses, gradient, Argument::U32(classes as u32), Argument::F32(weight)])
 }
 
@@ -75,11 +77,11 @@ pub(in crate::ops) fn losses_of(
     match targets {
         Targets::Class(targets) => {
             let targets = targets.to_device(&device)?;
-            cross_entropy(gpu, &logits, Targets::Class(&targets), weight, [&losses, &gradient])?;
+            cross_entropy(gpu, &logits, Targets::Class(&targets), weight, (&losses, Some(&gradient)))?;
         }
         Targets::Each(targets) => {
             let targets = targets.to_device(&device)?;
-            cross_entropy(gpu, &logits, Targets::Each(&targets), weight, [&losses, &gradient])?;
+            cross_entropy(gpu, &logits, Targets::Each(&targets), weight, (&losses, Some(&gradient)))?;
         }
     }
     Ok((losses.to_vec1::<f32>()?.into_iter().map(f64::from).collect(), gradient))

@@ -1,7 +1,7 @@
 // Losses with the gradients that they hand back to the logits.
 //
-// logits and gradient are [rows, classes] of one format and may be the same memory; losses are f32 [rows]. One block a
-// row; sums are f32.
+// logits and gradient are [rows, classes] of one format and may be the same memory; a gradient may be missing. losses are
+// f32 [rows]. One block a row; sums are f32.
 
 #include "common.cuh"
 
@@ -21,7 +21,6 @@ template <typename T>
 __device__ void cross_entropy(
     const T *logits, const unsigned *targets, float *losses, T *gradient, unsigned classes, float weight) {
     logits += size_t(blockIdx.x) * classes;
-    gradient += size_t(blockIdx.x) * classes;
     unsigned target = targets[blockIdx.x];
     float at_target = to_float(logits[target]);
     float top = -INFINITY, sum = 0;
@@ -36,10 +35,13 @@ __device__ void cross_entropy(
     }
     float highest = largest(top);
     sum = block_sum(top == -INFINITY ? sum : sum * expf(top - highest));
-    float factor = weight / sum;
-    for (unsigned i = threadIdx.x; i < classes; i += blockDim.x) {
-        float share = expf(to_float(logits[i]) - highest) * factor;
-        gradient[i] = from_float<T>(i == target ? share - weight : share);
+    if (gradient) {
+        gradient += size_t(blockIdx.x) * classes;
+        float factor = weight / sum;
+        for (unsigned i = threadIdx.x; i < classes; i += blockDim.x) {
+            float share = expf(to_float(logits[i]) - highest) * factor;
+            gradient[i] = from_float<T>(i == target ? share - weight : share);
+        }
     }
     if (threadIdx.x == 0) losses[blockIdx.x] = highest - at_target + logf(sum);
 }
@@ -53,7 +55,7 @@ __device__ void binary_cross_entropy(
     for (unsigned i = threadIdx.x; i < classes; i += blockDim.x) {
         float x = to_float(logits[at + i]), target = targets[at + i];
         sum += fmaxf(x, 0.0f) - x * target + log1pf(expf(-fabsf(x)));
-        gradient[at + i] = from_float<T>((1.0f / (1.0f + expf(-x)) - target) * weight / classes);
+        if (gradient) gradient[at + i] = from_float<T>((1.0f / (1.0f + expf(-x)) - target) * weight / classes);
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) losses[blockIdx.x] = sum / classes;
