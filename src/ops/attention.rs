@@ -27,7 +27,7 @@ pub fn attend_all(
     v: &Tensor,
 ) -> Result<Option<Tensor>> {
     #[cfg(feature = "cuda")]
-    if let Some(mixed) = super::cuda::attend_all(lengths, window, q, k, v)? {
+    if let Some(mixed) = super::cuda::attend_all(lengths, super::cuda::Sight::Before(window), q, k, v)? {
         return Ok(Some(mixed));
     }
     let inputs = [q.detach(), k.detach(), v.detach()];

@@ -12,7 +12,7 @@ use crate::lora::LoraBatch;
 use crate::model::layers::learning;
 use crate::model::{Computed, ModelError, Sequences};
 use crate::ops::cuda::{
-    Gpu, Whole, attend_whole, attend_whole_backward, has_kernels, rope, silu_mul, silu_mul_backward,
+    Gpu, Sight, Whole, attend_whole, attend_whole_backward, has_kernels, rope, silu_mul, silu_mul_backward,
 };
 use crate::ops::learning::{Layer, Learnt, Norm};
 
@@ -64,7 +64,7 @@ impl Llama {
         let Some(layers) = learning(projections, lora, rows)? else { return Ok(None) };
         let lengths: Vec<usize> = layout.spans.iter().map(|span| span.rows.len()).collect();
         let learning = Learning {
-            whole: Whole::new(&gpu, &lengths, config.sliding_window)?,
+            whole: Whole::new(&gpu, &lengths, Sight::Before(config.sliding_window))?,
             gpu,
             heads: (config.heads, config.kv_heads, config.head_dim),
             angles: [&layout.angles.cos, &layout.angles.sin],
@@ -87,13 +87,13 @@ impl Learning<'_> {
     /// Returns heads turned by the angles of their rows, or turned back.
     fn turn(&self, x: &Tensor, back: bool) -> Result<Tensor> {
         let x = x.reshape((x.dim(0)?, (), self.heads.2))?;
-        let out = self.gpu.tensor(x.shape(), x.dtype())?;
+        let [out] = self.gpu.alike([&x])?;
         rope(&self.gpu, &x, self.angles, back, &out)?;
         Ok(out)
     }
 
     fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let out = self.gpu.tensor(gate.shape(), gate.dtype())?;
+        let [out] = self.gpu.alike([gate])?;
         silu_mul(&self.gpu, gate, up, &out)?;
         Ok(out)
     }
@@ -127,7 +127,7 @@ impl Learning<'_> {
             self.layers[layer].backward_on(gpu, (x, inner), (gradient, beside), learnt)
         };
         let for_gated = backward(6, &self.gated(gate, up)?, gradient, None)?;
-        let [for_gate, for_up] = [gpu.tensor(gate.shape(), gate.dtype())?, gpu.tensor(up.shape(), up.dtype())?];
+        let [for_gate, for_up] = gpu.alike([gate, up])?;
         silu_mul_backward(gpu, gate, up, &for_gated, [&for_gate, &for_up])?;
         let normed = self.norms[1].forward_on(gpu, middle)?;
         let for_normed = backward(4, &normed, &for_gate, None)?;
@@ -139,12 +139,7 @@ impl Learning<'_> {
             self.layers[layer].backward_on(gpu, (x, inner), (gradient, beside), learnt)
         };
         let for_mixed = backward(3, mixed, &for_middle, None)?;
-        let [q, k, v] = seen;
-        let outs = [
-            gpu.tensor(q.shape(), q.dtype())?,
-            gpu.tensor(k.shape(), k.dtype())?,
-            gpu.tensor(v.shape(), v.dtype())?,
-        ];
+        let outs = gpu.alike(seen.each_ref())?;
         let known = (mixed, &kept.log_sums, &for_mixed);
         attend_whole_backward(gpu, seen.each_ref(), &self.whole, known, outs.each_ref())?;
         let [for_query, for_key, for_value] = &outs;

@@ -8,6 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::device::{Argument, Gpu, Launch};
 use super::norm::named;
 use super::ptx;
+use crate::ops::cpu::Groups;
 use crate::ops::explicit::explicit;
 
 /// Rows of queries or of keys that a block takes (`flash.cuh`).
@@ -20,6 +21,15 @@ const PAD: usize = 16;
 /// Heads that a block of the deltas takes.
 const DELTA_HEADS: usize = 4;
 
+/// What a token sees of its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// All of it.
+    All,
+    /// Itself and what lies before it; with a window up to window-1 tokens of that.
+    Before(Option<usize>),
+}
+
 /// Sequences packed behind each other.
 #[derive(Debug, Clone)]
 pub struct Whole {
@@ -27,8 +37,8 @@ pub struct Whole {
     pub starts: Tensor,
     /// Tokens of the longest.
     pub longest: usize,
-    /// Tokens that a token sees, with itself.
-    pub window: Option<usize>,
+    /// What their tokens see.
+    pub sight: Sight,
 }
 
 /// Sizes of what comes.
@@ -45,7 +55,7 @@ impl Whole {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn new(gpu: &Gpu, lengths: &[usize], window: Option<usize>) -> Result<Self> {
+    pub fn new(gpu: &Gpu, lengths: &[usize], sight: Sight) -> Result<Self> {
         let mut starts = vec![0];
         let mut end = 0;
         for length in lengths {
@@ -53,7 +63,7 @@ impl Whole {
             starts.push(end);
         }
         let starts = Tensor::new(starts, &gpu.device())?;
-        Ok(Self { starts, longest: lengths.iter().copied().max().unwrap_or(0), window })
+        Ok(Self { starts, longest: lengths.iter().copied().max().unwrap_or(0), sight })
     }
 
     fn sizes(&self, [q, k, v]: [&Tensor; 3]) -> Result<Sizes> {
@@ -75,7 +85,11 @@ impl Whole {
     fn arguments(&self, sizes: &Sizes) -> [Argument<'_>; 6] {
         let [tokens, heads, kv_heads] =
             [sizes.tokens, sizes.heads, sizes.kv_heads].map(|count| Argument::U32(count as u32));
-        let window = self.window.map_or(u32::MAX, |window| window as u32);
+        // A window of 0 would see nothing: it means all.
+        let window = match self.sight {
+            Sight::All => 0,
+            Sight::Before(window) => window.map_or(u32::MAX, |window| window.max(1) as u32),
+        };
         let scale = (1.0 / (sizes.head_dim as f64).sqrt()) as f32;
         [Argument::Tensor(&self.starts), tokens, heads, kv_heads, Argument::U32(window), Argument::F32(scale)]
     }
@@ -111,8 +125,6 @@ pub fn has_kernels(head_dim: usize) -> bool {
 
 /// Writes softmax(q·kᵀ/√head_dim)·v of each sequence to `out`, and to `log_sums`, f32 `[heads, tokens]`, what the backward
 /// needs.
-///
-/// Each token sees itself and, with a window, up to window-1 before it.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
@@ -188,7 +200,7 @@ fn check_sums(log_sums: &Tensor, sizes: &Sizes) -> Result<()> {
 /// When shapes do not fit or the device fails.
 pub(in crate::ops) fn attend_all(
     lengths: &[usize],
-    window: Option<usize>,
+    sight: Sight,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -200,20 +212,33 @@ pub(in crate::ops) fn attend_all(
         return Ok(None);
     }
     let inputs = [q.detach().contiguous()?, k.detach().contiguous()?, v.detach().contiguous()?];
-    let whole = Whole::new(&gpu, lengths, window)?;
+    let whole = Whole::new(&gpu, lengths, sight)?;
     let out = gpu.tensor((tokens, heads * head_dim), q.dtype())?;
     let log_sums = gpu.tensor((heads, tokens), DType::F32)?;
     attend_whole(&gpu, inputs.each_ref(), &whole, &out, &log_sums)?;
     let mixed = out.clone();
     explicit(&[q, k, v], mixed, move |gradient| {
-        let outs = [&inputs[0], &inputs[1], &inputs[2]].map(|like| gpu.tensor(like.shape(), like.dtype()));
-        let [for_q, for_k, for_v] = outs;
-        let outs = [for_q?, for_k?, for_v?];
+        let outs = gpu.alike(inputs.each_ref())?;
         let known = (&out, &log_sums, gradient);
         attend_whole_backward(&gpu, inputs.each_ref(), &whole, known, outs.each_ref())?;
         Ok(outs.map(Some).into())
     })
     .map(Some)
+}
+
+/// Returns softmax(q·kᵀ/√dim)·v of every group in candle's graph; queries, keys, values and the result are
+/// `[groups·rows, heads·dim]`. `None` where there are no kernels for it.
+///
+/// # Errors
+/// As [`attend_all`].
+pub(in crate::ops) fn attend_groups(groups: Groups, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Option<Tensor>> {
+    let Groups { rows, heads, dim } = groups;
+    let all = q.dim(0)?;
+    if !q.device().is_cuda() || !all.is_multiple_of(rows.max(1)) {
+        return Ok(None);
+    }
+    let [q, k, v] = [q.reshape((all, heads, dim))?, k.reshape((all, heads, dim))?, v.reshape((all, heads, dim))?];
+    attend_all(&vec![rows; all / rows.max(1)], Sight::All, &q, &k, &v)
 }
 
 #[cfg(test)]
@@ -224,19 +249,18 @@ mod tests {
     use crate::ops::cuda::testing::{close, gpu, values};
 
     /// Compares results and gradients with those of the CPU.
-    fn compare(lengths: &[usize], (heads, kv_heads, head_dim): (usize, usize, usize), window: Option<usize>) {
+    fn compare(shapes: [[usize; 3]; 2], attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) {
         let gpu = gpu();
-        let tokens: usize = lengths.iter().sum();
-        let shapes = [([tokens, heads, head_dim], 1), ([tokens, kv_heads, head_dim], 2), ([tokens, kv_heads, head_dim], 3)];
-        let inputs = shapes.map(|(shape, seed)| (values(&shape, seed) * 2.0).unwrap());
-        let weights = values(&[tokens, heads * head_dim], 4);
+        let inputs = [(shapes[0], 1), (shapes[1], 2), (shapes[1], 3)]
+            .map(|(shape, seed)| (values(&shape, seed) * 2.0).unwrap());
+        let weights = values(&[shapes[0][0], shapes[0][1] * shapes[0][2]], 4);
         for dtype in [DType::F32, DType::BF16] {
             // The CPU computes with the same rounded numbers.
             let rounded = |x: &Tensor| x.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
             let run = |on: &dyn Fn(&Tensor) -> Tensor| {
                 let vars = inputs.each_ref().map(|x| Var::from_tensor(&on(&rounded(x))).unwrap());
                 let [q, k, v] = vars.each_ref().map(Var::as_tensor);
-                let mixed = crate::ops::attend_all(lengths, window, q, k, v).unwrap().unwrap();
+                let mixed = attend(q, k, v);
                 let sum = (&mixed * on(&rounded(&weights))).unwrap().sum_all().unwrap();
                 let gradients = sum.backward().unwrap();
                 let gradients = vars.each_ref().map(|var| gradients.get(var.as_tensor()).unwrap().clone());
@@ -251,21 +275,43 @@ mod tests {
         }
     }
 
+    fn of_sequences(lengths: &[usize], (heads, kv_heads, head_dim): (usize, usize, usize), window: Option<usize>) {
+        let tokens: usize = lengths.iter().sum();
+        compare([[tokens, heads, head_dim], [tokens, kv_heads, head_dim]], |q, k, v| {
+            crate::ops::attend_all(lengths, window, q, k, v).unwrap().unwrap()
+        });
+    }
+
     #[test]
     fn on_gpu_attention_of_sequences_is_that_of_the_cpu_with_its_gradients() {
-        compare(&[5, 70, 1, 64], (4, 2, 16), None);
-        compare(&[130, 3], (3, 3, 32), Some(7));
-        compare(&[33], (6, 2, 64), Some(1));
-        compare(&[100], (2, 1, 80), Some(64));
-        compare(&[65], (2, 2, 96), None);
-        compare(&[67, 20], (2, 1, 128), Some(33));
+        of_sequences(&[5, 70, 1, 64], (4, 2, 16), None);
+        of_sequences(&[130, 3], (3, 3, 32), Some(7));
+        of_sequences(&[33], (6, 2, 64), Some(1));
+        of_sequences(&[100], (2, 1, 80), Some(64));
+        of_sequences(&[65], (2, 2, 96), None);
+        of_sequences(&[67, 20], (2, 1, 128), Some(33));
+    }
+
+    #[test]
+    fn on_gpu_attention_of_groups_is_that_of_the_cpu_with_its_gradients() {
+        for (count, groups) in [
+            (3, Groups { rows: 50, heads: 2, dim: 16 }),
+            (2, Groups { rows: 197, heads: 1, dim: 64 }),
+            (4, Groups { rows: 1, heads: 2, dim: 32 }),
+        ] {
+            let shape = [count * groups.rows, groups.heads, groups.dim];
+            compare([shape; 2], |q, k, v| {
+                let [q, k, v] = [q, k, v].map(|x| x.flatten_from(1).unwrap());
+                crate::ops::attend_groups(groups, &q, &k, &v).unwrap()
+            });
+        }
     }
 
     #[test]
     fn on_gpu_other_heads_are_left_to_the_composition() {
         let q = Tensor::zeros((3, 2, 24), DType::F32, &gpu().device()).unwrap();
-        assert!(attend_all(&[3], None, &q, &q, &q).unwrap().is_none());
+        assert!(attend_all(&[3], Sight::All, &q, &q, &q).unwrap().is_none());
         let on_cpu = q.to_device(&Device::Cpu).unwrap();
-        assert!(attend_all(&[3], None, &on_cpu, &on_cpu, &on_cpu).unwrap().is_none());
+        assert!(attend_all(&[3], Sight::All, &on_cpu, &on_cpu, &on_cpu).unwrap().is_none());
     }
 }

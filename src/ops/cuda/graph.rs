@@ -24,10 +24,10 @@ fn device_of(tensors: &[&Tensor]) -> Option<Gpu> {
 pub(in crate::ops) fn gated(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>> {
     let Some(gpu) = device_of(&[gate, up]) else { return Ok(None) };
     let (g, u) = (gate.detach().contiguous()?, up.detach().contiguous()?);
-    let out = gpu.tensor(g.shape(), g.dtype())?;
+    let [out] = gpu.alike([&g])?;
     gate::silu_mul(&gpu, &g, &u, &out)?;
     explicit(&[gate, up], out, move |gradient| {
-        let (for_gate, for_up) = (gpu.tensor(g.shape(), g.dtype())?, gpu.tensor(g.shape(), g.dtype())?);
+        let [for_gate, for_up] = gpu.alike([&g, &u])?;
         gate::silu_mul_backward(&gpu, &g, &u, gradient, [&for_gate, &for_up])?;
         Ok(vec![Some(for_gate), Some(for_up)])
     })
@@ -41,10 +41,10 @@ pub(in crate::ops) fn gated(gate: &Tensor, up: &Tensor) -> Result<Option<Tensor>
 pub(in crate::ops) fn bent(x: &Tensor) -> Result<Option<Tensor>> {
     let Some(gpu) = device_of(&[x]) else { return Ok(None) };
     let input = x.detach().contiguous()?;
-    let out = gpu.tensor(input.shape(), input.dtype())?;
+    let [out] = gpu.alike([&input])?;
     gate::gelu(&gpu, &input, &out)?;
     explicit(&[x], out, move |gradient| {
-        let for_x = gpu.tensor(input.shape(), input.dtype())?;
+        let [for_x] = gpu.alike([&input])?;
         gate::gelu_backward(&gpu, &input, gradient, &for_x)?;
         Ok(vec![Some(for_x)])
     })
@@ -58,10 +58,10 @@ pub(in crate::ops) fn bent(x: &Tensor) -> Result<Option<Tensor>> {
 pub(in crate::ops) fn turned(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Option<Tensor>> {
     let Some(gpu) = device_of(&[x, cos, sin]) else { return Ok(None) };
     let angles = [cos.contiguous()?, sin.contiguous()?];
-    let out = gpu.tensor(x.shape(), x.dtype())?;
+    let [out] = gpu.alike([x])?;
     rotary::rope(&gpu, &x.detach().contiguous()?, angles.each_ref(), false, &out)?;
     explicit(&[x], out, move |gradient| {
-        let for_x = gpu.tensor(gradient.shape(), gradient.dtype())?;
+        let [for_x] = gpu.alike([gradient])?;
         rotary::rope(&gpu, gradient, angles.each_ref(), true, &for_x)?;
         Ok(vec![Some(for_x)])
     })

@@ -19,8 +19,8 @@ mod rotary;
 pub(crate) mod testing;
 
 pub use adamw::{Trained, Update, adamw, squares};
-pub(super) use attention::attend_all;
-pub use attention::{Whole, attend_whole, attend_whole_backward, has_kernels};
+pub use attention::{Sight, Whole, attend_whole, attend_whole_backward, has_kernels};
+pub(super) use attention::{attend_all, attend_groups};
 pub use device::{Gpu, Recording};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub(super) use graph::{bent, gated, turned};

@@ -1,8 +1,8 @@
 // Attention of whole sequences packed behind each other, and its gradients: nothing of size tokens² is kept.
 //
 // Queries, results and their gradients are [tokens, heads, D], keys and values [tokens, kv_heads, D]; sequence i has the
-// tokens starts[i] to starts[i + 1]. A token sees itself and up to window - 1 tokens before it. log_sums and deltas are
-// f32 [heads, tokens]. A block has four warps, each with 16 of its 64 rows; sums are f32 in a fixed order, so results
+// tokens starts[i] to starts[i + 1]. A token sees itself and up to window - 1 tokens before it; with a window of 0 all of
+// its sequence. log_sums and deltas are f32 [heads, tokens]. A block has four warps, each with 16 of its 64 rows; sums are f32 in a fixed order, so results
 // are the same every time.
 // After: Dao 2023 (arXiv 2307.08691).
 #pragma once
@@ -31,21 +31,38 @@ __device__ __forceinline__ Span span_of(const Shape &shape) {
     return {start, shape.starts[blockIdx.z + 1] - start};
 }
 
-// Whether a query sees a key, both counted from the beginning of their sequence.
-__device__ __forceinline__ bool sees(unsigned query, unsigned key, unsigned window) {
-    return key <= query && query - key < window;
-}
+// Which keys the queries of a sequence see, all counted from its beginning.
+struct Sight {
+    unsigned length, window;
 
-// Whether every query of a run sees every key of another one.
-__device__ __forceinline__ bool all_see(
-    unsigned query, unsigned queries, unsigned key, unsigned keys, unsigned window) {
-    return key + keys <= query + 1 && query + queries - key <= window;
-}
+    __device__ __forceinline__ bool sees(unsigned query, unsigned key) const {
+        if (window == 0) return key < length;
+        return key <= query && query - key < window;
+    }
 
-// The first key that a query sees, a multiple of `step`.
-__device__ __forceinline__ unsigned first_seen(unsigned query, unsigned window, unsigned step) {
-    return query < window ? 0 : (query - window + 1) / step * step;
-}
+    // Whether every query of a run sees every key of another one.
+    __device__ __forceinline__ bool all_see(unsigned query, unsigned queries, unsigned key, unsigned keys) const {
+        if (window == 0) return key + keys <= length;
+        return key + keys <= query + 1 && query + queries - key <= window;
+    }
+
+    // The first key that a query sees, a multiple of SEEN.
+    __device__ __forceinline__ unsigned first_key(unsigned query) const {
+        return window == 0 || query < window ? 0 : (query - window + 1) / SEEN * SEEN;
+    }
+
+    // Behind the last key that the queries of a tile see.
+    __device__ __forceinline__ unsigned last_key(unsigned query) const {
+        return window == 0 ? length : min(query + ROWS, length);
+    }
+
+    // The first query that sees a key of a tile, and behind the last one.
+    __device__ __forceinline__ unsigned first_query(unsigned key) const { return window == 0 ? 0 : key; }
+    __device__ __forceinline__ unsigned last_query(unsigned key) const {
+        bool bounded = window > 0 && length - key > ROWS && length - key - ROWS >= window;
+        return bounded ? key + ROWS + window - 1 : length;
+    }
+};
 
 // out = softmax(q · kᵀ · scale) · v, and log_sums the logarithms of what shares were divided by.
 // Blocks: [row tiles of the longest sequence, heads, sequences]; the last tiles, which see most, begin first.
@@ -58,6 +75,7 @@ __device__ __forceinline__ void attend(
     Span span = span_of(shape);
     unsigned first = (gridDim.x - 1 - blockIdx.x) * ROWS, head = blockIdx.y;
     if (first >= span.length) return;
+    const Sight sight{span.length, shape.window};
     int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     unsigned own = threadIdx.x / WARP * 16;
     size_t step = size_t(shape.heads) * D, kv_step = size_t(shape.kv_heads) * D;
@@ -70,7 +88,7 @@ __device__ __forceinline__ void attend(
         load<T, D, SEEN>(keys + tile, k + kv_at, key, span.length, kv_step);
         load<T, D, SEEN>(values + tile, v + kv_at, key, span.length, kv_step);
     };
-    unsigned begin = first_seen(first, shape.window, SEEN), end = min(first + ROWS, span.length);
+    unsigned begin = sight.first_key(first), end = sight.last_key(first);
     load<T, D, ROWS>(queries, q + at, first, span.length, step);
     fetch(begin);
     for (unsigned key = begin; key < end; key += SEEN) {
@@ -80,7 +98,7 @@ __device__ __forceinline__ void attend(
         if (key + SEEN < end) fetch(key + SEEN);
         float shares[SEEN / 8][4];
         scores<D, SEEN>(shares, queries + own * STRIDE<T, D>, keys + tile);
-        bool all = all_see(first, ROWS, key, SEEN, shape.window);
+        bool all = sight.all_see(first, ROWS, key, SEEN);
 #pragma unroll
         for (int row = 0; row < 2; row++) {
             unsigned query = first + own + g + 8 * row;
@@ -90,7 +108,7 @@ __device__ __forceinline__ void attend(
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
                     float &score = shares[j][2 * row + side];
-                    bool seen = all || sees(query, key + 8 * j + 2 * t + side, shape.window);
+                    bool seen = all || sight.sees(query, key + 8 * j + 2 * t + side);
                     score = seen ? score * shape.scale : -INFINITY;
                     highest = fmaxf(highest, score);
                 }
@@ -155,6 +173,7 @@ __device__ __forceinline__ void queries_back(
     Span span = span_of(shape);
     unsigned first = (gridDim.x - 1 - blockIdx.x) * ROWS, head = blockIdx.y;
     if (first >= span.length) return;
+    const Sight sight{span.length, shape.window};
     int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     unsigned own = threadIdx.x / WARP * 16;
     size_t step = size_t(shape.heads) * D, kv_step = size_t(shape.kv_heads) * D;
@@ -173,7 +192,7 @@ __device__ __forceinline__ void queries_back(
         load<T, D, SEEN>(keys + tile, k + kv_at, key, span.length, kv_step);
         load<T, D, SEEN>(values + tile, v + kv_at, key, span.length, kv_step);
     };
-    unsigned begin = first_seen(first, shape.window, SEEN), end = min(first + ROWS, span.length);
+    unsigned begin = sight.first_key(first), end = sight.last_key(first);
     load<T, D, ROWS>(queries, q + at, first, span.length, step);
     load<T, D, ROWS>(gradients, gradient + at, first, span.length, step);
     fetch(begin);
@@ -185,13 +204,13 @@ __device__ __forceinline__ void queries_back(
         float shares[SEEN / 8][4], slopes[SEEN / 8][4];
         scores<D, SEEN>(shares, queries + own * STRIDE<T, D>, keys + tile);
         scores<D, SEEN>(slopes, gradients + own * STRIDE<T, D>, values + tile);
-        bool all = all_see(first, ROWS, key, SEEN, shape.window);
+        bool all = sight.all_see(first, ROWS, key, SEEN);
 #pragma unroll
         for (int j = 0; j < SEEN / 8; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 unsigned query = first + own + g + i / 2 * 8;
-                bool seen = all || sees(query, key + 8 * j + 2 * t + i % 2, shape.window);
+                bool seen = all || sight.sees(query, key + 8 * j + 2 * t + i % 2);
                 float share = seen ? power<T>(shares[j][i] * shape.scale - log_sum[i / 2]) : 0.0f;
                 slopes[j][i] = share * (slopes[j][i] - delta[i / 2]);
             }
@@ -215,20 +234,17 @@ __device__ __forceinline__ void keys_back(
     Span span = span_of(shape);
     unsigned first = blockIdx.x * ROWS, kv_head = blockIdx.y, group = shape.heads / shape.kv_heads;
     if (first >= span.length) return;
+    const Sight sight{span.length, shape.window};
     int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     unsigned own = threadIdx.x / WARP * 16;
     size_t step = size_t(shape.heads) * D, kv_step = size_t(shape.kv_heads) * D;
     size_t kv_at = span.start * kv_step + kv_head * D;
 
     float key_sum[D / 8][4] = {}, value_sum[D / 8][4] = {};
-    // Behind the last query that sees the last key.
-    unsigned end = span.length - first > ROWS && span.length - first - ROWS >= shape.window
-        ? first + ROWS + shape.window - 1
-        : span.length;
-    unsigned steps = (end - first + SEEN - 1) / SEEN;
+    unsigned begin = sight.first_query(first), steps = (sight.last_query(first) - begin + SEEN - 1) / SEEN;
     // A step is one of a head of the group.
     auto fetch = [&](unsigned i) {
-        unsigned head = kv_head * group + i / steps, query = first + i % steps * SEEN, tile = i % 2 * TILE;
+        unsigned head = kv_head * group + i / steps, query = begin + i % steps * SEEN, tile = i % 2 * TILE;
         size_t at = span.start * step + head * D;
         load<T, D, SEEN>(queries + tile, q + at, query, span.length, step);
         load<T, D, SEEN>(gradients + tile, gradient + at, query, span.length, step);
@@ -243,21 +259,21 @@ __device__ __forceinline__ void keys_back(
     load<T, D, ROWS>(values, v + kv_at, first, span.length, kv_step);
     fetch(0);
     for (unsigned i = 0; i < group * steps; i++) {
-        unsigned query = first + i % steps * SEEN, tile = i % 2 * TILE;
+        unsigned query = begin + i % steps * SEEN, tile = i % 2 * TILE;
         arrived();
         __syncthreads();
         if (i + 1 < group * steps) fetch(i + 1);
         // Turned: rows are keys, columns queries.
         float shares[SEEN / 8][4], slopes[SEEN / 8][4];
         scores<D, SEEN>(shares, keys + own * STRIDE<T, D>, queries + tile);
-        bool all = query + SEEN <= span.length && all_see(query, SEEN, first, ROWS, shape.window);
+        bool all = query + SEEN <= span.length && sight.all_see(query, SEEN, first, ROWS);
 #pragma unroll
         for (int j = 0; j < SEEN / 8; j++)
 #pragma unroll
             for (int n = 0; n < 4; n++) {
                 int column = 8 * j + 2 * t + n % 2;
                 unsigned key = first + own + g + n / 2 * 8;
-                bool seen = all || (query + column < span.length && sees(query + column, key, shape.window));
+                bool seen = all || (query + column < span.length && sight.sees(query + column, key));
                 shares[j][n] = seen ? power<T>(shares[j][n] * shape.scale - log_sum[i % 2][column]) : 0.0f;
             }
         mix<D, SEEN>(value_sum, shares, gradients + tile);
