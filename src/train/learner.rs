@@ -23,8 +23,8 @@ use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
 
-/// Values of parameters that are looked at or changed in one slice.
-const VALUES: usize = 8 << 20;
+/// Values of parameters that are looked at or changed in one slice, on the CPU and on a GPU.
+const VALUES: [usize; 2] = [8 << 20, 1 << 30];
 
 /// How one step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,7 +103,7 @@ impl Pass<'_> {
 
     /// Runs `work` in a slice of its own.
     fn slice<T>(&self, work: impl FnOnce() -> Result<T, TrainError>) -> Result<T, TrainError> {
-        self.slices.run(work)
+        whole_slice(self.slices, self.model.base().device(), work)
     }
 
     /// Runs a block; with gradients unless `keep` wants nothing.
@@ -209,11 +209,11 @@ impl Learner {
         slices: &dyn Slices,
     ) -> Result<Outcome, TrainError> {
         let Gradients { tensors, outcome } = self.gradients(batches, step, slices)?;
-        let list = self.parameters.list();
+        let (list, device) = (self.parameters.list(), differentiable(&*self.model)?.base().device());
         self.optimizer.steps += 1;
         for part in parts(list) {
             let update = || self.optimizer.update(part, list, &tensors, (outcome.clip_factor, rate));
-            slices.run(|| Ok::<_, TrainError>(update()?))?;
+            whole_slice(slices, device, || Ok(update()?))?;
         }
         Ok(outcome)
     }
@@ -423,16 +423,29 @@ pub(super) fn logit_rows(device: &Device) -> usize {
     if device.is_cpu() { 64 } else { 1024 }
 }
 
-/// Divides parameters into runs of about [`VALUES`] values; on a GPU, which does all at once, into one.
+/// Runs `work` in a slice, which ends when a GPU has done what it was given: a step of an engine waits for one slice at
+/// most.
+fn whole_slice<T>(
+    slices: &dyn Slices,
+    device: &Device,
+    work: impl FnOnce() -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    slices.run(|| {
+        let done = work()?;
+        device.synchronize()?;
+        Ok(done)
+    })
+}
+
+/// Divides parameters into runs of about [`VALUES`] values.
 fn parts(parameters: &[Parameter]) -> Vec<Range<usize>> {
-    if parameters.first().is_some_and(|first| !first.var.device().is_cpu()) {
-        return vec![0..parameters.len()];
-    }
     let mut parts: Vec<Range<usize>> = Vec::new();
-    let mut values = VALUES;
+    let on_cpu = parameters.first().is_none_or(|first| first.var.device().is_cpu());
+    let most = VALUES[usize::from(!on_cpu)];
+    let mut values = most;
     for (index, parameter) in parameters.iter().enumerate() {
         match parts.last_mut() {
-            Some(part) if values < VALUES => part.end = index + 1,
+            Some(part) if values < most => part.end = index + 1,
             _ => {
                 parts.push(index..index + 1);
                 values = 0;
