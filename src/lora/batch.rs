@@ -86,7 +86,7 @@ impl LoraBatch {
     pub fn rms_norm(&self, site: SiteId, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let runs = self.touching(site, x.dim(0)?)?;
         let own = |change: &Change, x: &Tensor| match change {
-            Change::Replaced { weight, .. } => rms_norm(x, &weight.to_dtype(x.dtype())?, eps),
+            Change::Replaced { weight, .. } => rms_norm(x, weight, eps),
             Change::Linear(_) | Change::Bias(_) | Change::Embedding { .. } => {
                 bail!("a change of another layer stands at a norm")
             }

@@ -11,7 +11,8 @@ use super::explicit::explicit;
 use super::rows::by_rows;
 use super::slices::{is_plain, with_slices};
 
-/// Returns x / √(mean(x²) + eps) · weight over the last dimension; `x` is `[rows, hidden]`, `weight` `[hidden]`.
+/// Returns x / √(mean(x²) + eps) · weight over the last dimension; `x` is `[rows, hidden]`, `weight` `[hidden]`, of
+/// the format of `x` or of another one, as in training.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
@@ -20,6 +21,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if let Some(normed) = super::cuda::norm_of(x, weight, None, eps)? {
         return Ok(normed);
     }
+    let weight = &weight.to_dtype(x.dtype())?;
     let (wide_x, wide_weight) = (x.detach().contiguous()?, weight.detach());
     let on_cpu = wide_x.device().is_cpu() && wide_x.dim(D::Minus1)? == wide_weight.elem_count();
     let values = if on_cpu { wide_weight.to_dtype(DType::F32)?.to_vec1::<f32>()? } else { Vec::new() };

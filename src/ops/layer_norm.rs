@@ -16,7 +16,7 @@ use super::slices::{is_plain, with_slices};
 const SHARE: usize = 64;
 
 /// Returns (x - mean) / √(variance + eps) · weight + bias of each row; `x` is `[rows, hidden]`, `weight` and `bias`
-/// `[hidden]`.
+/// `[hidden]`, of the format of `x` or of another one, as in training.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
