@@ -101,7 +101,7 @@ impl learning::Norm<'_> {
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn forward_on(&self, gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
-        let out = gpu.tensor(x.shape(), x.dtype())?;
+        let [out] = gpu.alike([x])?;
         rms_norm(gpu, x, &rounded(self.weight, x.dtype())?, f64::from(self.eps), &out)?;
         Ok(out)
     }
@@ -117,13 +117,51 @@ impl learning::Norm<'_> {
         (gradient, beside): (&Tensor, &Tensor),
         learnt: &mut Vec<Learnt>,
     ) -> Result<Tensor> {
-        let for_x = gpu.tensor(x.shape(), x.dtype())?;
-        let weight = rounded(self.weight, x.dtype())?;
+        let ([for_x], weight) = (gpu.alike([x])?, rounded(self.weight, x.dtype())?);
         let sum = self.learns.then(|| gpu.tensor(self.weight.shape(), DType::F32)).transpose()?;
         let outs =
             NormGradients { beside: Some(beside), for_x: &for_x, for_weight: sum.as_ref(), for_bias: None };
         norm_backward(gpu, (Norm::Rms, f64::from(self.eps)), [x, &weight, gradient], outs)?;
         learnt.extend(sum.map(|sum| (self.weight.clone(), sum)));
+        Ok(for_x)
+    }
+}
+
+impl learning::LayerNorm<'_> {
+    /// Returns (x - mean) / √(variance + eps) · weight + bias in the format of `x`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn forward_on(&self, gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
+        let ([out], of) = (gpu.alike([x])?, x.dtype());
+        let weights = [rounded(self.weight, of)?, rounded(self.bias, of)?];
+        layer_norm(gpu, x, &weights[0], &weights[1], f64::from(self.eps), &out)?;
+        Ok(out)
+    }
+
+    /// Returns the sum of `beside` and the gradient of the input, and adds those of weight and bias to `learnt`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_on`].
+    pub fn backward_on(
+        &self,
+        gpu: &Gpu,
+        x: &Tensor,
+        (gradient, beside): (&Tensor, &Tensor),
+        learnt: &mut Vec<Learnt>,
+    ) -> Result<Tensor> {
+        let ([for_x], weight) = (gpu.alike([x])?, rounded(self.weight, x.dtype())?);
+        let sum = |own: &Tensor| self.learns.then(|| gpu.tensor(own.shape(), DType::F32)).transpose();
+        let (for_weight, for_bias) = (sum(self.weight)?, sum(self.bias)?);
+        let outs = NormGradients {
+            beside: Some(beside),
+            for_x: &for_x,
+            for_weight: for_weight.as_ref(),
+            for_bias: for_bias.as_ref(),
+        };
+        norm_backward(gpu, (Norm::Layer, f64::from(self.eps)), [x, &weight, gradient], outs)?;
+        learnt.extend(for_weight.map(|sum| (self.weight.clone(), sum)));
+        learnt.extend(for_bias.map(|sum| (self.bias.clone(), sum)));
         Ok(for_x)
     }
 }
