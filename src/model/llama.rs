@@ -26,6 +26,8 @@ use crate::ops::{Linear, rope, silu_mul};
 
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_learning;
 mod learning;
 mod serving;
 mod sites;

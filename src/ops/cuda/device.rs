@@ -130,6 +130,15 @@ impl Gpu {
         Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
     }
 
+    /// Takes memory for tensors of the shapes and formats of others.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub fn alike<const N: usize>(&self, tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+        let made = tensors.iter().map(|like| self.tensor(like.shape(), like.dtype())).collect::<Result<Vec<_>>>()?;
+        made.try_into().or_else(|_| bail!("as many tensors as there were"))
+    }
+
     fn wrapped<T: candle_core::cuda_backend::CudaDType + DeviceRepr>(&self, count: usize) -> Result<CudaStorage> {
         #[expect(unsafe_code, reason = "memory is written before it is read: the callers' promise")]
         let slice: CudaSlice<T> = unsafe { self.device.alloc(count)? };
