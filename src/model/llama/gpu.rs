@@ -87,7 +87,10 @@ impl Llama {
         let config = &self.config;
         let known = [DType::F32, DType::BF16].contains(&self.dtype) && self.embedding.tensor().is_some();
         let heads = config.head_dim.is_multiple_of(8) && config.head_dim <= MOST_NUMBERS;
-        if !dense || !known || !heads || config.layers == 0 {
+        // Rows that kernels read in pieces of 16 bytes.
+        let sides = [config.hidden_size, config.intermediate_size, config.heads * config.head_dim];
+        let even = sides.iter().all(|side| side.is_multiple_of(8));
+        if !dense || !known || !heads || !even || config.layers == 0 {
             return Ok(None);
         }
         let bytes = self.info.kv_bytes_per_token * PAGE as u64;

@@ -12,7 +12,7 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 /// Opens a device. Its work goes into one stream, and is ordered by that alone.
@@ -149,8 +149,8 @@ impl Gpu {
     ///
     /// # Errors
     /// When the tensor is smaller or the device fails.
-    pub fn upload(&self, data: &[u32], to: &Tensor) -> Result<()> {
-        if to.dtype() != DType::U32 || to.elem_count() < data.len() {
+    pub fn upload<T: WithDType + DeviceRepr>(&self, data: &[T], to: &Tensor) -> Result<()> {
+        if to.dtype() != T::DTYPE || to.elem_count() < data.len() {
             bail!("{} numbers for a tensor of {:?}", data.len(), to.shape());
         }
         let address = self.address(to)?;

@@ -191,6 +191,6 @@ fn project(pass: &Pass<'_>, x: &Tensor, layers: &[(&Projection, &Tensor)]) -> Re
     let of_rows = pass.room.part(pass.form, Part::Slots)?;
     let columns: Vec<usize> = layers.iter().map(|(layer, _)| slots.column(layer.site)).collect();
     let inner = pass.room.inner.narrow(0, 0, columns.len() * rows * rank)?.reshape((columns.len(), rows, rank))?;
-    cuda::low_rank_shrink(gpu, x, &of_rows, slots.tables(), &columns, rank, &inner)?;
-    cuda::low_rank_expand(gpu, &inner, &of_rows, slots.tables(), &columns, rank, &outs)
+    cuda::low_rank_shrink(gpu, x, &of_rows, slots.tables(), &columns, &inner)?;
+    cuda::low_rank_expand(gpu, &inner, &of_rows, slots.tables(), &columns, &outs)
 }

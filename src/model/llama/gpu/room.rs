@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::model::config::Config;
 use crate::model::pages::PAGE;
-use crate::ops::cuda::Gpu;
+use crate::ops::cuda::{Gpu, NO_SLOT};
 
 /// What a step writes down for the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub(super) struct Form {
 }
 
 /// A slot of nobody: nothing is stored, no adapter changes the row.
-pub(super) const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = NO_SLOT;
 
 /// The numbers of a step, part by part, as they lie behind each other in memory.
 #[derive(Debug)]
