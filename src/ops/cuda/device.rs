@@ -345,6 +345,10 @@ pub struct Recording {
     aside: Gpu,
 }
 
+#[expect(unsafe_code, reason = "a graph belongs to no thread; whoever runs it has it alone, as `Sync` is left out")]
+// SAFETY: NVIDIA asks that calls on one graph do not overlap, whichever threads they come from.
+unsafe impl Send for Recording {}
+
 impl Recording {
     /// Runs it behind the work given to `gpu` so far, and before what comes after.
     ///
