@@ -1,7 +1,7 @@
 //! Gates and activations, number by number, with their gradients.
 //!
-//! Every tensor of a call has one shape and one format, f32 or bf16; computed in f32. Gradients are formed by the caller's
-//! order: nothing here tracks them.
+//! Every tensor of a call has one shape and one format, f32 or bf16; computed in f32. Gradients are formed by the
+//! caller's order: nothing here tracks them.
 
 use candle_core::{Result, Tensor, bail};
 

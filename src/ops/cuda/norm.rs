@@ -1,7 +1,7 @@
 //! Norms of rows, and the sums before them.
 //!
-//! `x` is the sum that blocks add to, f32 or bf16; the rest is of one format, that of the products around it. Sums are f32.
-//! Shapes: `[rows, width]`; rows of a multiple of 8 numbers are read 16 bytes at a time.
+//! `x` is the sum that blocks add to, f32 or bf16; the rest is of one format, that of the products around it. Sums are
+//! f32. Shapes: `[rows, width]`; rows of a multiple of 8 numbers are read 16 bytes at a time.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -33,8 +33,8 @@ fn a_row_each(function: &str, rows: usize, width: usize) -> Launch<'_> {
     Launch { file: ("norm", ptx::NORM), function, grid: (rows as u32, 1, 1), block: (threads as u32, 1, 1), shared: 0 }
 }
 
-/// Writes x / √(mean(x²) + eps) · weight to `out`; `x` and `out` are `[rows, width]`, `weight` is `[width]` of the format
-/// of `out`. Formats are f32 and bf16.
+/// Writes x / √(mean(x²) + eps) · weight to `out`; `x` and `out` are `[rows, width]`, `weight` is `[width]` of the
+/// format of `out`. Formats are f32 and bf16.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
@@ -49,8 +49,8 @@ pub fn rms_norm(gpu: &Gpu, x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor) 
     gpu.launch(a_row_each(&name, rows, width), &[x, weight, out, numbers[0], numbers[1]])
 }
 
-/// Adds `delta` to `x` and writes the norm of the sum to `out`, as [`rms_norm`]; `x` is f32, `delta` `[rows, width]` and
-/// `weight` are of the format of `out`.
+/// Adds `delta` to `x` and writes the norm of the sum to `out`, as [`rms_norm`]; `x` is f32, `delta` `[rows, width]`
+/// and `weight` are of the format of `out`.
 ///
 /// # Errors
 /// As [`rms_norm`].
@@ -67,8 +67,8 @@ pub fn add_rms_norm(gpu: &Gpu, x: &Tensor, delta: &Tensor, weight: &Tensor, eps:
     gpu.launch(a_row_each(&name, rows, width), &[x, delta, weight, out, numbers[0], numbers[1]])
 }
 
-/// Writes (x - mean(x)) / √(variance(x) + eps) · weight + bias to `out`; `x` and `out` are `[rows, width]`, `weight` and
-/// `bias` are `[width]` of the format of `out`.
+/// Writes (x - mean(x)) / √(variance(x) + eps) · weight + bias to `out`; `x` and `out` are `[rows, width]`, `weight`
+/// and `bias` are `[width]` of the format of `out`.
 ///
 /// # Errors
 /// As [`rms_norm`].

@@ -1,7 +1,7 @@
 //! Rotary embedding, and the way of new keys and values into the pool.
 //!
-//! Pairs are (i, i + head_dim/2). Shapes stand at each function; the pool of a layer is `[blocks, kv_heads, BLOCK, head_dim]`
-//! for the keys and the same for the values.
+//! Pairs are (i, i + head_dim/2). Shapes stand at each function; the pool of a layer is `[blocks, kv_heads, BLOCK,
+//! head_dim]` for the keys and the same for the values.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -27,10 +27,11 @@ pub struct Places<'a> {
     pub slots: &'a Tensor,
 }
 
-/// Turns queries in place by position·frequency, and writes the keys, turned, and the values to their places in the pool.
+/// Turns queries in place by position·frequency, and writes the keys, turned, and the values to their places in the
+/// pool.
 ///
-/// `q` is `[rows, heads·head_dim]`, `k` and `v` are `[rows, kv_heads·head_dim]`, `frequencies` is f32 `[head_dim/2]`; head_dim
-/// is a multiple of 8, at most 256. All but the frequencies are of one format.
+/// `q` is `[rows, heads·head_dim]`, `k` and `v` are `[rows, kv_heads·head_dim]`, `frequencies` is f32 `[head_dim/2]`;
+/// head_dim is a multiple of 8, at most 256. All but the frequencies are of one format.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
@@ -45,7 +46,8 @@ pub fn rope_and_store(
     let ((rows, width), shared) = (q.dims2()?, kv_heads * head_dim);
     let of = q.dtype();
     let alike = [k, v, keys, values].iter().all(|tensor| tensor.dtype() == of) && frequencies.dtype() == DType::F32;
-    let listed = [places.positions, places.slots].iter().all(|list| list.dims() == [rows] && list.dtype() == DType::U32);
+    let listed =
+        [places.positions, places.slots].iter().all(|list| list.dims() == [rows] && list.dtype() == DType::U32);
     let fits = block == BLOCK && values.dims() == keys.dims() && [k, v].iter().all(|own| own.dims() == [rows, shared]);
     let known = head_dim.is_multiple_of(8) && head_dim <= MOST_NUMBERS && frequencies.dims() == [head_dim / 2];
     if !alike || !listed || !fits || !known || !width.is_multiple_of(head_dim) {
@@ -65,7 +67,8 @@ pub fn rope_and_store(
 }
 
 /// Writes `x`, turned, to `out`: both are `[tokens, heads, head_dim]`, `angles` are cosines and sines
-/// `[tokens, head_dim/2]`, f32 or of the format of `x`; turned `back` where that is true, which is the way of gradients.
+/// `[tokens, head_dim/2]`, f32 or of the format of `x`; turned `back` where that is true, which is the way of
+/// gradients.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.

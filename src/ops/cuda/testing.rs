@@ -1,13 +1,13 @@
-//! What the tests of kernels share. They need a device, a real one or the emulated one (`tests/gpu/README.md`), and fail
-//! without; their names begin with `on_gpu`, so that they can be left out.
+//! What the tests of kernels share. They need a device, a real one or the emulated one (`tests/gpu/README.md`), and
+//! fail without; their names begin with `on_gpu`, so that they can be left out.
 
 use candle_core::{DType, Device, Tensor};
 
-use super::Gpu;
+use super::{Gpu, open};
 
 /// Opens the first device.
 pub(crate) fn gpu() -> Gpu {
-    Gpu::of(&Device::new_cuda_with_stream(0).unwrap()).unwrap()
+    Gpu::of(&open(0).unwrap()).unwrap()
 }
 
 /// Numbers between -1 and 1 on the CPU, others for another seed.

@@ -27,6 +27,12 @@ pub(crate) fn root() -> PathBuf {
     named.map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
 }
 
+/// Returns the device that models are opened on.
+pub(crate) fn device() -> String {
+    #[expect(clippy::disallowed_methods, reason = "golden tests run on the emulated device too (tests/gpu)")]
+    std::env::var("EVENKEEL_DEVICE").unwrap_or_else(|_| "cpu".into())
+}
+
 /// Returns the folders below `root()/part` that hold `file`, sorted.
 pub(crate) fn cases(part: &str, file: &str) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(root().join(part)) else { return Vec::new() };
@@ -56,9 +62,9 @@ impl Subject {
         let folder = root().join(base);
         let fault = |error| -> ! { panic!("{base}: {error}") };
         if json(&folder.join("config.json")).get("image_size").is_some() {
-            return Self::Images(Arc::from(open_images(&folder, "cpu", "f32").unwrap_or_else(|e| fault(e))));
+            return Self::Images(Arc::from(open_images(&folder, &device(), "f32").unwrap_or_else(|e| fault(e))));
         }
-        Self::Language(Arc::new(open(&folder, "cpu", "f32").unwrap_or_else(|e| fault(e))))
+        Self::Language(Arc::new(open(&folder, &device(), "f32").unwrap_or_else(|e| fault(e))))
     }
 
     /// Returns what both kinds are.

@@ -20,8 +20,8 @@ __device__ __forceinline__ void turn(Four &a, Four &b, const float *cosines, con
 }
 
 // Turns q [rows, heads, head_dim] in place, and writes k, turned, and v [rows, kv_heads, head_dim] to the places of the
-// pool that `slots` names; a row whose slot is not of the pool's is not stored. One block of threads: PART heads of a row,
-// counted through q, k and v.
+// pool that `slots` names; a row whose slot is not of the pool's is not stored. One block of threads: PART heads of a
+// row, counted through q, k and v.
 template <typename T>
 __device__ __forceinline__ void rope_and_store(
     T *q, const T *k, const T *v, const unsigned *positions, const unsigned *slots, const float *frequencies, T *keys,
@@ -29,7 +29,8 @@ __device__ __forceinline__ void rope_and_store(
     __shared__ float cosines[PAIRS], sines[PAIRS];
     unsigned row = blockIdx.x, half = head_dim / 2;
     float position = float(positions[row]);
-    for (unsigned i = threadIdx.x; i < half; i += blockDim.x) sincosf(position * frequencies[i], &sines[i], &cosines[i]);
+    for (unsigned i = threadIdx.x; i < half; i += blockDim.x)
+        sincosf(position * frequencies[i], &sines[i], &cosines[i]);
     __syncthreads();
     unsigned slot = slots[row];
     bool stored = slot / PAGE < blocks;
