@@ -36,6 +36,7 @@ if ! has_driver; then
     export LD_LIBRARY_PATH=$PWD/target/gpu/emulator${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 fi
 tests/gpu/cargo.sh test --lib -- on_gpu model::weights
+has_driver || EVENKEEL_EMULATOR_ORDER=reversed tests/gpu/cargo.sh test --lib -- on_gpu
 
 # The PTX that was built, as a driver compiles it: registers, spilled bytes and static shared memory of each kernel.
 names=$(ls -t "$target"/x86_64-unknown-linux-gnu/debug/build/evenkeel-*/out/ptx.rs | head -1)
@@ -47,7 +48,7 @@ for ptx in "$(dirname "$names")"/*.ptx; do
         /Used [0-9]+ registers/ {
             for (i = 1; i < NF; i++) if ($(i + 1) ~ /^registers/) registers = $i
             shared = 0
-            for (i = 2; i <= NF; i++) if ($i ~ /^smem/) shared = $(i - 1)
+            for (i = 2; i <= NF; i++) if ($i ~ /^smem/) shared = $(i - 2)
             printf "%s %s %s %s %s\n", file, kernel, registers, spilled, shared
         }' "$scratch/log" >>"$scratch/kernels"
 done

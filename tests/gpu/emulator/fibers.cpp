@@ -1,12 +1,13 @@
 // Runs a launch: the threads of a block are fibers of one operating-system thread.
 //
 // A fiber takes the next thread that has not begun, so that a kernel without barriers runs on one stack as a plain loop.
-// Within a warp lanes go in order. A barrier that cannot be reached by all ends the process with a message: on a device
-// it would hang.
+// Threads go in order, or from the last to the first where EVENKEEL_EMULATOR_ORDER is `reversed`: a missing barrier shows
+// in one of both. A barrier that cannot be reached by all ends the process with a message: on a device it would hang.
 
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "device.h"
 
@@ -42,16 +43,24 @@ constexpr unsigned MOST_THREADS = 1024;
 constexpr unsigned MOST_WARPS = MOST_THREADS / LANES;
 constexpr size_t STACK = 128 << 10;
 constexpr uint64_t CANARY = 0x5ca1ab1e0ddba11ull;
+// Bytes behind shared memory that must stay as they are.
+constexpr size_t BEYOND = 256;
+
+// Whether the last thread goes first. A place is a thread's number in the order of going.
+const bool reversed = [] {
+    const char *order = std::getenv("EVENKEEL_EMULATOR_ORDER");
+    return order && std::string(order) == "reversed";
+}();
 
 struct Fiber {
     void *stack_pointer;
     unsigned char *stack;
-    // The thread to begin with.
-    unsigned thread;
+    // The place to begin with.
+    unsigned place;
 };
 
 struct Warp {
-    // Lanes that can go on, that wait for the warp, for the block, that are done, and all.
+    // Places that can go on, that wait for the warp, for the block, that are done, and all.
     uint32_t runnable, at_warp, at_block, done, all;
     Slots slots[2];
 };
@@ -67,7 +76,7 @@ struct Block {
     void *caller;
     Fiber *current;
     const Call *call;
-    unsigned thread, threads, warp_count, arrived, done;
+    unsigned place, threads, warp_count, arrived, done;
 
     ~Block() {
         if (stacks) munmap(stacks, STACK * MOST_THREADS);
@@ -79,8 +88,11 @@ struct Block {
     bool choose(unsigned &next) const;
     void release_block();
     void check_barriers(Warp &warp);
-    void set_index(unsigned of) {
-        thread = of;
+    unsigned thread() const { return reversed ? warp_count * LANES - 1 - place : place; }
+    unsigned lane() const { return thread() % LANES; }
+    void set_place(unsigned to) {
+        place = to;
+        unsigned of = thread();
         threadIdx = {of % blockDim.x, of / blockDim.x % blockDim.y, of / (blockDim.x * blockDim.y)};
     }
 };
@@ -91,7 +103,7 @@ EMULATED_REGISTER Block *block;
 void Block::prepare(const Grid &grid) {
     threads = grid.threads.x * grid.threads.y * grid.threads.z;
     warp_count = (threads + LANES - 1) / LANES;
-    shared.resize(grid.shared + 16);
+    shared.resize(grid.shared + 16 + BEYOND);
     if (stacks) return;
     void *memory = mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -101,13 +113,13 @@ void Block::prepare(const Grid &grid) {
 }
 
 void fiber() {
-    block->set_index(block->current->thread);
+    block->set_place(block->current->place);
     block->go_on();
 }
 
-// Begins a fiber whose first thread is `thread`.
-void begin(Fiber &fiber, unsigned thread) {
-    fiber.thread = thread;
+// Begins a fiber whose first thread has this place.
+void begin(Fiber &fiber, unsigned place) {
+    fiber.place = place;
     auto *canary = reinterpret_cast<uint64_t *>(fiber.stack);
     *canary = CANARY;
     // An entry address below an empty return address, as if called, and six registers below.
@@ -123,8 +135,8 @@ void Block::go_on() {
     for (;;) {
         call->run();
         if (*reinterpret_cast<uint64_t *>(current->stack) != CANARY) die("a kernel needs a larger stack than a fiber has");
-        Warp &warp = warps[thread / LANES];
-        uint32_t bit = 1u << thread % LANES;
+        Warp &warp = warps[place / LANES];
+        uint32_t bit = 1u << place % LANES;
         warp.runnable &= ~bit;
         warp.done |= bit;
         done++;
@@ -142,14 +154,14 @@ void Block::go_on() {
             void *nobody;
             emulated_switch(&nobody, to->stack_pointer);
         }
-        set_index(next);
+        set_place(next);
     }
 }
 
 bool Block::choose(unsigned &next) const {
-    unsigned warp = thread / LANES;
+    unsigned warp = place / LANES;
     uint32_t here = warps[warp].runnable;
-    if (uint32_t later = here & ~((2u << thread % LANES) - 1u)) here = later;
+    if (uint32_t later = here & ~((2u << place % LANES) - 1u)) here = later;
     for (unsigned i = 0; i <= warp_count; i++) {
         if (here) {
             next = warp * LANES + unsigned(__builtin_ctz(here));
@@ -194,24 +206,25 @@ void Block::leave(unsigned self) {
     current = to;
     emulated_switch(&from->stack_pointer, to->stack_pointer);
     owner[self] = nullptr;
-    set_index(self);
+    set_place(self);
 }
 
 void Block::start(unsigned count) {
     arrived = done = 0;
     for (unsigned i = 0; i < warp_count; i++) {
-        unsigned lanes = std::min<unsigned>(LANES, count - i * LANES);
+        unsigned warp = reversed ? warp_count - 1 - i : i;
+        unsigned lanes = std::min<unsigned>(LANES, count - warp * LANES);
         uint32_t all = lanes == LANES ? ~0u : (1u << lanes) - 1;
+        if (reversed) all <<= LANES - lanes;
         warps[i].runnable = warps[i].all = all;
         warps[i].at_warp = warps[i].at_block = warps[i].done = 0;
     }
-    std::fill_n(owner, count, nullptr);
-    std::fill_n(exchanges, count, 0);
+    std::fill_n(owner, warp_count * LANES, nullptr);
+    std::fill_n(exchanges, warp_count * LANES, 0);
     idle.clear();
     for (unsigned i = count; i-- > 1;) idle.push_back(&fibers[i]);
     current = &fibers[0];
-    thread = 0;
-    begin(*current, 0);
+    begin(*current, unsigned(__builtin_ctz(warps[0].all)));
     emulated_switch(&caller, current->stack_pointer);
 }
 
@@ -230,6 +243,9 @@ void run(const Call &call, const Grid &grid) {
                 blockIdx = {x, y, z};
                 std::fill(block->shared.begin(), block->shared.end(), 0xff);
                 block->start(block->threads);
+                auto *beyond = static_cast<unsigned char *>(dynamic_shared()) + grid.shared;
+                if (std::any_of(beyond, beyond + BEYOND, [](unsigned char byte) { return byte != 0xff; }))
+                    die("a kernel wrote beyond its shared memory");
             }
 }
 
@@ -238,10 +254,10 @@ void *dynamic_shared() {
     return reinterpret_cast<void *>((address + 15) & ~uintptr_t(15));
 }
 
-int lane() { return int(block->thread % LANES); }
+int lane() { return int(block->lane()); }
 
 void wait_for_block() {
-    unsigned self = block->thread;
+    unsigned self = block->place;
     Warp &warp = block->warps[self / LANES];
     uint32_t bit = 1u << self % LANES;
     warp.runnable &= ~bit;
@@ -252,7 +268,7 @@ void wait_for_block() {
 }
 
 void wait_for_warp() {
-    unsigned self = block->thread;
+    unsigned self = block->place;
     Warp &warp = block->warps[self / LANES];
     uint32_t bit = 1u << self % LANES;
     warp.runnable &= ~bit;
@@ -262,9 +278,9 @@ void wait_for_warp() {
 }
 
 const Slots &exchange(const void *bytes, size_t size) {
-    unsigned self = block->thread;
+    unsigned self = block->place;
     Slots &slots = block->warps[self / LANES].slots[block->exchanges[self]++ % 2];
-    std::memcpy(slots[self % LANES], bytes, size);
+    std::memcpy(slots[block->lane()], bytes, size);
     wait_for_warp();
     return slots;
 }

@@ -17,6 +17,7 @@ flags=(-std=c++17 -O2 -march=native -fPIC -w -pthread -fno-strict-aliasing -mtls
 # Compiles a file of kernels in a namespace of its own, as a module is one, and registers each of them by name.
 kernels() {
     local source=$1 name=$2 depends
+    shift 2
     local text=$out/$name.ii object=$out/$name.o
     if [ -e "$object" ] && [ -e "$out/$name.d" ]; then
         depends=$(sed 's/^[^:]*://; s/\\$//' "$out/$name.d")
@@ -35,7 +36,7 @@ kernels() {
     grep -ozE 'extern "C" __attribute__\(\(used\)\)[^(;]*\(' "$text" | tr '\n\0' ' \n' | sed -E 's/ *\($//; s/.*[ *]//' |
         sort -u | sed 's/.*/static emulated::Registered registered_&("&", \&&);/' >"$out/$name.names"
     cat "$out/$name.names" >>"$text"
-    g++ "${flags[@]}" -x c++ -fpreprocessed -c "$text" -o "$object"
+    g++ "${flags[@]}" "$@" -x c++ -fpreprocessed -c "$text" -o "$object"
 }
 
 part() {
@@ -57,12 +58,13 @@ for name in affine binary cast fill indexing reduce sort ternary unary; do
 done
 for source in "$top"/src/ops/cuda/kernels/*.cu; do
     name=our_$(basename "$source" .cu)
-    kernels "$source" "$name"
+    # A vector that is not aligned, or an index beyond an array, ends the process with its line.
+    kernels "$source" "$name" -fsanitize=alignment,bounds -fno-sanitize-recover=all
     objects+=("$out/$name.o")
 done
 library=$out/libcuda.so.1
 if [ -n "$(find "${objects[@]}" -newer "$library" 2>&1 | head -1)" ]; then
-    g++ -shared -pthread -o "$library.new" "${objects[@]}" -Wl,-soname,libcuda.so.1 -Wl,-z,defs
+    g++ -shared -pthread -fsanitize=undefined -o "$library.new" "${objects[@]}" -Wl,-soname,libcuda.so.1 -Wl,-z,defs
     mv "$library.new" "$library"
     for name in cuda.so cublas.so.13 cublasLt.so.13 curand.so.10 nvrtc.so.13; do ln -sf libcuda.so.1 "$out/lib$name"; done
 fi

@@ -3,6 +3,7 @@
 // New memory is 0xFF, which is NaN in every floating format, so that what reads unwritten memory shows. Guards on both
 // sides of an allocation find what was written beside it.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -14,7 +15,9 @@ namespace emulated {
 namespace {
 
 constexpr size_t TOTAL = size_t(8) << 30;
+// Bytes of the guard before an allocation; that behind is as long as the allocation, within bounds.
 constexpr size_t GUARD = 2048;
+constexpr size_t MOST_BEHIND = 64 << 10;
 constexpr unsigned char MARK = 0xa5;
 
 std::mutex lock;
@@ -22,10 +25,12 @@ std::mutex lock;
 std::map<CUdeviceptr, size_t> allocations;
 size_t used = 0;
 
+size_t behind(size_t bytes) { return std::min(std::max(bytes, GUARD), MOST_BEHIND); }
+
 bool guarded(CUdeviceptr address, size_t bytes) {
-    static const std::string marks(GUARD, char(MARK));
+    static const std::string marks(MOST_BEHIND, char(MARK));
     auto *at = reinterpret_cast<const unsigned char *>(address);
-    return std::memcmp(at - GUARD, marks.data(), GUARD) == 0 && std::memcmp(at + bytes, marks.data(), GUARD) == 0;
+    return std::memcmp(at - GUARD, marks.data(), GUARD) == 0 && std::memcmp(at + bytes, marks.data(), behind(bytes)) == 0;
 }
 
 // The allocation that an address lies in.
@@ -53,11 +58,11 @@ CUresult take(CUdeviceptr *out, size_t bytes) {
     if (recording()) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "memory was asked for while a stream records");
     std::lock_guard held(lock);
     if (used + bytes > TOTAL) return refuse(CUDA_ERROR_OUT_OF_MEMORY, "no memory is left");
-    auto *base = static_cast<unsigned char *>(std::aligned_alloc(GUARD, (bytes + 3 * GUARD - 1) / GUARD * GUARD));
+    auto *base = static_cast<unsigned char *>(std::aligned_alloc(GUARD, (bytes + behind(bytes) + 2 * GUARD - 1) / GUARD * GUARD));
     if (!base) return CUDA_ERROR_OUT_OF_MEMORY;
     std::memset(base, MARK, GUARD);
     std::memset(base + GUARD, 0xff, bytes);
-    std::memset(base + GUARD + bytes, MARK, GUARD);
+    std::memset(base + GUARD + bytes, MARK, behind(bytes));
     *out = reinterpret_cast<CUdeviceptr>(base + GUARD);
     allocations[*out] = bytes;
     used += bytes;

@@ -108,7 +108,16 @@ impl Tally {
             self.faults.push(format!("{what}: shape {:?}, expected {:?}", got.dims(), expected.dims()));
             return;
         }
-        let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let flat = |t: &Tensor| {
+            t.to_device(&Device::Cpu)
+                .unwrap()
+                .to_dtype(DType::F64)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap()
+        };
         self.close_slices(what, &flat(got), &flat(expected), tolerance);
     }
 
