@@ -4,12 +4,11 @@
 //! one block at a time, and a block can be computed again instead of being kept. Chooses no rows and no learning rate.
 //! Every block, forward or backward, is one slice, and so is a part of the update. Shapes: tokens packed without padding, as in `model`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, TensorId, Var};
+use candle_core::{Device, Tensor, Var};
 
 use super::losses::{by_row, right, set};
 use super::optimizer::{AdamW, Constants, squares};
@@ -19,7 +18,6 @@ use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
 use crate::model::{Backward, BaseModel, Differentiable, Input, Layout, ModelError};
-use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
 

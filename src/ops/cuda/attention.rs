@@ -170,13 +170,9 @@ pub fn attend_whole_backward(
     arguments.extend([gradient, Argument::Tensor(log_sums), Argument::Tensor(&deltas)]);
     arguments.extend(whole.arguments(&sizes));
     let (tiles, held) = (whole.longest.div_ceil(ROWS), 2 * ROWS + SEEN);
-    let with = |outs: &[&Tensor]| {
-        let outs: Vec<_> = outs.iter().map(|out| Argument::Tensor(out)).collect();
-        outs
-    };
-    let for_queries = [arguments.clone(), with(&[for_q])].concat();
+    let for_queries = [&arguments[..], &[Argument::Tensor(for_q)]].concat();
     sizes.launch(gpu, "queries_back", of, ((tiles, sizes.heads, sizes.sequences), held), &for_queries)?;
-    let for_keys = [arguments.clone(), with(&[for_k, for_v])].concat();
+    let for_keys = [&arguments[..], &[for_k, for_v].map(Argument::Tensor)].concat();
     sizes.launch(gpu, "keys_back", of, ((tiles, sizes.kv_heads, sizes.sequences), held), &for_keys)
 }
 

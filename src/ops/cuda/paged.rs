@@ -127,8 +127,8 @@ pub fn attend_decode(
 ) -> Result<()> {
     let sizes = Sizes::of(q, pool, out)?;
     let most_blocks = seen.blocks.dim(1)?;
-    let lists = [(seen.lengths, &[sizes.rows][..]), (seen.blocks, &[sizes.rows, most_blocks][..])];
-    let listed = lists.iter().all(|(list, shape)| list.dims() == *shape && list.dtype() == DType::U32);
+    let counted = seen.lengths.dims() == [sizes.rows] && seen.blocks.dims() == [sizes.rows, most_blocks];
+    let listed = counted && [seen.lengths, seen.blocks].iter().all(|list| list.dtype() == DType::U32);
     let room = scratch.dtype() == DType::F32 && scratch.elem_count() >= decode_scratch(q, pool[0], most_blocks)?;
     if !listed || !room {
         bail!("{:?} blocks and {:?} scratch for queries {:?}", seen.blocks.shape(), scratch.shape(), q.shape());

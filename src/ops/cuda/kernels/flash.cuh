@@ -7,7 +7,7 @@
 // After: Dao 2023 (arXiv 2307.08691).
 #pragma once
 
-#include "tiles.cuh"
+#include "warp_tiles.cuh"
 
 constexpr int ROWS = 64;
 constexpr int THREADS = 128;

@@ -5,7 +5,7 @@
 // a tile of outputs, whose input is divided over the warps; their sums are added in order. So a number depends neither
 // on the other rows nor on how many there are.
 
-#include "products.cuh"
+#include "tiles.cuh"
 
 constexpr int WARPS = 8;
 constexpr unsigned ROWS = 16;

@@ -6,7 +6,7 @@
 // out [rows, output].
 // After: Punica (Chen et al. 2023, arXiv 2310.18547), S-LoRA (Sheng et al. 2023, arXiv 2311.03285).
 
-#include "products.cuh"
+#include "tiles.cuh"
 
 using bf16 = __nv_bfloat16;
 constexpr unsigned WARPS = 8;
