@@ -22,14 +22,15 @@ use half::{bf16, f16};
 pub fn open(index: usize) -> Result<Device> {
     #[expect(unsafe_code, reason = "looks whether the driver's library can be opened")]
     if !unsafe { sys::is_culib_present() } {
-        bail!("no NVIDIA driver here: libcuda.so.1 was not found");
+        return Err(candle_core::Error::Msg("no NVIDIA driver here: libcuda.so.1 was not found".into()));
     }
     // A library that is not there, or lacks a function, makes cudarc panic.
     let device = match std::panic::catch_unwind(|| Device::new_cuda_with_stream(index)) {
         Ok(device) => device?,
         Err(panic) => {
             let why = panic.downcast_ref::<String>().map_or("cuBLAS or cuRAND cannot be opened", String::as_str);
-            bail!("the libraries of NVIDIA are not complete (LD_LIBRARY_PATH names their folders): {why}");
+            let incomplete = "the libraries of NVIDIA are not complete (LD_LIBRARY_PATH names their folders)";
+            return Err(candle_core::Error::Msg(format!("{incomplete}: {why}")));
         }
     };
     if let Device::Cuda(device) = &device {
