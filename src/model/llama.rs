@@ -10,18 +10,24 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::Reserved;
 use super::cache::KvCache;
 use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
 use super::{
-    BaseModel, Batch, CausalLm, Computed, Differentiable, Input, Layout, ModelError, ModelInfo, Rows, Segment,
+    BaseModel, Batch, CausalLm, Computed, Differentiable, Input, Layout, ModelError, ModelInfo, Reserve, Rows, Segment,
     Sequences,
 };
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::cpu::together;
 use crate::ops::{Linear, rope, silu_mul};
 
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_learning;
 mod learning;
 mod serving;
 mod sites;
@@ -46,6 +52,9 @@ pub struct Llama {
     blocks: Vec<Block>,
     norm: Tensor,
     head: Projection,
+    /// What it has set aside on its device.
+    #[cfg(feature = "cuda")]
+    resident: Option<gpu::Resident>,
 }
 
 #[derive(Debug)]
@@ -130,7 +139,22 @@ impl Llama {
             head,
             device,
             config,
+            #[cfg(feature = "cuda")]
+            resident: None,
         })
+    }
+
+    /// Sets memory of its device aside, and serves by the kernels of that device from then on; on the CPU nothing is to do.
+    ///
+    /// # Errors
+    /// When the memory is not there.
+    pub fn reserve(&mut self, reserve: &Reserve) -> Result<(), ModelError> {
+        #[cfg(feature = "cuda")]
+        {
+            self.resident = self.reserve_on_gpu(reserve)?;
+        }
+        let _ = reserve;
+        Ok(())
     }
 
     /// Returns the hidden states of all tokens as transformers counts them: the embedding, then the output of each
@@ -140,6 +164,13 @@ impl Llama {
     /// As [`CausalLm::forward`].
     pub fn hidden_states(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Vec<Tensor>, ModelError> {
         let mut seen = Vec::with_capacity(self.blocks.len() + 1);
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            self.run_on_gpu(resident, batch, caches, Some(&mut |x: &Tensor| seen.push(x.clone())))?;
+            let last = seen.pop().ok_or_else(|| ModelError::Unsupported("a model without blocks".into()))?;
+            seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
+            return Ok(seen);
+        }
         let last = self.run(batch, Some(caches), Some(&mut |x: &Tensor| seen.push(x.clone())))?;
         seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
         Ok(seen)
@@ -366,7 +397,16 @@ impl BaseModel for Llama {
 
 impl CausalLm for Llama {
     fn new_cache(&self) -> KvCache {
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            return KvCache::in_pool(self.blocks.len(), resident.pool());
+        }
         KvCache::new(self.blocks.len())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn reserved(&self) -> Option<Reserved> {
+        self.resident.as_ref().map(gpu::Resident::reserved)
     }
 
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {
@@ -379,6 +419,10 @@ impl CausalLm for Llama {
         };
         if let Some(segment) = batch.segments.iter().find(|s| asked(s) > s.len) {
             return Err(ModelError::Input(format!("{} rows asked of {} tokens", asked(segment), segment.len)));
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            return self.run_on_gpu(resident, batch, caches, None);
         }
         self.on_threads(|| {
             let last = self.run(batch, Some(caches), None)?;
