@@ -98,7 +98,7 @@ __device__ __forceinline__ void sums_of(
 #pragma unroll
         for (int row = 0; row < MOST; row++) {
             Four own = load4(x + size_t(min(unsigned(row), rows - 1)) * input + k);
-            for (int j = 0; j < 4; j++) sums[row] += own.at[j] * w.at[j];
+            for (int j = 0; j < 4; j++) sums[row] = fmaf(own.at[j], w.at[j], sums[row]);
         }
     }
 #pragma unroll
