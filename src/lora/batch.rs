@@ -198,9 +198,7 @@ fn linear_rows(
     let dtype = product.dtype();
     let (rows, bias) = match change {
         Change::Linear(delta) => (low_rank(delta, how, x, product)?, delta.bias.as_ref().or(bias)),
-        Change::Replaced { weight, bias } => {
-            (dense_product(&wide(x)?, &as_matrix(weight)?)?, bias.as_ref())
-        }
+        Change::Replaced { weight, bias } => (dense_product(&wide(x)?, &as_matrix(weight)?)?, bias.as_ref()),
         Change::Bias(bias) => (product.clone(), Some(bias)),
         Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
     };

@@ -250,9 +250,8 @@ impl Learner {
         for part in parts(self.parameters.list()) {
             slices.run(|| {
                 let list = &self.parameters.list()[part.clone()];
-                let fault = |parameter: &Parameter, fault| {
-                    Err(TrainError::Gradient { tensor: parameter.name.clone(), fault })
-                };
+                let fault =
+                    |parameter: &Parameter, fault| Err(TrainError::Gradient { tensor: parameter.name.clone(), fault });
                 let first = tensors.len();
                 for (sum, parameter) in sums.sums[part].iter_mut().zip(list) {
                     let Some(gradient) = sum.take() else { return fault(parameter, "missing") };

@@ -11,9 +11,7 @@ use crate::lora::LoraBatch;
 use crate::model::layers::learning;
 use crate::model::{Computed, ModelError};
 use crate::ops::Groups;
-use crate::ops::cuda::{
-    Gpu, Sight, Whole, attend_whole, attend_whole_backward, gelu, gelu_backward, has_kernels,
-};
+use crate::ops::cuda::{Gpu, Sight, Whole, attend_whole, attend_whole_backward, gelu, gelu_backward, has_kernels};
 use crate::ops::learning::{Layer, LayerNorm, Learnt};
 
 /// A block in training.
@@ -86,7 +84,9 @@ impl Learning<'_> {
     fn kept(&self, rows: &Tensor) -> Result<Tensor> {
         match self.wanted {
             Part::All => Ok(rows.clone()),
-            Part::Class => rows.reshape(((), self.groups.rows, rows.dim(1)?))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous(),
+            Part::Class => {
+                rows.reshape(((), self.groups.rows, rows.dim(1)?))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+            }
         }
     }
 
@@ -94,7 +94,9 @@ impl Learning<'_> {
     fn put_back(&self, gradient: Tensor) -> Result<Tensor> {
         match self.wanted {
             Part::All => Ok(gradient),
-            Part::Class => gradient.unsqueeze(1)?.pad_with_zeros(1, 0, self.groups.rows - 1)?.flatten(0, 1)?.contiguous(),
+            Part::Class => {
+                gradient.unsqueeze(1)?.pad_with_zeros(1, 0, self.groups.rows - 1)?.flatten(0, 1)?.contiguous()
+            }
         }
     }
 

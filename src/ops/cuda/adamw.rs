@@ -168,7 +168,8 @@ mod tests {
         let tensors: Vec<_> = host.iter().map(|x| x.to_device(&gpu.device()).unwrap()).collect();
         let got = squares(&gpu, &tensors).unwrap();
         for (got, x) in got.iter().zip(&host) {
-            let expected: f32 = x.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap() as f32;
+            let expected: f32 =
+                x.to_dtype(DType::F64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap() as f32;
             assert!((got - expected).abs() < 1e-5 * expected.max(1.0), "{got} instead of {expected}");
         }
         let missing = Tensor::new(&[f32::NAN], &Device::Cpu).unwrap().to_device(&gpu.device()).unwrap();

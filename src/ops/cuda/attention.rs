@@ -128,13 +128,7 @@ pub fn has_kernels(head_dim: usize) -> bool {
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
-pub fn attend_whole(
-    gpu: &Gpu,
-    [q, k, v]: [&Tensor; 3],
-    whole: &Whole,
-    out: &Tensor,
-    log_sums: &Tensor,
-) -> Result<()> {
+pub fn attend_whole(gpu: &Gpu, [q, k, v]: [&Tensor; 3], whole: &Whole, out: &Tensor, log_sums: &Tensor) -> Result<()> {
     let sizes = whole.sizes([q, k, v])?;
     if out.elem_count() != q.elem_count() || out.dtype() != q.dtype() {
         bail!("queries {:?} do not fit results {:?}", q.shape(), out.shape());
@@ -247,8 +241,8 @@ mod tests {
     /// Compares results and gradients with those of the CPU.
     fn compare(shapes: [[usize; 3]; 2], attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) {
         let gpu = gpu();
-        let inputs = [(shapes[0], 1), (shapes[1], 2), (shapes[1], 3)]
-            .map(|(shape, seed)| (values(&shape, seed) * 2.0).unwrap());
+        let inputs =
+            [(shapes[0], 1), (shapes[1], 2), (shapes[1], 3)].map(|(shape, seed)| (values(&shape, seed) * 2.0).unwrap());
         let weights = values(&[shapes[0][0], shapes[0][1] * shapes[0][2]], 4);
         for dtype in [DType::F32, DType::BF16] {
             // The CPU computes with the same rounded numbers.

@@ -38,13 +38,7 @@ impl LowRank {
     }
 
     /// Adds the gradient of `x` to `for_x`; returns those of Aᵀ and s·Bᵀ, f32.
-    fn backward(
-        &self,
-        gpu: &Gpu,
-        [x, inner]: [&Tensor; 2],
-        gradient: &Tensor,
-        for_x: &Tensor,
-    ) -> Result<[Tensor; 2]> {
+    fn backward(&self, gpu: &Gpu, [x, inner]: [&Tensor; 2], gradient: &Tensor, for_x: &Tensor) -> Result<[Tensor; 2]> {
         let ((rows, input), (rank, output)) = (x.dims2()?, self.b.dims2()?);
         let for_inner = gpu.tensor((rows, rank), x.dtype())?;
         gpu.product(gradient, &self.b, 0.0, &for_inner)?;
@@ -159,10 +153,8 @@ pub(in crate::ops) fn adapted(
     let (Some(gpu), true) = (Gpu::of(x.device()), known(x)) else { return Ok(None) };
     let [frozen, of_x, of_a, of_b] = [x.detach().contiguous()?, x.detach().contiguous()?, a.detach(), b.detach()];
     let bias = bias.map(Tensor::detach);
-    let layer = Layer {
-        weight: Weight::Frozen(weight, Some((&of_a, &of_b))),
-        bias: bias.as_ref().map(|bias| (bias, false)),
-    };
+    let layer =
+        Layer { weight: Weight::Frozen(weight, Some((&of_a, &of_b))), bias: bias.as_ref().map(|bias| (bias, false)) };
     let (out, inner) = layer.forward_on(&gpu, &frozen)?;
     let weight = weight.clone();
     explicit(&[x, a, b], out, move |gradient| {

@@ -24,19 +24,19 @@ pub(crate) mod testing;
 
 pub use adamw::{Trained, Update, adamw, squares};
 pub use attention::{Sight, Whole, attend_whole, attend_whole_backward, has_kernels};
+pub(super) use attention::{attend_all, attend_groups};
 pub use device::{Gpu, Recording, open};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub use gemv::{MOST_ROWS, small_product};
-pub use lora::{Adapters, NO_SLOT, low_rank_expand, low_rank_shrink};
-pub use loss::{Targets, cross_entropy};
-pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
-pub use norm_backward::{Norm, NormGradients, norm_backward};
-pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
-pub(super) use attention::{attend_all, attend_groups};
 pub(super) use graph::{bent, gated, turned};
 pub(super) use layers::{adapted, dense};
+pub use lora::{Adapters, NO_SLOT, low_rank_expand, low_rank_shrink};
 pub(super) use loss::losses_of;
+pub use loss::{Targets, cross_entropy};
+pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
 pub(super) use norm_backward::norm_of;
+pub use norm_backward::{Norm, NormGradients, norm_backward};
+pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
 pub use rotary::{BLOCK, Places, rope, rope_and_store};
 pub use sample::{Choice, Listed, NO_TOKEN, SETTINGS, choose, penalise};
 

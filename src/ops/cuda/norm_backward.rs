@@ -119,8 +119,7 @@ impl learning::Norm<'_> {
     ) -> Result<Tensor> {
         let ([for_x], weight) = (gpu.alike([x])?, rounded(self.weight, x.dtype())?);
         let sum = self.learns.then(|| gpu.tensor(self.weight.shape(), DType::F32)).transpose()?;
-        let outs =
-            NormGradients { beside: Some(beside), for_x: &for_x, for_weight: sum.as_ref(), for_bias: None };
+        let outs = NormGradients { beside: Some(beside), for_x: &for_x, for_weight: sum.as_ref(), for_bias: None };
         norm_backward(gpu, (Norm::Rms, f64::from(self.eps)), [x, &weight, gradient], outs)?;
         learnt.extend(sum.map(|sum| (self.weight.clone(), sum)));
         Ok(for_x)
@@ -198,12 +197,8 @@ pub(in crate::ops) fn norm_of(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>
         let for_x = gpu.tensor(rows.shape(), of)?;
         let sum = |learns: bool| learns.then(|| gpu.tensor(width, DType::F32)).transpose();
         let [for_weight, for_bias] = [sum(learns[0])?, sum(learns[1])?];
-        let outs = NormGradients {
-            beside: None,
-            for_x: &for_x,
-            for_weight: for_weight.as_ref(),
-            for_bias: for_bias.as_ref(),
-        };
+        let outs =
+            NormGradients { beside: None, for_x: &for_x, for_weight: for_weight.as_ref(), for_bias: for_bias.as_ref() };
         norm_backward(&gpu, (norm, eps), [&rows, &own, gradient], outs)?;
         let cast = |sum: Option<Tensor>, dtype| sum.map(|sum| sum.to_dtype(dtype)).transpose();
         let mut all = vec![Some(for_x.reshape(&shape)?), cast(for_weight, formats[0])?, cast(for_bias, formats[1])?];
