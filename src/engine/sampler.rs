@@ -385,6 +385,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
+#[cfg(test)]
 #[path = "sampler_on_gpu.rs"]
 mod on_gpu;
