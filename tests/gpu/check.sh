@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks the feature `cuda` on a machine with or without a GPU: that it builds, that its binary needs no library of
 # NVIDIA's to start, that it says so when it is told to use a device and there is no driver, that kernels compute what the
-# CPU does, on the device where there is one and else on the emulated one, and that no kernel spills registers.
+# CPU does and models what their references do, on the device where there is one and else on the emulated one, and that no
+# kernel spills registers.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -37,6 +38,7 @@ if ! has_driver; then
 fi
 tests/gpu/cargo.sh test --lib -- on_gpu model::weights
 has_driver || EVENKEEL_EMULATOR_ORDER=reversed tests/gpu/cargo.sh test --lib -- on_gpu
+EVENKEEL_DEVICE=cuda tests/gpu/cargo.sh test --test it -- golden_language golden_vision golden_adapters golden_training
 
 # The PTX that was built, as a driver compiles it: registers, spilled bytes and static shared memory of each kernel.
 names=$(ls -t "$target"/x86_64-unknown-linux-gnu/debug/build/evenkeel-*/out/ptx.rs | head -1)
