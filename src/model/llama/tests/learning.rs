@@ -101,7 +101,7 @@ fn computed(config: &serde_json::Value, (device, dtype): (&str, &str), own: bool
     let moved = changes.into_iter().map(|(site, change)| {
         let change = match change {
             Change::Replaced { .. } => Change::Replaced { weight: next(), bias: None },
-            _ => {
+            Change::Linear(_) | Change::Embedding { .. } | Change::Bias(_) => {
                 let (a, b) = (next().t().unwrap(), (next().t().unwrap() * 2.0).unwrap());
                 Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None })
             }
