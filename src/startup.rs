@@ -7,20 +7,26 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::config::ModelSettings;
+use crate::config::{EngineSettings, ModelSettings};
 use crate::hub;
-use crate::model;
 use crate::model::tokenizer::Tokenizer;
+use crate::model::{self, Reserve};
 use crate::server::{ImageModel, Loaded};
 
 /// Reads the model, from the hub if it is a name and not in the cache yet.
 ///
 /// # Errors
 /// When there is no such model, or one of its files is missing, faulty or not supported.
-pub fn load(settings: &ModelSettings) -> anyhow::Result<Loaded> {
+pub fn load(settings: &ModelSettings, engine: &EngineSettings) -> anyhow::Result<Loaded> {
     let path = find(&settings.path)?;
     let name = settings.name.clone().unwrap_or_else(|| default_name(&settings.path));
-    let weights = model::load(&path, &name, &settings.device, &settings.dtype).context("cannot load the model")?;
+    let reserve = Reserve {
+        kv_bytes: engine.kv_cache_bytes,
+        rows: engine.max_step_tokens,
+        sequences: engine.max_running_sequences,
+    };
+    let form = (&*settings.device, &*settings.dtype);
+    let weights = model::load_to_serve(&path, &name, form, &reserve).context("cannot load the model")?;
     let (tokenizer, chat) = Tokenizer::load(&path).context("cannot load the tokenizer")?;
     let companions = model::companions::read(&path).context("cannot read the tokenizer's files")?.into();
     let images = images(settings, &name)?;

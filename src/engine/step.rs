@@ -19,13 +19,14 @@ use super::prefix::Prefixes;
 use super::sampler::{History, Scratch, ignores_history, sample, top_logprobs};
 use super::scheduler::{Chunk, Id, Limits, Plan, Scheduler};
 use super::score::ScoreTask;
-use super::sequence::{Detokenizer, Group, Sequence};
-use super::{EngineError, Event, GenerateRequest, Token};
+use super::sequence::{Detokenizer, Group, Sequence, masked};
+use super::{EngineError, Event, GenerateRequest, Token, TokenLogprob};
 use crate::config::EngineSettings;
 use crate::lora::{Adapter, LoraBatch, Run};
 use crate::metrics::Metrics;
 use crate::model::{Batch, CausalLm, KvCache, Rows, Segment};
 
+mod choices;
 mod slices;
 
 /// What the engine's thread owns.
@@ -63,7 +64,7 @@ impl Core {
         let limits = Limits {
             step_tokens: settings.max_step_tokens,
             running: settings.max_running_sequences,
-            kv_bytes: settings.kv_cache_bytes,
+            kv_bytes: settings.kv_bytes(),
         };
         let (metrics, shared) = watched;
         let info = model.info();
@@ -179,7 +180,7 @@ impl Core {
     fn schedule(&mut self, plan: &mut Plan) {
         let Self { scheduler, prefixes, groups, sequences, alone, metrics, settings, .. } = self;
         scheduler.schedule(plan, |id, reserved| {
-            prefixes.shrink(settings.kv_cache_bytes.saturating_sub(reserved));
+            prefixes.shrink(settings.kv_bytes().saturating_sub(reserved));
             let (adapter, prompt, cache) = match (groups.get(&id), sequences.get_mut(&id), alone.get_mut(&id)) {
                 (Some(group), Some(sequence), _) => {
                     (group.request.adapter.as_ref(), &group.request.prompt, sequence.cache.get_or_insert_default())
@@ -262,7 +263,10 @@ impl Core {
             }
         }
         let wanted = chunks.iter().filter(|c| c.complete).count();
-        let outcome = logits.and_then(|l| rows(&l, wanted, |all, vocab| self.sample_rows(chunks, all, vocab)));
+        let outcome = logits.and_then(|logits| match self.chosen_on_device(chunks, &logits)? {
+            true => Ok(()),
+            false => rows(&logits, wanted, |all, vocab| self.sample_rows(chunks, all, vocab)),
+        });
         if let Err(error) = outcome {
             tracing::error!(error = &error as &dyn std::error::Error, sequences = chunks.len(), "step failed");
             for chunk in chunks.iter() {
@@ -344,14 +348,9 @@ impl Core {
 
     fn next_token(&mut self, id: Id, row: &[f32]) -> Result<(), EngineError> {
         let Some(sequence) = self.sequences.get_mut(&id) else { return Ok(()) };
-        let Some(group) = self.groups.get_mut(&sequence.group) else { return Ok(()) };
-        let sampling = &group.request.sampling;
-        let masked: &[u32] =
-            if sequence.output.len() < group.request.stopping.min_new_tokens { &group.end_ids } else { &[] };
+        let Some(group) = self.groups.get(&sequence.group) else { return Ok(()) };
+        let (sampling, masked) = (&group.request.sampling, masked(sequence, group));
         let token = sample(row, sampling, &sequence.history, masked, &mut sequence.draws, &mut self.scratch)?;
-        if !ignores_history(sampling) {
-            sequence.history.push(token);
-        }
         let logprobs = match group.request.logprobs {
             Some(count) => {
                 let (total, top) = top_logprobs(row, count)?;
@@ -359,6 +358,21 @@ impl Core {
             }
             None => None,
         };
+        self.push_token(id, token, logprobs)
+    }
+
+    /// Gives a completion its next token, and what was asked to be known of it.
+    fn push_token(
+        &mut self,
+        id: Id,
+        token: u32,
+        logprobs: Option<(f64, Vec<TokenLogprob>)>,
+    ) -> Result<(), EngineError> {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&sequence.group) else { return Ok(()) };
+        if !ignores_history(&group.request.sampling) {
+            sequence.history.push(token);
+        }
         let (text, finish) = sequence.push(token, group);
         group.generated += 1;
         self.metrics.generation_tokens.inc();
@@ -393,7 +407,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         if let Some(Sequence { cache: Some(cache), output, .. }) = ended {
             let tokens = [&group.request.prompt[..], &output].concat();
-            let room = self.settings.kv_cache_bytes.saturating_sub(self.scheduler.reserved_bytes());
+            let room = self.settings.kv_bytes().saturating_sub(self.scheduler.reserved_bytes());
             self.prefixes.keep(group.request.adapter.as_ref(), tokens, cache, room);
         }
         group.live -= 1;
@@ -464,7 +478,7 @@ impl Core {
         self.metrics.requests_waiting.set(waiting);
         self.metrics.prefix_cache_bytes.set(i64::try_from(self.prefixes.bytes()).unwrap_or(i64::MAX));
         self.metrics.kv_cache_bytes.set(i64::try_from(reserved).unwrap_or(i64::MAX));
-        self.metrics.kv_cache_usage.set(reserved as f64 / self.settings.kv_cache_bytes.max(1) as f64);
+        self.metrics.kv_cache_usage.set(reserved as f64 / self.settings.kv_bytes().max(1) as f64);
         if self.is_idle() {
             for done in self.drained.drain(..) {
                 let _ = done.send(());

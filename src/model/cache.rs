@@ -3,13 +3,15 @@
 //! Memory grows in blocks, so that a token costs a write and not a copy of all before it. Does not decide who may have
 //! how much: that is the engine's budget.
 //! Shapes: `[kv_heads, capacity, head_dim]` a layer, of which the first `len` tokens count; on the CPU as the kernels of
-//! attention like them.
+//! attention like them; pages of a pool where the model has one.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
 use super::ModelError;
+#[cfg(feature = "cuda")]
+use super::pages::{Pages, Pool};
 use crate::ops::cpu::{Heads, KeysValues};
 
 /// Tokens by which memory grows at least.
@@ -19,6 +21,9 @@ const BLOCK: usize = 64;
 #[derive(Debug, Default)]
 pub struct KvCache {
     len: usize,
+    /// Of all layers, in a pool; the layers have nothing of their own then.
+    #[cfg(feature = "cuda")]
+    pages: Option<Pages>,
     layers: Vec<Option<Entry>>,
 }
 
@@ -35,7 +40,19 @@ enum Entry {
 impl KvCache {
     /// Returns an empty cache for a model of `layers` layers; memory is taken when tokens arrive.
     pub fn new(layers: usize) -> Self {
-        Self { len: 0, layers: std::iter::repeat_with(|| None).take(layers).collect() }
+        Self { layers: std::iter::repeat_with(|| None).take(layers).collect(), ..Self::default() }
+    }
+
+    /// Returns an empty cache of a model of `layers` layers whose keys and values lie in a pool.
+    #[cfg(feature = "cuda")]
+    pub(super) fn in_pool(layers: usize, pool: &Arc<Pool>) -> Self {
+        Self { pages: Some(Pages::new(pool)), ..Self::new(layers) }
+    }
+
+    /// Returns its pages, where they lie in a pool.
+    #[cfg(feature = "cuda")]
+    pub(super) fn pages(&mut self) -> Option<&mut Pages> {
+        self.pages.as_mut()
     }
 
     /// Returns the number of tokens held; the next token gets this position.
@@ -84,7 +101,13 @@ impl KvCache {
                 Ok(Some(Entry::Tensors { keys: keys.copy()?, values: values.copy()? }))
             }
         };
-        Ok(Self { len: len.min(self.len), layers: self.layers.iter().map(copy).collect::<Result<_>>()? })
+        let len = len.min(self.len);
+        Ok(Self {
+            len,
+            #[cfg(feature = "cuda")]
+            pages: self.pages.as_ref().map(|pages| pages.first(len)),
+            layers: self.layers.iter().map(copy).collect::<Result<_>>()?,
+        })
     }
 
     /// Returns a copy of the first `len` tokens, at most all of them, that shares no memory; none off the CPU.
@@ -94,7 +117,8 @@ impl KvCache {
             Some(Entry::Slices(held)) => Some(Some(Entry::Slices(Arc::new(held.copied(len))))),
             Some(Entry::Tensors { .. }) | None => None,
         };
-        Some(Self { len, layers: self.layers.iter().map(copy).collect::<Option<_>>()? })
+        let layers = self.layers.iter().map(copy).collect::<Option<_>>()?;
+        Some(Self { len, layers, ..Self::default() })
     }
 
     /// Returns whether all of it lies in memory of the CPU that it began itself.

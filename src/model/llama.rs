@@ -10,18 +10,23 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::Reserved;
 use super::cache::KvCache;
 use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
 use super::{
-    BaseModel, Batch, CausalLm, Computed, Differentiable, Input, Layout, ModelError, ModelInfo, Rows, Segment,
+    BaseModel, Batch, CausalLm, Computed, Differentiable, Input, Layout, ModelError, ModelInfo, Reserve, Rows, Segment,
     Sequences,
 };
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::cpu::together;
 use crate::ops::{Linear, rope, silu_mul};
 
+mod base;
+#[cfg(feature = "cuda")]
+mod gpu;
 #[cfg(feature = "cuda")]
 mod gpu_learning;
 mod learning;
@@ -48,6 +53,9 @@ pub struct Llama {
     blocks: Vec<Block>,
     norm: Tensor,
     head: Projection,
+    /// What it has set aside on its device.
+    #[cfg(feature = "cuda")]
+    resident: Option<gpu::Resident>,
 }
 
 #[derive(Debug)]
@@ -132,7 +140,22 @@ impl Llama {
             head,
             device,
             config,
+            #[cfg(feature = "cuda")]
+            resident: None,
         })
+    }
+
+    /// Sets memory of its device aside, and serves by the kernels of that device from then on; on the CPU nothing is to do.
+    ///
+    /// # Errors
+    /// When the memory is not there.
+    pub fn reserve(&mut self, reserve: &Reserve) -> Result<(), ModelError> {
+        #[cfg(feature = "cuda")]
+        {
+            self.resident = self.reserve_on_gpu(reserve)?;
+        }
+        let _ = reserve;
+        Ok(())
     }
 
     /// Returns the hidden states of all tokens as transformers counts them: the embedding, then the output of each
@@ -142,6 +165,13 @@ impl Llama {
     /// As [`CausalLm::forward`].
     pub fn hidden_states(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Vec<Tensor>, ModelError> {
         let mut seen = Vec::with_capacity(self.blocks.len() + 1);
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            self.run_on_gpu(resident, batch, caches, Some(&mut |x: &Tensor| seen.push(x.clone())))?;
+            let last = seen.pop().ok_or_else(|| ModelError::Unsupported("a model without blocks".into()))?;
+            seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
+            return Ok(seen);
+        }
         let last = self.run(batch, Some(caches), Some(&mut |x: &Tensor| seen.push(x.clone())))?;
         seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
         Ok(seen)
@@ -308,21 +338,6 @@ impl Llama {
             _ => candle_core::bail!("the base model has no such head, nor has one adapter for all rows"),
         }
     }
-
-    /// Returns the weight of a norm or of the head.
-    fn weight_after_blocks(&self, site: SiteId) -> candle_core::Result<Tensor> {
-        let first = site_of(self.blocks.len(), Module::ALL[0]);
-        if site == self.last_norm() {
-            return self.norm.to_dtype(DType::F32);
-        }
-        let block = site.0.checked_sub(first).and_then(|n| Some((self.blocks.get(n / 2)?, n % 2)));
-        match block {
-            Some((block, 0)) => block.attention_norm.to_dtype(DType::F32),
-            Some((block, _)) => block.mlp_norm.to_dtype(DType::F32),
-            None if site.0 + 1 == self.sites.len() => self.head.weight.to_f32(),
-            None => candle_core::bail!("the base model has no weight at {site:?}"),
-        }
-    }
 }
 
 /// Attention of all sequences of the batch, `[tokens, heads·head_dim]`; `own` are their new keys and values,
@@ -368,7 +383,16 @@ impl BaseModel for Llama {
 
 impl CausalLm for Llama {
     fn new_cache(&self) -> KvCache {
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            return KvCache::in_pool(self.blocks.len(), resident.pool());
+        }
         KvCache::new(self.blocks.len())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn reserved(&self) -> Option<Reserved> {
+        self.resident.as_ref().map(gpu::Resident::reserved)
     }
 
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {
@@ -381,6 +405,10 @@ impl CausalLm for Llama {
         };
         if let Some(segment) = batch.segments.iter().find(|s| asked(s) > s.len) {
             return Err(ModelError::Input(format!("{} rows asked of {} tokens", asked(segment), segment.len)));
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(resident) = &self.resident {
+            return self.run_on_gpu(resident, batch, caches, None);
         }
         self.on_threads(|| {
             let last = self.run(batch, Some(caches), None)?;
@@ -407,42 +435,6 @@ impl CausalLm for Llama {
         let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
         Ok(self.head_on(&x, &batch.lora.select(&rows), true)?)
-    }
-}
-
-impl Base for Llama {
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn weight(&self, site: SiteId) -> candle_core::Result<Tensor> {
-        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
-        let Some((layer, module)) = inside else { return self.embedding.to_f32() };
-        let Some(block) = self.blocks.get(layer) else { return self.weight_after_blocks(site) };
-        block.projection(Module::ALL[module]).weight.to_f32()
-    }
-
-    fn bias(&self, site: SiteId) -> candle_core::Result<Option<Tensor>> {
-        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
-        let block = inside.and_then(|(layer, module)| Some((self.blocks.get(layer)?, Module::ALL[module])));
-        let bias = block.and_then(|(block, module)| block.projection(module).bias.as_ref());
-        bias.map(|bias| bias.to_dtype(DType::F32)).transpose()
-    }
-
-    fn is_tied(&self) -> bool {
-        self.config.tied && self.config.head == Head::Language
-    }
-
-    fn fingerprint(&self) -> &str {
-        &self.info.fingerprint
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn dtype(&self) -> DType {
-        self.dtype
     }
 }
 

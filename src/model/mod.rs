@@ -5,6 +5,7 @@
 mod cache;
 pub mod chat;
 mod chat_functions;
+pub(crate) mod choice;
 pub mod companions;
 mod config;
 mod gguf;
@@ -14,6 +15,8 @@ pub mod image;
 mod layers;
 mod llama;
 pub mod logits;
+#[cfg(any(feature = "cuda", test))]
+mod pages;
 pub(crate) mod pass;
 mod swin;
 #[cfg(test)]
@@ -119,12 +122,37 @@ pub trait BaseModel: Send + Sync {
     }
 }
 
+/// What a model is to set aside on its device before it serves, so that nothing else can take it.
+#[derive(Debug, Clone, Copy)]
+pub struct Reserve {
+    /// Bytes of keys and values; none are half of what is free.
+    pub kv_bytes: Option<u64>,
+    /// Tokens of a step.
+    pub rows: usize,
+    /// Sequences of a step.
+    pub sequences: usize,
+}
+
+/// Bytes of a device that are set aside, each for one purpose.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reserved {
+    /// The pool of keys and values.
+    pub kv_cache: u64,
+    /// What steps compute with.
+    pub steps: u64,
+}
+
 /// A language model, or a classifier of texts.
 ///
 /// Two kinds exist: the real architectures, and the scripted model of the engine's tests.
 pub trait CausalLm: BaseModel {
     /// Returns an empty cache for one sequence.
     fn new_cache(&self) -> KvCache;
+
+    /// Returns what was set aside on its device, where that is a GPU.
+    fn reserved(&self) -> Option<Reserved> {
+        None
+    }
 
     /// Computes a batch and appends its keys and values to `caches`, one a segment.
     ///
@@ -302,6 +330,22 @@ pub fn open(path: &Path, device: &str, dtype: &str) -> Result<Llama, ModelError>
 /// As [`open`].
 pub fn load(path: &Path, name: &str, device: &str, dtype: &str) -> Result<Arc<dyn CausalLm>, ModelError> {
     let model = open(path, device, dtype)?;
+    vision::announce(&model, name);
+    Ok(Arc::new(model))
+}
+
+/// Reads a base model as [`load`] does, and sets memory of its device aside for serving.
+///
+/// # Errors
+/// As [`open`], or when the device lacks the memory.
+pub fn load_to_serve(
+    path: &Path,
+    name: &str,
+    (device, dtype): (&str, &str),
+    reserve: &Reserve,
+) -> Result<Arc<dyn CausalLm>, ModelError> {
+    let mut model = open(path, device, dtype)?;
+    model.reserve(reserve)?;
     vision::announce(&model, name);
     Ok(Arc::new(model))
 }

@@ -12,7 +12,7 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 /// Opens a device. Its work goes into one stream, and is ordered by that alone.
@@ -149,13 +149,28 @@ impl Gpu {
     ///
     /// # Errors
     /// When the tensor is smaller or the device fails.
-    pub fn upload(&self, data: &[u32], to: &Tensor) -> Result<()> {
-        if to.dtype() != DType::U32 || to.elem_count() < data.len() {
+    pub fn upload<T: WithDType + DeviceRepr>(&self, data: &[T], to: &Tensor) -> Result<()> {
+        if to.dtype() != T::DTYPE || to.elem_count() < data.len() {
             bail!("{} numbers for a tensor of {:?}", data.len(), to.shape());
         }
         let address = self.address(to)?;
         #[expect(unsafe_code, reason = "the tensor has room, as was checked")]
         unsafe { result::memcpy_htod_async(address, data, self.stream.cu_stream()) }.w()
+    }
+
+    /// Copies a tensor to another one of the same format and size.
+    ///
+    /// # Errors
+    /// When they differ or the device fails.
+    pub fn copy(&self, from: &Tensor, to: &Tensor) -> Result<()> {
+        if from.dtype() != to.dtype() || from.elem_count() != to.elem_count() {
+            bail!("{:?} {:?} for {:?} {:?}", from.dtype(), from.shape(), to.dtype(), to.shape());
+        }
+        let from = from.contiguous()?;
+        let bytes = from.elem_count() * from.dtype().size_in_bytes();
+        let (source, target) = (self.address(&from)?, self.address(to)?);
+        #[expect(unsafe_code, reason = "both are of this size, as was checked")]
+        unsafe { result::memcpy_dtod_async(target, source, bytes, self.stream.cu_stream()) }.w()
     }
 
     /// Launches a kernel.
@@ -266,20 +281,22 @@ impl Gpu {
         done.w()
     }
 
-    /// Records what `work` launches on the device that it is given, instead of running it; `self` is the device that will
-    /// run it.
+    /// Does some work once, behind what was given so far, and records it to run again; it is given `aside` to launch on.
     ///
     /// # Errors
     /// When `work` fails, or does what cannot be recorded: it takes no memory and waits for nothing.
-    pub fn record(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Recording> {
-        let aside = self.aside()?;
+    pub fn record(&self, aside: &Self, work: impl Fn(&Self) -> Result<()>) -> Result<Recording> {
+        aside.stream.join(&self.stream).w()?;
+        // Kernels are loaded where they are launched at first, which cannot be recorded.
+        work(aside)?;
+        self.stream.join(&aside.stream).w()?;
         aside.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
-        let outcome = work(&aside);
+        let outcome = work(aside);
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = aside.stream.end_capture(flags).w();
         outcome?;
         match graph? {
-            Some(graph) => Ok(Recording { graph, aside }),
+            Some(graph) => Ok(Recording { graph, aside: aside.clone() }),
             None => bail!("the device recorded nothing"),
         }
     }
@@ -329,6 +346,10 @@ pub struct Recording {
     graph: CudaGraph,
     aside: Gpu,
 }
+
+#[expect(unsafe_code, reason = "a graph belongs to no thread; whoever runs it has it alone, as `Sync` is left out")]
+// SAFETY: NVIDIA asks that calls on one graph do not overlap, whichever threads they come from.
+unsafe impl Send for Recording {}
 
 impl Recording {
     /// Runs it behind the work given to `gpu` so far, and before what comes after.
@@ -422,10 +443,9 @@ mod tests {
             rms_norm(gpu, &x, &ones, 1e-5, &normed)?;
             gpu.product(&normed, &on_matrix, 0.0, &out)
         };
-        // A kernel is loaded when it is launched at first, and loading cannot be recorded.
-        work(&gpu).unwrap();
+        let aside = gpu.aside().unwrap();
+        let recording = gpu.record(&aside, work).unwrap();
         let before = out.to_vec2::<f32>().unwrap();
-        let recording = gpu.record(work).unwrap();
         for seed in 1..4 {
             let changed = values(&[rows, width], seed);
             x.slice_set(&changed.to_device(&gpu.device()).unwrap(), 0, 0).unwrap();
@@ -435,7 +455,7 @@ mod tests {
             close(&out, &expected, DType::F32);
             assert_ne!(out.to_vec2::<f32>().unwrap(), before);
         }
-        let refused = gpu.record(|_| bail!("changed its mind"));
+        let refused = gpu.record(&aside, |_| bail!("changed its mind"));
         assert!(refused.unwrap_err().to_string().contains("changed its mind"));
         work(&gpu).unwrap();
     }

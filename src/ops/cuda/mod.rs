@@ -12,6 +12,7 @@ mod gate;
 mod gemv;
 mod graph;
 mod layers;
+mod lookup;
 mod lora;
 mod loss;
 mod norm;
@@ -30,6 +31,7 @@ pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
 pub use gemv::{MOST_ROWS, small_product};
 pub(super) use graph::{bent, gated, turned};
 pub(super) use layers::{adapted, dense};
+pub use lookup::{add_bias, take};
 pub use lora::{Adapters, NO_SLOT, low_rank_expand, low_rank_shrink};
 pub(super) use loss::losses_of;
 pub use loss::{Targets, cross_entropy};
@@ -37,7 +39,7 @@ pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
 pub(super) use norm_backward::norm_of;
 pub use norm_backward::{Norm, NormGradients, norm_backward};
 pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
-pub use rotary::{BLOCK, Places, rope, rope_and_store};
+pub use rotary::{BLOCK, MOST_NUMBERS, Places, rope, rope_and_store};
 pub use sample::{Choice, Listed, NO_TOKEN, SETTINGS, choose, penalise};
 
 /// The PTX of each file in `kernels`, by its name in capitals.

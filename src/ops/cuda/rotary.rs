@@ -16,7 +16,7 @@ const PART: usize = 8;
 /// Threads of a block.
 const THREADS: u32 = 128;
 /// Numbers of a head at most.
-pub(super) const MOST_NUMBERS: usize = 256;
+pub const MOST_NUMBERS: usize = 256;
 
 /// Where the tokens of a step stand, u32 `[rows]` each.
 #[derive(Debug, Clone, Copy)]

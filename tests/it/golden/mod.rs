@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use evenkeel::model::{BaseModel, ImageModel, Llama, open, open_images};
+use evenkeel::model::{BaseModel, ImageModel, Llama, Reserve, open, open_images};
 use serde_json::Value;
 
 mod adapters;
@@ -32,6 +32,9 @@ pub(crate) fn device() -> String {
     #[expect(clippy::disallowed_methods, reason = "golden tests run on the emulated device too (tests/gpu)")]
     std::env::var("EVENKEEL_DEVICE").unwrap_or_else(|_| "cpu".into())
 }
+
+/// What models set aside where they run on a GPU: enough for every case, one after the other.
+const RESERVE: Reserve = Reserve { kv_bytes: Some(64 << 20), rows: 64, sequences: 8 };
 
 /// Returns the folders below `root()/part` that hold `file`, sorted.
 pub(crate) fn cases(part: &str, file: &str) -> Vec<PathBuf> {
@@ -61,10 +64,13 @@ impl Subject {
     pub(crate) fn open(base: &str) -> Self {
         let folder = root().join(base);
         let fault = |error| -> ! { panic!("{base}: {error}") };
+        let device = device();
         if json(&folder.join("config.json")).get("image_size").is_some() {
-            return Self::Images(Arc::from(open_images(&folder, &device(), "f32").unwrap_or_else(|e| fault(e))));
+            return Self::Images(Arc::from(open_images(&folder, &device, "f32").unwrap_or_else(|e| fault(e))));
         }
-        Self::Language(Arc::new(open(&folder, &device(), "f32").unwrap_or_else(|e| fault(e))))
+        let mut model = open(&folder, &device, "f32").unwrap_or_else(|e| fault(e));
+        model.reserve(&RESERVE).unwrap_or_else(|e| fault(e));
+        Self::Language(Arc::new(model))
     }
 
     /// Returns what both kinds are.
