@@ -261,7 +261,7 @@ impl Llama {
         let mut positions = Vec::with_capacity(tokens.len());
         for (rows, past) in self.places(tokens, lengths, caches)? {
             positions.extend(past..past + rows.len());
-            spans.push(Span::new(rows, past, self.config.sliding_window, &self.device)?);
+            spans.push(Span::new(rows, past, self.config.sliding_window));
         }
         let angles = Angles::new(positions.into_iter(), &self.frequencies, self.dtype, &self.device)?;
         Ok(Sequences { ids: Tensor::new(tokens, &self.device)?, spans: Arc::new(spans), angles })
