@@ -4,9 +4,7 @@ Builds on tests/bench: the same streams, taken by several processes here, since 
 Times are those of one clock for all processes of the machine.
 """
 
-import asyncio
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -14,10 +12,10 @@ import subprocess
 import time
 import urllib.request
 
-import grpc
 from evenkeel import Client
-from evenkeel.v1 import adapter_pb2_grpc, inference_pb2, inference_pb2_grpc, job_pb2
+from evenkeel.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2_grpc, job_pb2
 
+import asker
 import bench
 import peer
 
@@ -45,7 +43,7 @@ class Server(bench.Evenkeel):
             raise RuntimeError(f"the server did not start:\n{self.tail()}")
         self.seconds_to_ready = time.perf_counter() - begin
         self.address, self.http = ready.groups()
-        self.client = Client(self.address, timeout=300)
+        self.client = Client(self.address, timeout=120)
         self.channel = self.client.channel
         self.adapters = adapter_pb2_grpc.AdapterServiceStub(self.channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
@@ -79,7 +77,7 @@ class Server(bench.Evenkeel):
 
     def register(self, name, directory):
         """Loads an adapter from the adapter folder."""
-        adapter = self.adapters.LoadAdapter(bench.adapter_pb2.LoadAdapterRequest(name=name, directory=directory))
+        adapter = self.adapters.LoadAdapter(adapter_pb2.LoadAdapterRequest(name=name, directory=directory))
         self.names.append(name)
         return adapter.generation
 
@@ -92,7 +90,7 @@ class Server(bench.Evenkeel):
     def stream(self, ids, new, adapter=""):
         """One greedy stream; returns its tokens and the generation that wrote them."""
         tokens, generation = [], ""
-        for piece in self.inference.GenerateStream(generation_of(ids, new, adapter)):
+        for piece in self.inference.GenerateStream(asker.generation(ids, new, adapter), timeout=60):
             tokens += piece.token_ids
             generation = piece.generation or generation
         return tokens, generation
@@ -102,7 +100,7 @@ class Server(bench.Evenkeel):
         return self.scores(prompt, [candidate], adapter)[0]
 
     def scores(self, prompt, candidates, adapter=""):
-        answer = self.inference.Score(score_of(prompt, candidates, adapter))
+        answer = self.inference.Score(asker.scoring(prompt, candidates, adapter), timeout=60)
         return [list(scored.token_logprobs) for scored in answer.candidates]
 
     def tuned(self, name, dataset, **settings):
@@ -129,56 +127,40 @@ def texts(rows):
     return "".join(json.dumps({"text": text}) + "\n" for text in rows).encode()
 
 
-def generation_of(ids, new, adapter):
-    sampling = inference_pb2.SamplingParams(max_new_tokens=new, temperature=0, ignore_eos=True)
-    return inference_pb2.GenerateRequest(adapter=adapter, prompt_token_ids=inference_pb2.TokenIds(ids=ids),
-                                         sampling=sampling)
-
-
-def score_of(prompt, candidates, adapter):
-    ids = lambda values: inference_pb2.TokenIds(ids=values)
-    return inference_pb2.ScoreRequest(adapter=adapter, prompt_token_ids=ids(prompt),
-                                      candidates=[inference_pb2.Candidate(token_ids=ids(c)) for c in candidates])
-
-
 class Crowd:
-    """Processes that ask one server together."""
+    """Processes that ask one server together (asker.py)."""
 
     def __init__(self, address, processes):
-        context, self.lines, self.processes = multiprocessing.get_context("spawn"), [], []
-        for _ in range(processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_asker, args=(address, theirs), daemon=True)
-            process.start()
-            self.lines.append(ours)
-            self.processes.append(process)
-        for line in self.lines:
-            line.recv()
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "asker.py")
+        self.askers = [bench.Child(script, address) for _ in range(processes)]
 
     def close(self):
-        for line in self.lines:
-            line.send(None)
-        for process in self.processes:
-            process.join()
+        for asker in self.askers:
+            asker.close()
 
     def ask(self, kind, jobs):
         """Divides jobs among the processes, which begin together; returns the time of the begin and all answers."""
-        shares = [jobs[i::len(self.lines)] for i in range(len(self.lines))]
-        asked = [(line, share) for line, share in zip(self.lines, shares) if share]
-        for line, share in asked:
-            line.send((kind, share))
-        for line, _ in asked:
-            line.recv()  # prepared
+        count = len(self.askers)
+        asked = [(i, asker) for i, asker in enumerate(self.askers) if i < len(jobs)]
+        for i, asker in asked:
+            self._tell(asker, {"kind": kind, "jobs": jobs[i::count]})
+        for _, asker in asked:
+            asker.answer()  # prepared
         begin = time.perf_counter() + 0.02
-        for line, _ in asked:
-            line.send(begin)
+        for _, asker in asked:
+            self._tell(asker, begin)
+        found = [(i, asker.answer()) for i, asker in asked]
         answers = [None] * len(jobs)
-        for i, (line, share) in enumerate(asked):
-            found = line.recv()
-            if isinstance(found, str):
-                raise RuntimeError(found)
-            answers[i::len(self.lines)] = found
+        for i, answer in found:
+            if "fault" in answer:
+                raise RuntimeError(answer["fault"])
+            answers[i::count] = answer["answers"]
         return begin, answers
+
+    @staticmethod
+    def _tell(asker, value):
+        asker.process.stdin.write(json.dumps(value) + "\n")
+        asker.process.stdin.flush()
 
     def generate(self, streams, prompt, new, vocab, seed, names=("",)):
         """All streams begin together; the answer of peer.py's systems."""
@@ -191,36 +173,3 @@ class Crowd:
         """Seconds for all items, `(prompt, candidates)` in ids, and their log-probabilities."""
         begin, answers = self.ask("score", items)
         return max(end for end, _ in answers) - begin, [values for _, values in answers]
-
-
-def _asker(address, line):
-    asyncio.run(_asked(address, line))
-
-
-async def _asked(address, line):
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        await channel.channel_ready()
-        line.send("ready")
-
-        async def stream(job):
-            times = []
-            async for piece in stub.GenerateStream(generation_of(*job)):
-                times += [time.perf_counter()] * len(piece.token_ids)
-            if len(times) != job[1]:
-                raise RuntimeError(f"{len(times)} tokens instead of {job[1]}")
-            return times
-
-        async def score(job):
-            answer = await stub.Score(score_of(*job, ""))
-            return time.perf_counter(), [list(scored.token_logprobs) for scored in answer.candidates]
-
-        while (asked := line.recv()) is not None:
-            kind, share = asked
-            line.send("prepared")
-            time.sleep(max(0, line.recv() - time.perf_counter()))
-            try:
-                answers = await asyncio.gather(*[dict(stream=stream, score=score)[kind](job) for job in share])
-            except Exception as fault:
-                answers = f"{type(fault).__name__}: {fault}"
-            line.send(answers)
