@@ -1,13 +1,13 @@
 """Measures evenkeel and transformers + PEFT on one GPU, each beside what the machine allows.
 
-For each shape: a model of random weights, one server, one process of the peer; both are there together and compute in
-turn, for training one at a time. Limits: a decoding step reads weights, adapters and cache once, at the measured rate of
+For each shape: a model of random weights, a server that trains alone on the GPU, then a process of the peer beside it that
+trains, then both serve in turn. Memory of training is what the process takes, without what the server reserves for keys
+and values. Limits: a decoding step reads weights, adapters and cache once, at the measured rate of
 a copy; a prompt takes 2 operations a weight and token, LoRA training 4 (nothing is computed for frozen weights), full
 training 6, at the measured rate of a product. Writes figures.json and figures.md. usage: see run.sh.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import datetime
 import importlib.metadata
@@ -136,21 +136,28 @@ class Bench:
             shapes.write_adapter(self.name, f"{self.root}/a{seed}", seed, RANK)
 
     def start(self):
-        """Server and peer read the model at the same time."""
+        """The server alone, so that what it takes can be told."""
+        self.before = used() if ON_GPU else 0
         context = shapes.SHAPES[self.name]["max_position_embeddings"]
         longest = max(*self.plan.prefill, 64 * (DECODE_PROMPT + self.plan.new)) + 64
         self.kv = max(2 * longest * shapes.kv_bytes(self.name), 64 << 20)
         settings = dict(ENGINE__KV_CACHE_BYTES=self.kv, ENGINE__MAX_STEP_TOKENS=min(2048, context),
                         ENGINE__MAX_RUNNING_SEQUENCES=64, ENGINE__MAX_WAITING_SEQUENCES=4096,
                         REGISTRY__MEMORY_BYTES=max(1 << 30, 3 * 2 * self.plan.adapters * self.adapter_bytes))
-        self.before = used() if ON_GPU else 0
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            peer_starts = pool.submit(self.start_peer)
-            self.server = Server(self.options.program, self.folder, self.work, self.options.device,
-                                 adapters=self.root, **settings)
-            peer_starts.result()
-        self.add("start to ready, beside the peer, s", self.server.seconds_to_ready)
+        self.server = Server(self.options.program, self.folder, self.work, self.options.device, adapters=self.root,
+                             **settings)
         self.crowd = Crowd(self.server.address, max(1, min(8, os.cpu_count() // 2)))
+
+    def restart(self):
+        """Another server where this one no longer answers."""
+        try:
+            self.ours(1, 4, 2, 0, bench.first, rounds=1)
+        except Exception as fault:
+            self.book.note(f"FAILED {self.name}: the server: {fault}")
+            print(self.server.tail())
+            self.crowd.close()
+            self.server.kill()
+            self.start()
 
     def start_peer(self):
         with self.peer_lost():
@@ -164,7 +171,7 @@ class Bench:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def ours(self, streams, prompt, new, adapters, figure, rounds=3):
-        """Median of rounds after one that warms up."""
+        """Median of rounds after one that warms up (it records the step)."""
         names = self.server.names[:adapters] or [""]
         found = []
         for seed in range(rounds + 1):
@@ -294,25 +301,18 @@ class Bench:
                 self.decode(streams, adapters, with_peer=adapters <= 1 + plan.swaps and streams != 8)
 
     def train(self):
-        """Ours first, with the server alone on the GPU; then the peer alone, all of its methods in one process."""
-        if not self.plan.training:
-            return
-        if self.child:
-            self.child.close()
-            self.child = None
+        """Ours while nothing else is on the GPU, then the peer's, all methods in one process."""
         own, steps = {}, 6
         rows = {length: checking.sentences(32, length, length) for _, _, length, _ in self.plan.training}
         for case in self.plan.training:
             with self.book.part(f"{self.name}: train {case}"):
                 own[case] = self.train_ours(case, rows[case[2]], steps)
-        self.crowd.close()
-        self.server.close()
-        self.crowd = self.server = None
-        with self.book.part(f"{self.name}: the peer again"):
+        self.before = used() if ON_GPU else 0
+        with self.book.part(f"{self.name}: start of the peer"):
             self.start_peer()
         for case in self.plan.training:
+            theirs = None
             with self.book.part(f"{self.name}: train {case} with PEFT"):
-                theirs = None
                 if self.child and self.book.has(10, f"{self.name}: PEFT's {case}"):
                     with self.peer_lost():
                         theirs = self.train_theirs(case, rows[case[2]], steps)
@@ -393,8 +393,11 @@ def main():
             with book.part(f"{name}: start"):
                 one.start()
             if one.crowd:
-                one.serve()
+                book.add(name, "start to ready, s", one.server.seconds_to_ready)
                 one.train()
+                with book.part(f"{name}: the server after training"):
+                    one.restart()
+                one.serve()
                 if options.engine and name in ("smollm2-135m", "tiny") and book.has(20, "gRPC against the engine"):
                     with book.part("gRPC against the engine"):
                         grpc(book, options, one.folder)

@@ -1,8 +1,9 @@
 """Compares a server in bf16 with transformers and PEFT on the same GPU, by one model of random weights.
 
-Scores and greedy tokens without an adapter, with LoRA and with DoRA (made by peft), and losses of 10 steps. Two formats
-of 8 bits of mantissa round differently, so the reference is f32 on the same weights: the server may be off by twice
-what transformers in bf16 is off, and a greedy token may be another one where f32 sees as small a difference.
+Scores and greedy tokens without an adapter, with LoRA and with DoRA (made by peft), and losses of 10 steps. Who computes
+in bf16 rounds, each at other places, so the reference is f32 on the same weights: the server may be off by twice what
+transformers in bf16 is off, and a greedy token may be another one where f32 sees as small a difference. In training it
+is the most that a loss is off, in parts of the loss.
 Prints one line a check; the exit code is 1 where one fails. usage: see run.sh.
 """
 
@@ -21,8 +22,8 @@ from server import Server, succeeded, texts
 PROMPT, NEW = 40, 48
 # Where rounding is smaller than what log-probabilities are computed with.
 FLOOR = 2e-3
-# Losses of a training in bf16, of which the initial values are drawn by each side.
-LOSS_TOLERANCE = 0.02
+# Of losses: the initial values of an adapter are drawn by each side.
+LOSS_FLOOR = 0.01
 STEPS = 10
 ADAPTERS = {
     "": None,
@@ -88,10 +89,10 @@ def compare_greedy(server, exact, rounded, adapter):
     return f"{(behind == 0).float().mean().item():.1%} are those of f32, the others within {worst:.2e}"
 
 
-def theirs(folder, method, rows, rate, limit):
-    """Losses of a loop with PEFT (or all weights in f32), every row in every step, computed in bf16."""
+def theirs(folder, method, rows, rate, limit, rounded):
+    """Losses of a loop with PEFT, every row in every step; rounded: products in bf16, frozen weights too."""
     torch.manual_seed(0)
-    model = load(folder, torch.bfloat16 if method == "lora" else torch.float32)
+    model = load(folder, torch.bfloat16 if method == "lora" and rounded else torch.float32)
     if method == "lora":
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **ADAPTERS["lora"]))
     model.train()
@@ -102,7 +103,7 @@ def theirs(folder, method, rows, rate, limit):
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = rate * (STEPS - step) / STEPS
-        with torch.autocast(shapes.DEVICE, torch.bfloat16):
+        with torch.autocast(shapes.DEVICE, torch.bfloat16, enabled=rounded):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -113,8 +114,7 @@ def theirs(folder, method, rows, rate, limit):
 
 
 def compare_training(server, folder, method):
-    # All weights move by about the rate in the first step, whatever the gradient: a large one shows rounding only.
-    limit, rate = 128, 1e-3 if method == "lora" else 2e-5
+    limit, rate = 128, 1e-3 if method == "lora" else 1e-4
     rows = checking.sentences(8, 2 * limit, 3)
     server.client.upload_dataset("rows", texts(rows), format="DATASET_FORMAT_JSONL", text_column="text")
     how = {"full": {}} if method == "full" else {
@@ -122,12 +122,12 @@ def compare_training(server, folder, method):
     losses, _, job = server.tuned(f"tuned-{method}", "rows", steps=STEPS, batch_size=len(rows), max_tokens=limit,
                                   learning_rate=rate, **how)
     succeeded(job)
-    expected = theirs(folder, method, rows, rate, limit)
-    off = max(abs(a - b) / b for a, b in zip(losses, expected))
-    told = " ".join(f"{a:.3f}/{b:.3f}" for a, b in zip(losses, expected))
-    assert len(losses) == STEPS and off <= LOSS_TOLERANCE, f"off by {off:.1%}: {told}"
-    assert losses[-1] < losses[0], told
-    return f"losses off by {off:.2%} at most: {told}"
+    exact, rounded = (theirs(folder, method, rows, rate, limit, rounded) for rounded in (False, True))
+    off, allowed = (max(abs(a - b) / b for a, b in zip(values, exact)) for values in (losses, rounded))
+    told = f"off by {off:.2%}, PEFT in bf16 by {allowed:.2%}: " + " ".join(
+        f"{a:.3f}/{b:.3f}" for a, b in zip(losses, exact))
+    assert len(losses) == STEPS and off <= 2 * allowed + LOSS_FLOOR and losses[-1] < losses[0], told
+    return told
 
 
 def main():

@@ -17,6 +17,9 @@ import peer_transformers
 import shapes
 
 
+SERVING = torch.bfloat16 if shapes.DEVICE == "cuda" else torch.float32
+
+
 def wait():
     if shapes.DEVICE == "cuda":
         torch.cuda.synchronize()
@@ -26,7 +29,7 @@ class OnDevice(peer_transformers.Transformers):
     def __init__(self, folder):
         logging.disable_progress_bar()
         self.folder, self.peft, self.base = folder, None, None
-        self.read(torch.bfloat16 if shapes.DEVICE == "cuda" else torch.float32)
+        self.read(SERVING)
 
     def read(self, dtype):
         """Reads the model anew, in another format if wanted."""
@@ -117,6 +120,7 @@ class OnDevice(peer_transformers.Transformers):
         if method == "full" and self.dtype != torch.float32:
             self.read(torch.float32)
         model = self.base
+        model.requires_grad_(method == "full")
         if method == "lora":
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
             model = get_peft_model(self.base, config)
@@ -139,9 +143,12 @@ class OnDevice(peer_transformers.Transformers):
             losses.append(loss.item())
             seconds.append(time.perf_counter() - begin)
         peak = torch.cuda.max_memory_reserved() if shapes.DEVICE == "cuda" else peer.peak_bytes()
-        if method == "lora":
+        del optimizer, trained, loss
+        if method == "full":
+            self.read(SERVING)
+        else:
             self.base = model.unload().eval()
-            self.base.requires_grad_(True)
+            self.free()
         return {"seconds": seconds, "losses": losses, "peak": peak}
 
 

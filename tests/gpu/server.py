@@ -20,6 +20,10 @@ import bench
 import peer
 
 
+# A job of a check takes less.
+JOB_SECONDS = 90
+
+
 class Server(bench.Evenkeel):
     """The program on free ports. `settings` are `SECTION__KEY=value`; with `keep` the data folder is taken as it is."""
 
@@ -109,7 +113,7 @@ class Server(bench.Evenkeel):
 
     def watched(self, job):
         times, losses = [], []
-        for event in self.client.watch_job(job):
+        for event in self.client.jobs.WatchJob(job_pb2.WatchJobRequest(id=job), timeout=JOB_SECONDS):
             if event.WhichOneof("event") == "progress":
                 times.append(event.time.ToNanoseconds() / 1e9)
                 losses.append(event.progress.loss)
