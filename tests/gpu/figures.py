@@ -353,7 +353,7 @@ def machine(options):
     own = subprocess.run([options.program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft"))
     device = torch.cuda.get_device_name() if ON_GPU else f"no GPU, {os.cpu_count()} processors"
-    return f"{datetime.date.today()}, {device}: {own} on {options.device}, {versions}"
+    return f"{datetime.date.today()}, {device}: {own} ({options.commit}) on {options.device}, {versions}"
 
 
 def grpc(book, options, model):
@@ -367,6 +367,7 @@ def main():
     parser = argparse.ArgumentParser()
     for name in ("program", "device", "work", "out"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--commit", default="", help="what the program was built of")
     parser.add_argument("--engine", help="the bench of that name, to say what gRPC costs")
     parser.add_argument("--seconds", type=float, default=300, help="what it may take")
     parser.add_argument("--models", default="", help="these shapes only, by commas")
