@@ -35,7 +35,7 @@ class Book:
         try:
             yield
         except Exception as fault:
-            self.note(f"FAILED {title}: {type(fault).__name__}: {fault}")
+            self.note(f"FAILED {title}: {short(fault)}")
             traceback.print_exc()
         print(f"{title}: {time.monotonic() - begin:.1f} s, {self.left():.0f} s left", flush=True)
         self.save()
@@ -105,6 +105,11 @@ class Book:
                     for one in found]), sep="\n", file=file)
             for note in self.notes:
                 print("", note, sep="\n", file=file)
+
+
+def short(fault):
+    """An error in one line."""
+    return f"{type(fault).__name__}: {' '.join(str(fault).split())}"[:300]
 
 
 def bar(text, found, wanted, lower=False):

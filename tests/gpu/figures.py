@@ -16,23 +16,21 @@ import random
 import shutil
 import statistics
 import subprocess
-import threading
 import time
 
 import torch
 
 import bench
 import checking
-import peer
+import limits
 import shapes
-from book import Book
+from book import Book, short
 from server import Crowd, Server, succeeded, texts
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RANK = 16
 DECODE_PROMPT = 16
 TEXT = dict(format="DATASET_FORMAT_JSONL", text_column="text")
-ON_GPU = shapes.DEVICE == "cuda"
 
 
 class Plan:
@@ -60,60 +58,6 @@ TINY = {
 MODULES = {"all linear": shapes.LINEAR, "q and v": ["q_proj", "v_proj"], "": []}
 
 
-def best_seconds(work, times):
-    """Shortest of several, after some that warm up."""
-    found = []
-    for turn in range(times + 3):
-        begin = time.perf_counter()
-        work()
-        if ON_GPU:
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - begin)
-    return min(found[3:])
-
-
-def measure_limits(book):
-    """Bytes a second of a copy, read and written ones counted, and operations a second of a product in bf16."""
-    size = (2 << 30) if ON_GPU else (16 << 20)
-    source = torch.randint(0, 255, (size,), device=shapes.DEVICE, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    book.limits["bytes/s"] = 2 * size / best_seconds(lambda: target.copy_(source), 20)
-    side = 8192 if ON_GPU else 256
-    a, b = (torch.randn(side, side, device=shapes.DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    book.limits["operations/s"] = 2 * side ** 3 / best_seconds(lambda: torch.matmul(a, b), 20)
-    del source, target, a, b
-    if ON_GPU:
-        torch.cuda.empty_cache()
-
-
-def used():
-    """Bytes of the GPU that are taken, by whomever."""
-    free, total = torch.cuda.mem_get_info()
-    return total - free
-
-
-class Peak:
-    """The most that is taken of the GPU during a block, over what was taken before; on a CPU, of one process ever."""
-
-    def __init__(self, before, pid):
-        self.before, self.pid, self.bytes, self.stop = before, pid, 0, threading.Event()
-
-    def __enter__(self):
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self):
-        while ON_GPU and not self.stop.wait(0.005):
-            self.bytes = max(self.bytes, used() - self.before)
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-        if not ON_GPU:
-            self.bytes = peer.peak_bytes(self.pid)
-
-
 class Bench:
     """One shape: its files, the server, the peer."""
 
@@ -126,6 +70,7 @@ class Bench:
         self.adapter_bytes = 2 * RANK * sum(sum(shape) for tensor, shape in shapes.tensors(name)
                                             if tensor.removesuffix(".weight").rsplit(".", 1)[-1] in modules)
         self.server = self.child = self.crowd = None
+        self.revived = 0
 
     def add(self, *values, **named):
         self.book.add(self.name, *values, **named)
@@ -137,7 +82,7 @@ class Bench:
 
     def start(self):
         """The server alone, so that what it takes can be told."""
-        self.before = used() if ON_GPU else 0
+        self.before = limits.used() if limits.ON_GPU else 0
         context = shapes.SHAPES[self.name]["max_position_embeddings"]
         longest = max(*self.plan.prefill, 64 * (DECODE_PROMPT + self.plan.new)) + 64
         self.kv = max(2 * longest * shapes.kv_bytes(self.name), 64 << 20)
@@ -148,16 +93,36 @@ class Bench:
                              **settings)
         self.crowd = Crowd(self.server.address, max(1, min(8, os.cpu_count() // 2)))
 
-    def restart(self):
-        """Another server where this one no longer answers."""
+    def answering(self):
+        """Whether the server computes: a device can fail under a process that lives."""
         try:
             self.ours(1, 4, 2, 0, bench.first, rounds=1)
         except Exception as fault:
-            self.book.note(f"FAILED {self.name}: the server: {fault}")
-            print(self.server.tail())
-            self.crowd.close()
-            self.server.kill()
-            self.start()
+            self.book.note(f"FAILED {self.name}: the server no longer answers: {short(fault)}")
+            return False
+        return True
+
+    def revive(self):
+        """Starts another server with the same adapters, once or twice."""
+        print(f"log of the server:\n{self.server.tail()}", flush=True)
+        names = self.server.names
+        self.crowd.close()
+        self.server.kill()
+        self.revived += 1
+        self.start()
+        for name in names:
+            self.server.register(name, name)
+
+    @contextlib.contextmanager
+    def part(self, title):
+        """A part that begins with a server that answers, as far as that can be had."""
+        failed = len(self.book.notes)
+        with self.book.part(f"{self.name}: {title}"):
+            yield
+        if any(note.startswith("FAILED") for note in self.book.notes[failed:]) and self.revived < 2:
+            with self.book.part(f"{self.name}: the server after that"):
+                if not self.answering():
+                    self.revive()
 
     def start_peer(self):
         with self.peer_lost():
@@ -172,6 +137,8 @@ class Bench:
 
     def ours(self, streams, prompt, new, adapters, figure, rounds=3):
         """Median of rounds after one that warms up (it records the step)."""
+        for place in range(len(self.server.names), adapters):
+            self.server.register(f"a{place}", f"a{place}")
         names = self.server.names[:adapters] or [""]
         found = []
         for seed in range(rounds + 1):
@@ -196,7 +163,7 @@ class Bench:
             if self.child:
                 self.child.process.kill()
             self.child = None
-            self.book.note(f"FAILED {self.name}: the peer: {type(fault).__name__}: {fault}")
+            self.book.note(f"FAILED {self.name}: the peer: {short(fault)}")
 
     def decode(self, streams, adapters, with_peer=True):
         new, prompt = self.plan.new, DECODE_PROMPT
@@ -204,8 +171,8 @@ class Bench:
         moved = self.weights + adapters * self.adapter_bytes
         moved += streams * (prompt + new // 2) * shapes.kv_bytes(self.name)
         operations = streams * (self.weights + (self.adapter_bytes if adapters else 0))
-        limits = self.book.limits
-        limit = streams / max(moved / limits["bytes/s"], operations / limits["operations/s"])
+        rates = self.book.limits
+        limit = streams / max(moved / rates["bytes/s"], operations / rates["operations/s"])
         ours = self.ours(streams, prompt, new, adapters, bench.decode)
         # Mixed adapters take PEFT long.
         few = new if adapters <= 1 else 6
@@ -278,25 +245,25 @@ class Bench:
 
     def serve(self):
         """All figures of serving, the most asked for first; those without adapters before PEFT's layers are there."""
-        plan, book = self.plan, self.book
+        plan = self.plan
         for streams in plan.decode[0]:
-            with book.part(f"{self.name}: decode {streams}"):
+            with self.part(f"decode {streams}"):
                 self.decode(streams, 0)
         for prompt in plan.prefill:
-            with book.part(f"{self.name}: prefill {prompt}"):
+            with self.part(f"prefill {prompt}"):
                 self.prefill(prompt)
-        with book.part(f"{self.name}: first token"):
+        with self.part("first token"):
             self.first_token()
         if plan.score:
-            with book.part(f"{self.name}: scores"):
+            with self.part("scores"):
                 self.score()
-        with book.part(f"{self.name}: adapters"):
+        with self.part("adapters"):
             self.register()
         if plan.swaps:
-            with book.part(f"{self.name}: swap"):
+            with self.part("swap"):
                 self.swap()
         for adapters, streams in [(a, s) for a, several in plan.decode.items() if a for s in several]:
-            with book.part(f"{self.name}: decode {streams} with {adapters}"):
+            with self.part(f"decode {streams} with {adapters}"):
                 # The peer has as many adapters as were loaded for swaps.
                 self.decode(streams, adapters, with_peer=adapters <= 1 + plan.swaps and streams != 8)
 
@@ -305,14 +272,14 @@ class Bench:
         own, steps = {}, 6
         rows = {length: checking.sentences(32, length, length) for _, _, length, _ in self.plan.training}
         for case in self.plan.training:
-            with self.book.part(f"{self.name}: train {case}"):
+            with self.part(f"train {case}"):
                 own[case] = self.train_ours(case, rows[case[2]], steps)
-        self.before = used() if ON_GPU else 0
-        with self.book.part(f"{self.name}: start of the peer"):
+        self.before = limits.used() if limits.ON_GPU else 0
+        with self.part("start of the peer"):
             self.start_peer()
         for case in self.plan.training:
             theirs = None
-            with self.book.part(f"{self.name}: train {case} with PEFT"):
+            with self.part(f"train {case} with PEFT"):
                 if self.child and self.book.has(10, f"{self.name}: PEFT's {case}"):
                     with self.peer_lost():
                         theirs = self.train_theirs(case, rows[case[2]], steps)
@@ -323,15 +290,15 @@ class Bench:
         how = {"full": {}} if method == "full" else {
             "lora": {"rank": RANK, "alpha": 2 * RANK, "target_modules": MODULES[layers]}}
         self.server.client.upload_dataset(f"rows-{length}", texts(rows), **TEXT)
-        with Peak(self.before, self.server.process.pid) as peak:
+        with limits.Peak(self.before, self.server.process.pid) as peak:
             _, seconds, job = self.server.tuned("tuned", f"rows-{length}", steps=steps, batch_size=batch,
                                                 max_tokens=length, learning_rate=1e-4, **how)
         succeeded(job)
-        return length * batch / statistics.median(seconds[1:]), peak.bytes - (self.kv if ON_GPU else 0)
+        return length * batch / statistics.median(seconds[1:]), peak.bytes - (self.kv if limits.ON_GPU else 0)
 
     def train_theirs(self, case, rows, steps):
         method, layers, length, batch = case
-        with Peak(self.before, self.child.process.pid) as peak:
+        with limits.Peak(self.before, self.child.process.pid) as peak:
             answer = self.child.train(method=method, modules=MODULES[layers], rank=RANK, rows=rows, length=length,
                                       batch=batch, steps=steps)
         return length * batch / statistics.median(answer["seconds"][2:]), peak.bytes
@@ -352,7 +319,7 @@ def machine(options):
     """What the figures were taken with."""
     own = subprocess.run([options.program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft"))
-    device = torch.cuda.get_device_name() if ON_GPU else f"no GPU, {os.cpu_count()} processors"
+    device = torch.cuda.get_device_name() if limits.ON_GPU else f"no GPU, {os.cpu_count()} processors"
     return f"{datetime.date.today()}, {device}: {own} ({options.commit}) on {options.device}, {versions}"
 
 
@@ -377,10 +344,10 @@ def main():
     plans = TINY if options.tiny else QUICK if options.quick else PLANS
     book = Book(options.out, options.seconds)
     book.machine = machine(options)
-    if options.tiny or not ON_GPU:
+    if options.tiny or not limits.ON_GPU:
         book.note("a rehearsal: the figures mean nothing")
     with book.part("limits"):
-        measure_limits(book)
+        book.limits = limits.measure()
     for name, plan in plans.items():
         if options.models and name not in options.models.split(","):
             continue
@@ -396,8 +363,6 @@ def main():
             if one.crowd:
                 book.add(name, "start to ready, s", one.server.seconds_to_ready)
                 one.train()
-                with book.part(f"{name}: the server after training"):
-                    one.restart()
                 one.serve()
                 if options.engine and name in ("smollm2-135m", "tiny") and book.has(20, "gRPC against the engine"):
                     with book.part("gRPC against the engine"):
