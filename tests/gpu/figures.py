@@ -113,16 +113,19 @@ class Bench:
         for name in names:
             self.server.register(name, name)
 
-    @contextlib.contextmanager
-    def part(self, title):
-        """A part that begins with a server that answers, as far as that can be had."""
-        failed = len(self.book.notes)
-        with self.book.part(f"{self.name}: {title}"):
-            yield
+    def attempt(self, title, part, *arguments):
+        """One part, if there is time; what follows finds a server that answers, as far as that can be had."""
+        title = f"{self.name}: {title}"
+        if not self.book.has(5, title):
+            return None
+        failed, found = len(self.book.notes), None
+        with self.book.part(title):
+            found = part(*arguments)
         if any(note.startswith("FAILED") for note in self.book.notes[failed:]) and self.revived < 2:
-            with self.book.part(f"{self.name}: the server after that"):
+            with self.book.part(f"{title}: the server after that"):
                 if not self.answering():
                     self.revive()
+        return found
 
     def start_peer(self):
         with self.peer_lost():
@@ -247,43 +250,33 @@ class Bench:
         """All figures of serving, the most asked for first; those without adapters before PEFT's layers are there."""
         plan = self.plan
         for streams in plan.decode[0]:
-            with self.part(f"decode {streams}"):
-                self.decode(streams, 0)
+            self.attempt(f"decode {streams}", self.decode, streams, 0)
         for prompt in plan.prefill:
-            with self.part(f"prefill {prompt}"):
-                self.prefill(prompt)
-        with self.part("first token"):
-            self.first_token()
+            self.attempt(f"prefill {prompt}", self.prefill, prompt)
+        self.attempt("first token", self.first_token)
         if plan.score:
-            with self.part("scores"):
-                self.score()
-        with self.part("adapters"):
-            self.register()
+            self.attempt("scores", self.score)
+        self.attempt("adapters", self.register)
         if plan.swaps:
-            with self.part("swap"):
-                self.swap()
+            self.attempt("swap", self.swap)
         for adapters, streams in [(a, s) for a, several in plan.decode.items() if a for s in several]:
-            with self.part(f"decode {streams} with {adapters}"):
-                # The peer has as many adapters as were loaded for swaps.
-                self.decode(streams, adapters, with_peer=adapters <= 1 + plan.swaps and streams != 8)
+            # The peer has as many adapters as were loaded for swaps.
+            with_peer = adapters <= 1 + plan.swaps and streams != 8
+            self.attempt(f"decode {streams} with {adapters}", self.decode, streams, adapters, with_peer)
 
     def train(self):
         """Ours while nothing else is on the GPU, then the peer's, all methods in one process."""
         own, steps = {}, 6
         rows = {length: checking.sentences(32, length, length) for _, _, length, _ in self.plan.training}
         for case in self.plan.training:
-            with self.part(f"train {case}"):
-                own[case] = self.train_ours(case, rows[case[2]], steps)
+            own[case] = self.attempt(f"train {case}", self.train_ours, case, rows[case[2]], steps)
         self.before = limits.used() if limits.ON_GPU else 0
-        with self.part("start of the peer"):
-            self.start_peer()
+        self.attempt("start of the peer", self.start_peer)
         for case in self.plan.training:
             theirs = None
-            with self.part(f"train {case} with PEFT"):
-                if self.child and self.book.has(10, f"{self.name}: PEFT's {case}"):
-                    with self.peer_lost():
-                        theirs = self.train_theirs(case, rows[case[2]], steps)
-                self.add_training(case, own.get(case), theirs)
+            if self.child:
+                theirs = self.attempt(f"train {case} with PEFT", self.train_theirs, case, rows[case[2]], steps)
+            self.add_training(case, own[case], theirs)
 
     def train_ours(self, case, rows, steps):
         method, layers, length, batch = case
@@ -294,14 +287,15 @@ class Bench:
             _, seconds, job = self.server.tuned("tuned", f"rows-{length}", steps=steps, batch_size=batch,
                                                 max_tokens=length, learning_rate=1e-4, **how)
         succeeded(job)
-        return length * batch / statistics.median(seconds[1:]), peak.bytes - (self.kv if limits.ON_GPU else 0)
+        peak.bytes -= self.kv if limits.ON_GPU else 0
+        return length * batch / statistics.median(seconds[1:]), peak
 
     def train_theirs(self, case, rows, steps):
         method, layers, length, batch = case
-        with limits.Peak(self.before, self.child.process.pid) as peak:
+        with self.peer_lost(), limits.Peak(self.before, self.child.process.pid) as peak:
             answer = self.child.train(method=method, modules=MODULES[layers], rank=RANK, rows=rows, length=length,
                                       batch=batch, steps=steps)
-        return length * batch / statistics.median(answer["seconds"][2:]), peak.bytes
+            return length * batch / statistics.median(answer["seconds"][2:]), peak
 
     def add_training(self, case, ours, theirs):
         method, layers, length, batch = case
@@ -309,10 +303,10 @@ class Bench:
         limit = self.book.limits["operations/s"] / (weight_operations * self.weights / 2)
         title = f"LoRA {RANK} on {layers}" if method == "lora" else "full fine-tuning"
         title = f"{title}, {batch} x {length}"
-        pick = lambda pair, place: pair and pair[place]
-        self.add(f"{title}, tokens/s", pick(ours, 0), pick(theirs, 0), limit)
-        mega = lambda pair: pair and pair[1] / 2**20
-        self.add(f"{title}: peak memory, MiB", mega(ours), mega(theirs), lower=True)
+        (ours, own), (theirs, other) = ((pair[0], pair[1].bytes / 2**20) if pair else (None, None)
+                                        for pair in (ours, theirs))
+        self.add(f"{title}, tokens/s", ours, theirs, limit)
+        self.add(f"{title}: peak memory, MiB", own, other, lower=True)
 
 
 def machine(options):
@@ -362,7 +356,10 @@ def main():
                 one.start()
             if one.crowd:
                 book.add(name, "start to ready, s", one.server.seconds_to_ready)
-                one.train()
+                if plan.training:
+                    one.train()
+                else:
+                    one.attempt("start of the peer", one.start_peer)
                 one.serve()
                 if options.engine and name in ("smollm2-135m", "tiny") and book.has(20, "gRPC against the engine"):
                     with book.part("gRPC against the engine"):

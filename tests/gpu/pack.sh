@@ -16,15 +16,14 @@ tests/gpu/cargo.sh test --release --no-run --message-format json-render-diagnost
 python3 - "$here/built.json" "$here/programs" <<'P'
 import json, pathlib, shutil, subprocess, sys
 
-# The name in the pack, by kind, name and whether it is a test.
-names = {("lib", "evenkeel", True): "unit", ("bin", "evenkeel", False): "evenkeel", ("test", "it", True): "it",
-         ("bench", "engine", True): "engine"}
+# The name in the pack, by kind and name of what cargo built.
+names = {("lib", "evenkeel"): "unit", ("bin", "evenkeel"): "evenkeel", ("test", "it"): "it", ("bench", "engine"): "engine"}
 folder, found = pathlib.Path(sys.argv[2]), set()
 for line in open(sys.argv[1]):
     built = json.loads(line)
     if built.get("reason") != "compiler-artifact" or not built["executable"]:
         continue
-    name = names.get((built["target"]["kind"][0], built["target"]["name"], built["profile"]["test"]))
+    name = names.get((built["target"]["kind"][0], built["target"]["name"]))
     if name:
         shutil.copyfile(built["executable"], folder / name)
         (folder / name).chmod(0o755)
