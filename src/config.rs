@@ -118,8 +118,8 @@ pub struct EngineSettings {
     /// Tokens computed in one pass. Scores and classes have a smaller pass of their own after a step, in which a single
     /// text to classify is computed whole.
     pub max_step_tokens: usize,
-    /// Bytes of key and value cache.
-    pub kv_cache_bytes: u64,
+    /// Bytes of key and value cache; none are 2 GiB on the CPU, and half of what the weights leave free on a GPU.
+    pub kv_cache_bytes: Option<u64>,
     /// Of these, most that keep what ended requests computed for those that begin alike; 0 keeps nothing. On the CPU only.
     pub prefix_cache_bytes: u64,
     /// Images that may wait for their step, of each model.
@@ -142,7 +142,7 @@ impl Default for EngineSettings {
             max_waiting_sequences: 256,
             max_running_sequences: 64,
             max_step_tokens: 512,
-            kv_cache_bytes: 2 << 30,
+            kv_cache_bytes: None,
             prefix_cache_bytes: 128 << 20,
             max_waiting_images: 256,
             max_step_images: 16,
@@ -377,11 +377,16 @@ impl ServerSettings {
 }
 
 impl EngineSettings {
+    /// Returns the bytes of key and value cache.
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv_cache_bytes.unwrap_or(2 << 30)
+    }
+
     fn validate(&self, faults: &mut Faults) {
         faults.count(self.max_waiting_sequences as u64, "engine.max_waiting_sequences");
         faults.count(self.max_running_sequences as u64, "engine.max_running_sequences");
         faults.count(self.max_step_tokens as u64, "engine.max_step_tokens");
-        faults.count(self.kv_cache_bytes, "engine.kv_cache_bytes");
+        faults.count(self.kv_bytes(), "engine.kv_cache_bytes");
         faults.count(self.max_waiting_images as u64, "engine.max_waiting_images");
         faults.count(self.max_step_images as u64, "engine.max_step_images");
         for (key, value, most) in [

@@ -335,6 +335,19 @@ impl Metrics {
         Ok(())
     }
 
+    /// Says what is set aside on the model's device, by purpose.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn device_reserved(&self, bytes: [(&str, u64); 2]) -> prometheus::Result<()> {
+        let help = "Bytes of the model's device that are set aside for serving, by use.";
+        let gauges = Adder(&self.registry).gauges("evenkeel_device_reserved_bytes", help, &["use"])?;
+        for (purpose, bytes) in bytes {
+            gauges.with_label_values(&[purpose]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        Ok(())
+    }
+
     /// Returns instruments for a model of images of this process, whose series stand in the same scrape.
     ///
     /// # Errors

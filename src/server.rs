@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::model::chat::ChatTemplate;
 use crate::model::companions::Companion;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{CausalLm, ImageClassifier};
+use crate::model::{CausalLm, ImageClassifier, Reserved};
 use crate::registry::{NamedBase, Registry, RegistryError};
 use crate::reports::{Reports, ReportsError};
 use crate::rpc::decode::Decoder;
@@ -138,13 +138,20 @@ impl Server {
     ///
     /// # Errors
     /// When an address is open to others without `insecure`, cannot be had, or something durable cannot be opened.
-    pub async fn bind(settings: Settings, loaded: Loaded) -> Result<Self, ServerError> {
+    pub async fn bind(mut settings: Settings, loaded: Loaded) -> Result<Self, ServerError> {
+        let reserved = loaded.model.reserved();
+        if let Some(reserved) = reserved {
+            settings.engine.kv_cache_bytes = Some(reserved.kv_cache);
+        }
         let settings = Arc::new(settings);
         let (listener, grpc_addr) = listen(settings.server.listen, settings.server.insecure).await?;
         let (http, http_addr) = listen(settings.server.http_listen, settings.server.insecure).await?;
         let metrics = Arc::new(Metrics::new()?);
         let info = loaded.model.info().clone();
         metrics.build_info(&loaded.name, &info.fingerprint, &info.device, &info.dtype)?;
+        if let Some(Reserved { kv_cache, steps }) = reserved {
+            metrics.device_reserved([("kv_cache", kv_cache), ("steps", steps)])?;
+        }
 
         let (opening, counts) = (Arc::clone(&settings), Arc::clone(&metrics));
         let mut bases = vec![NamedBase { name: loaded.name.clone(), model: Arc::clone(&loaded.model) as _ }];

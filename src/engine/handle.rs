@@ -329,14 +329,14 @@ impl Place {
 
     /// Returns the tokens that the cache has room for.
     fn available(&self) -> usize {
-        let tokens = self.engine.settings.kv_cache_bytes / self.engine.kv_bytes_per_token.max(1);
+        let tokens = self.engine.settings.kv_bytes() / self.engine.kv_bytes_per_token.max(1);
         usize::try_from(tokens).unwrap_or(usize::MAX)
     }
 
     /// Checks what is known of the request only when it is prepared: it may need up to `tokens`, all sequences together.
     fn reserve(mut self, demand: &Demand, tokens: usize) -> Result<(Engine, Ticket), EngineError> {
         self.engine.check_draining()?;
-        let (needed, available) = (demand.total_bytes(), self.engine.settings.kv_cache_bytes);
+        let (needed, available) = (demand.total_bytes(), self.engine.settings.kv_bytes());
         if needed > available {
             return Err(EngineError::KvCacheTooSmall { needed, available });
         }

@@ -384,3 +384,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, feature = "cuda"))]
+#[path = "sampler_on_gpu.rs"]
+mod on_gpu;

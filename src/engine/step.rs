@@ -63,7 +63,7 @@ impl Core {
         let limits = Limits {
             step_tokens: settings.max_step_tokens,
             running: settings.max_running_sequences,
-            kv_bytes: settings.kv_cache_bytes,
+            kv_bytes: settings.kv_bytes(),
         };
         let (metrics, shared) = watched;
         let info = model.info();
@@ -179,7 +179,7 @@ impl Core {
     fn schedule(&mut self, plan: &mut Plan) {
         let Self { scheduler, prefixes, groups, sequences, alone, metrics, settings, .. } = self;
         scheduler.schedule(plan, |id, reserved| {
-            prefixes.shrink(settings.kv_cache_bytes.saturating_sub(reserved));
+            prefixes.shrink(settings.kv_bytes().saturating_sub(reserved));
             let (adapter, prompt, cache) = match (groups.get(&id), sequences.get_mut(&id), alone.get_mut(&id)) {
                 (Some(group), Some(sequence), _) => {
                     (group.request.adapter.as_ref(), &group.request.prompt, sequence.cache.get_or_insert_default())
@@ -393,7 +393,7 @@ impl Core {
         let Some(group) = self.groups.get_mut(&group_id) else { return };
         if let Some(Sequence { cache: Some(cache), output, .. }) = ended {
             let tokens = [&group.request.prompt[..], &output].concat();
-            let room = self.settings.kv_cache_bytes.saturating_sub(self.scheduler.reserved_bytes());
+            let room = self.settings.kv_bytes().saturating_sub(self.scheduler.reserved_bytes());
             self.prefixes.keep(group.request.adapter.as_ref(), tokens, cache, room);
         }
         group.live -= 1;
@@ -464,7 +464,7 @@ impl Core {
         self.metrics.requests_waiting.set(waiting);
         self.metrics.prefix_cache_bytes.set(i64::try_from(self.prefixes.bytes()).unwrap_or(i64::MAX));
         self.metrics.kv_cache_bytes.set(i64::try_from(reserved).unwrap_or(i64::MAX));
-        self.metrics.kv_cache_usage.set(reserved as f64 / self.settings.kv_cache_bytes.max(1) as f64);
+        self.metrics.kv_cache_usage.set(reserved as f64 / self.settings.kv_bytes().max(1) as f64);
         if self.is_idle() {
             for done in self.drained.drain(..) {
                 let _ = done.send(());

@@ -49,9 +49,9 @@ impl LoraBatch {
         let rows = x.dim(0)?;
         match self.touching(site, rows)?.as_slice() {
             [(run, Change::Replaced { weight, bias })] if run.rows.len() == rows => {
-                let product = dense_product(&x.to_dtype(DType::F32)?, &as_matrix(weight)?)?;
+                let product = dense_product(&wide(x)?, &as_matrix(weight)?)?;
                 let product = match bias {
-                    Some(bias) => add_bias(&product, bias)?,
+                    Some(bias) => add_bias(&product, &bias.to_dtype(product.dtype())?)?,
                     None => product,
                 };
                 product.to_dtype(x.dtype()).map(Some)
@@ -86,7 +86,7 @@ impl LoraBatch {
     pub fn rms_norm(&self, site: SiteId, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let runs = self.touching(site, x.dim(0)?)?;
         let own = |change: &Change, x: &Tensor| match change {
-            Change::Replaced { weight, .. } => rms_norm(x, &weight.to_dtype(x.dtype())?, eps),
+            Change::Replaced { weight, .. } => rms_norm(x, weight, eps),
             Change::Linear(_) | Change::Bias(_) | Change::Embedding { .. } => {
                 bail!("a change of another layer stands at a norm")
             }
@@ -198,9 +198,7 @@ fn linear_rows(
     let dtype = product.dtype();
     let (rows, bias) = match change {
         Change::Linear(delta) => (low_rank(delta, how, x, product)?, delta.bias.as_ref().or(bias)),
-        Change::Replaced { weight, bias } => {
-            (dense_product(&x.to_dtype(DType::F32)?, &as_matrix(weight)?)?, bias.as_ref())
-        }
+        Change::Replaced { weight, bias } => (dense_product(&wide(x)?, &as_matrix(weight)?)?, bias.as_ref()),
         Change::Bias(bias) => (product.clone(), Some(bias)),
         Change::Embedding { .. } => bail!("an embedding's change stands at a linear layer"),
     };
@@ -209,6 +207,11 @@ fn linear_rows(
         Some(bias) => add_bias(&rows, &bias.to_dtype(dtype)?),
         None => Ok(rows),
     }
+}
+
+/// Returns rows as products with f32 weights take them: on a GPU in bf16 too.
+fn wide(x: &Tensor) -> Result<Tensor> {
+    if x.dtype() == DType::BF16 && !x.device().is_cpu() { Ok(x.clone()) } else { x.to_dtype(DType::F32) }
 }
 
 /// Returns the weight of a convolution of patches as the matrix that it is.

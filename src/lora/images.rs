@@ -79,14 +79,11 @@ impl LoraBatch {
     /// When the runs do not fit the rows or the device fails.
     pub fn layer_norm(&self, site: SiteId, x: &Tensor, (weight, bias): (&Tensor, &Tensor), eps: f64) -> Result<Tensor> {
         let runs = self.touching(site, x.dim(0)?)?;
-        let own = |change: &Change, x: &Tensor| {
-            let as_x = |tensor: &Tensor| tensor.to_dtype(x.dtype());
-            match change {
-                Change::Replaced { weight, bias: Some(bias) } => layer_norm(x, &as_x(weight)?, &as_x(bias)?, eps),
-                Change::Bias(bias) => layer_norm(x, weight, &as_x(bias)?, eps),
-                Change::Linear(_) | Change::Embedding { .. } | Change::Replaced { .. } => {
-                    bail!("a change of another layer stands at a norm")
-                }
+        let own = |change: &Change, x: &Tensor| match change {
+            Change::Replaced { weight, bias: Some(bias) } => layer_norm(x, weight, bias, eps),
+            Change::Bias(bias) => layer_norm(x, weight, bias, eps),
+            Change::Linear(_) | Change::Embedding { .. } | Change::Replaced { .. } => {
+                bail!("a change of another layer stands at a norm")
             }
         };
         if let [(run, change)] = runs.as_slice()

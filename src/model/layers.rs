@@ -31,8 +31,9 @@ impl Projection {
         if let Some(replaced) = lora.whole(self.site, x)? {
             return Ok(replaced);
         }
+        let known = x.dtype() == DType::F32 || x.dtype() == DType::BF16 && !x.device().is_cpu();
         if x.track_op()
-            && x.dtype() == DType::F32
+            && known
             && let Some(change) = lora.low_rank(self.site, x.dim(0)?)?
         {
             return self.weight.adapted(x, change, self.bias.as_ref());

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::Reserved;
 use super::cache::KvCache;
 use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
@@ -24,6 +26,8 @@ use crate::ops::{Linear, rope, silu_mul};
 
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_learning;
 mod learning;
 mod serving;
 mod sites;
@@ -398,6 +402,11 @@ impl CausalLm for Llama {
             return KvCache::in_pool(self.blocks.len(), resident.pool());
         }
         KvCache::new(self.blocks.len())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn reserved(&self) -> Option<Reserved> {
+        self.resident.as_ref().map(gpu::Resident::reserved)
     }
 
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {

@@ -124,12 +124,21 @@ pub trait BaseModel: Send + Sync {
 /// What a model is to set aside on its device before it serves, so that nothing else can take it.
 #[derive(Debug, Clone, Copy)]
 pub struct Reserve {
-    /// Bytes of keys and values.
-    pub kv_bytes: u64,
+    /// Bytes of keys and values; none are half of what is free.
+    pub kv_bytes: Option<u64>,
     /// Tokens of a step.
     pub rows: usize,
     /// Sequences of a step.
     pub sequences: usize,
+}
+
+/// Bytes of a device that are set aside, each for one purpose.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reserved {
+    /// The pool of keys and values.
+    pub kv_cache: u64,
+    /// What steps compute with.
+    pub steps: u64,
 }
 
 /// A language model, or a classifier of texts.
@@ -138,6 +147,11 @@ pub struct Reserve {
 pub trait CausalLm: BaseModel {
     /// Returns an empty cache for one sequence.
     fn new_cache(&self) -> KvCache;
+
+    /// Returns what was set aside on its device, where that is a GPU.
+    fn reserved(&self) -> Option<Reserved> {
+        None
+    }
 
     /// Computes a batch and appends its keys and values to `caches`, one a segment.
     ///

@@ -19,6 +19,8 @@ use crate::lora::{Adapter, Base, LoraBatch, LoraError, Site, SiteId};
 use crate::ops::{Groups, add, attend_groups, gelu};
 
 mod embedding;
+#[cfg(feature = "cuda")]
+mod gpu_learning;
 mod learning;
 mod serving;
 mod sites;

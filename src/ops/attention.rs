@@ -1,6 +1,7 @@
-//! Attention of whole sequences with its gradient, on the CPU.
+//! Attention of whole sequences with its gradient, on the CPU and on GPUs.
 //!
-//! Puts the kernels of `cpu` into tensors. Other devices compose it (`model/layers.rs`).
+//! Puts the kernels of `cpu` into tensors; those of `cuda` come in them. What neither knows is composed
+//! (`model/layers.rs`).
 
 use candle_core::{Device, Result, Tensor};
 
@@ -10,7 +11,7 @@ use super::explicit::{Value, explicit};
 use super::slices::{is_plain, with_slices};
 
 /// Returns softmax(q·kᵀ/√head_dim)·v of sequences of `lengths` behind each other, `[tokens, heads·head_dim]`, or `None`
-/// where tensors are not f32 on the CPU; `q` is `[tokens, heads, head_dim]`, `k` and `v` are
+/// where there are no kernels for it: on the CPU they are f32; `q` is `[tokens, heads, head_dim]`, `k` and `v` are
 /// `[tokens, kv_heads, head_dim]`.
 ///
 /// Each token sees itself and, with a window, up to window-1 before it. The backward computes the shares again: nothing
@@ -25,6 +26,10 @@ pub fn attend_all(
     k: &Tensor,
     v: &Tensor,
 ) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if let Some(mixed) = super::cuda::attend_all(lengths, super::cuda::Sight::Before(window), q, k, v)? {
+        return Ok(Some(mixed));
+    }
     let inputs = [q.detach(), k.detach(), v.detach()];
     if !inputs.iter().all(is_plain) {
         return Ok(None);

@@ -1,6 +1,7 @@
 //! What is computed number by number or vector by vector, with gradients: sums, biases, GELU, vectors of length 1.
 //!
-//! On the CPU in one pass on all threads; elsewhere candle's operations, which have gradients of their own here.
+//! On the CPU in one pass on all threads, on GPUs by kernels where there are any; else candle's operations, which have
+//! gradients of their own here.
 //! Shapes stand at each function.
 
 use candle_core::{D, DType, Result, Tensor};
@@ -61,7 +62,8 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
 /// Returns the sum over rows of `[rows, width]`.
 pub(super) fn rows_summed(x: &Tensor) -> Result<Tensor> {
     if !is_plain(x) {
-        return x.sum(0);
+        // Sums of half formats are f32.
+        return x.to_dtype(DType::F32)?.sum(0)?.to_dtype(x.dtype());
     }
     let width = x.dim(D::Minus1)?;
     with_slices([x], |[numbers]| Tensor::from_vec(sum_of_rows(numbers, width), width, x.device()))
@@ -97,6 +99,10 @@ pub(super) fn sum_of_shares<P: Send>(
 /// # Errors
 /// When the device fails.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(value) = super::cuda::bent(x)? {
+        return Ok(value);
+    }
     let input = x.detach();
     let Some([value]) = by_rows([&input], |[x], [out]| steps::gelu(x, out))? else { return composed_gelu(x) };
     explicit(&[x], value, move |gradient| {

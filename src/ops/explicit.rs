@@ -54,8 +54,7 @@ pub fn explicit(
         return value.into_tensor();
     }
     let value = match value {
-        Value::Tensor(value) if value.device().is_cpu() => Value::Tensor(value.contiguous()?.detach()),
-        Value::Tensor(value) => Value::Tensor(value.force_contiguous()?.detach()),
+        Value::Tensor(value) => Value::Tensor(value.contiguous()?.detach()),
         Value::Owned(..) => value,
     };
     let node = Node { value: Mutex::new(Some(value)), backward: Box::new(backward) };
@@ -106,6 +105,8 @@ impl Node {
         use candle_core::backend::BackendStorage;
 
         let value = self.value()?.into_tensor()?;
+        // A storage is copied whole.
+        let value = if fills(&value) { value } else { value.force_contiguous()? };
         let (storage, layout) = value.storage_and_layout();
         match &*storage {
             Storage::Cuda(cuda) => Ok((cuda.try_clone(layout)?, layout.shape().clone())),
@@ -119,6 +120,28 @@ impl Node {
         let found = gradients.len();
         gradients.try_into().or_else(|_| bail!("{found} gradients for {N} inputs"))
     }
+}
+
+/// Returns whether a tensor is all that its storage on a GPU holds.
+#[cfg(feature = "cuda")]
+fn fills(tensor: &Tensor) -> bool {
+    use candle_core::cuda_backend::CudaStorageSlice;
+
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else { return false };
+    #[expect(clippy::wildcard_enum_match_arm, reason = "others are copied once more")]
+    let len = match &storage.slice {
+        CudaStorageSlice::F32(slice) => slice.len(),
+        CudaStorageSlice::BF16(slice) => slice.len(),
+        CudaStorageSlice::F16(slice) => slice.len(),
+        _ => return false,
+    };
+    layout.contiguous_offsets() == Some((0, len))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn fills(_: &Tensor) -> bool {
+    false
 }
 
 /// Copies a part of a storage.

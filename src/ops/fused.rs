@@ -1,6 +1,6 @@
 //! Normalisation, rotation, softmax and gating, each with a backward of our own.
 //!
-//! On the CPU in one pass by the steps of `cpu`; elsewhere candle's fused forms. Those have no backward and say nothing
+//! On the CPU in one pass by the steps of `cpu`, on GPUs by the kernels of `cuda`; elsewhere candle's fused forms. Those have no backward and say nothing
 //! about it (candle issues 2168, 3568, 3569), so nobody else calls them.
 //! Shapes are given at each function; the last dimension is contiguous.
 
@@ -11,11 +11,17 @@ use super::explicit::explicit;
 use super::rows::by_rows;
 use super::slices::{is_plain, with_slices};
 
-/// Returns x / √(mean(x²) + eps) · weight over the last dimension; `x` is `[rows, hidden]`, `weight` `[hidden]`.
+/// Returns x / √(mean(x²) + eps) · weight over the last dimension; `x` is `[rows, hidden]`, `weight` `[hidden]`, of
+/// the format of `x` or of another one, as in training.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(normed) = super::cuda::norm_of(x, weight, None, eps)? {
+        return Ok(normed);
+    }
+    let weight = &weight.to_dtype(x.dtype())?;
     let (wide_x, wide_weight) = (x.detach().contiguous()?, weight.detach());
     let on_cpu = wide_x.device().is_cpu() && wide_x.dim(D::Minus1)? == wide_weight.elem_count();
     let values = if on_cpu { wide_weight.to_dtype(DType::F32)?.to_vec1::<f32>()? } else { Vec::new() };
@@ -83,6 +89,10 @@ pub fn softmax_backward(shares: &Tensor, gradient: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(turned) = super::cuda::turned(x, cos, sin)? {
+        return Ok(turned);
+    }
     let turned = turn(&x.detach(), cos, sin)?;
     let (cos, back) = (cos.clone(), sin.clone());
     // The backward of a rotation is the rotation back.
@@ -111,6 +121,10 @@ fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes differ or the device fails.
 pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(product) = super::cuda::gated(gate, up)? {
+        return Ok(product);
+    }
     let (g, u) = (gate.detach(), up.detach());
     let product = match by_rows([&g, &u], |[g, u], [out]| steps::silu_mul(g, u, out))? {
         Some([product]) => product,

@@ -1,6 +1,6 @@
 //! Attention within groups of rows with its gradient: plain, and Swin's cosine form with a bias for each pair.
 //!
-//! Puts the kernels of `cpu` into tensors; other devices compose it.
+//! Puts the kernels of `cpu` into tensors; plain ones come from `cuda` too, the rest is composed.
 //! Shapes: queries, keys, values `[groups·rows, heads·dim]`; the result too.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -27,6 +27,10 @@ pub struct Cosine<'a> {
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn attend_groups(groups: Groups, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(mixed) = super::cuda::attend_groups(groups, q, k, v)? {
+        return Ok(mixed);
+    }
     let scale = (1.0 / (groups.dim as f64).sqrt()) as f32;
     let scales = Tensor::new(vec![scale; groups.heads], q.device())?;
     let inputs = [q.detach(), k.detach(), v.detach()];

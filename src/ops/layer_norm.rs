@@ -1,6 +1,6 @@
 //! Layer norm with its gradient.
 //!
-//! candle's fused form cuts the gradient without an error: nobody calls it. Elsewhere than on the CPU it is composed.
+//! candle's fused form cuts the gradient without an error: nobody calls it. Where there are no kernels it is composed.
 //! After: Ba et al. 2016.
 
 use candle_core::{D, DType, Result, Tensor};
@@ -16,7 +16,7 @@ use super::slices::{is_plain, with_slices};
 const SHARE: usize = 64;
 
 /// Returns (x - mean) / √(variance + eps) · weight + bias of each row; `x` is `[rows, hidden]`, `weight` and `bias`
-/// `[hidden]`.
+/// `[hidden]`, of the format of `x` or of another one, as in training.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
@@ -24,6 +24,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     let hidden = x.dim(D::Minus1)?;
     if weight.dims() != [hidden] || bias.dims() != [hidden] {
         candle_core::bail!("a norm of {:?} and {:?} for rows of {hidden}", weight.dims(), bias.dims());
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(normed) = super::cuda::norm_of(x, weight, Some(bias), eps)? {
+        return Ok(normed);
     }
     if ![x, weight, bias].into_iter().all(is_plain) || x.elem_count() == 0 {
         return composed(x, weight, bias, eps);

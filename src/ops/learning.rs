@@ -40,13 +40,15 @@ pub enum Weight<'a> {
 }
 
 impl Layer<'_> {
-    /// Returns whether it can be computed here: dense or quantised weights with kernels.
+    /// Returns whether it can be computed here, or by `cuda`: dense or quantised weights with kernels.
     pub fn is_known(&self) -> bool {
+        // Whatever the format on a GPU: it becomes that of the rows.
+        let known = |tensor: &Tensor| is_plain(tensor) || tensor.device().is_cuda();
         let weight = match self.weight {
-            Weight::Frozen(weight, _) => weight.packed().is_some(),
-            Weight::Whole(weight) => is_plain(weight),
+            Weight::Frozen(weight, _) => weight.packed().is_some() || weight.is_on_gpu(),
+            Weight::Whole(weight) => known(weight),
         };
-        weight && self.bias.is_none_or(|(bias, _)| is_plain(bias))
+        weight && self.bias.is_none_or(|(bias, _)| known(bias))
     }
 
     /// Returns the product `[rows, output]`, and x·Aᵀ `[rows, r]` for the backward.

@@ -63,6 +63,15 @@ impl Linear {
         }
     }
 
+    /// Returns whether the weight is in a GPU's memory.
+    pub(super) fn is_on_gpu(&self) -> bool {
+        match &self.weight {
+            Weight::Dense(weight) => weight.device().is_cuda(),
+            Weight::Quantized(weight) => weight.device().is_cuda(),
+            Weight::Packed(_) => false,
+        }
+    }
+
     /// Returns the number of output rows.
     ///
     /// # Errors
@@ -145,7 +154,7 @@ impl Linear {
     }
 
     /// Returns x·Wᵀ + (x·a)·b + bias as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only;
-    /// all f32.
+    /// all f32, but on a GPU `x` may be bf16, and the product is then.
     ///
     /// # Errors
     /// When shapes do not fit or the device fails.
@@ -154,6 +163,10 @@ impl Linear {
             && [x, a, b].into_iter().chain(bias).all(is_plain)
         {
             return adapted_packed(weight, x, (a, b), bias);
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(product) = super::cuda::adapted(self, x, (a, b), bias)? {
+            return Ok(product);
         }
         let frozen = self.clone();
         let [detached_x, detached_a, detached_b] = [x.detach(), a.detach(), b.detach()];
@@ -213,9 +226,9 @@ impl Linear {
     }
 
     /// Returns the weight in the number format and on the device of `x`.
-    fn to_dense(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn to_dense(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Dense(weight) => Ok(weight.clone()),
+            Weight::Dense(weight) => weight.to_dtype(x.dtype()),
             Weight::Quantized(weight) => weight.dequantize(x.device())?.to_dtype(x.dtype()),
             Weight::Packed(_) => self.to_f32()?.to_dtype(x.dtype()),
         }
@@ -358,11 +371,16 @@ fn adapted_packed(
     })
 }
 
-/// Returns x·Wᵀ for a weight `[output, input]` that may be in training, with gradients of both.
+/// Returns x·Wᵀ for a weight `[output, input]` that may be in training, with gradients of both; on a GPU `x` may be bf16
+/// where the weight is f32, and the product is then.
 ///
 /// # Errors
 /// When shapes do not fit or the device fails.
 pub fn dense_product(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(product) = super::cuda::dense(x, weight)? {
+        return Ok(product);
+    }
     let [x_, weight_] = [x.detach(), weight.detach()];
     let product = matmul(&x_, &weight_.t()?)?;
     let learns = weight.track_op();

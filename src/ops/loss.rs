@@ -1,13 +1,14 @@
 //! Losses that give their gradient at once: the value and what it hands back to the logits are one pass.
 //!
 //! Averaging is the caller's: each row comes with its weight in the mean.
-//! Shapes: logits `[rows, classes]` f32; on the CPU whatever the device, since a chunk of logits is small beside the
-//! product that made it.
+//! On a GPU logits stay where they are. Shapes: logits `[rows, classes]` f32, on a GPU bf16 too.
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::steps;
+#[cfg(feature = "cuda")]
+use super::cuda;
 
 /// Returns `-log softmax(logits)[target]` of each row, and the gradient of Σ weight·loss, `[rows, classes]`.
 ///
@@ -17,6 +18,11 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32], weight: f32) -> Result<(V
     let (rows, classes) = logits.dims2()?;
     if rows != targets.len() || targets.iter().any(|target| *target as usize >= classes) {
         bail!("{} targets do not fit logits [{rows}, {classes}]", targets.len());
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = cuda::Gpu::of(logits.device()) {
+        let targets = Tensor::new(targets, &Device::Cpu)?;
+        return cuda::losses_of(&gpu, logits, cuda::Targets::Class(&targets), weight);
     }
     with_rows(logits, |row, i| {
         let target = targets[i] as usize;
@@ -38,6 +44,11 @@ pub fn binary_cross_entropy(logits: &Tensor, targets: &[f32], weight: f32) -> Re
     let (rows, classes) = logits.dims2()?;
     if targets.len() != rows * classes {
         bail!("{} targets do not fit logits [{rows}, {classes}]", targets.len());
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = cuda::Gpu::of(logits.device()) {
+        let targets = Tensor::new(targets, &Device::Cpu)?;
+        return cuda::losses_of(&gpu, logits, cuda::Targets::Each(&targets), weight);
     }
     with_rows(logits, |row, i| {
         let mut sum = 0.0_f64;

@@ -28,7 +28,7 @@ impl Info {
                 max_waiting_sequences: count(settings.engine.max_waiting_sequences),
                 max_running_sequences: count(settings.engine.max_running_sequences),
                 max_step_tokens: count(settings.engine.max_step_tokens),
-                kv_cache_bytes: settings.engine.kv_cache_bytes,
+                kv_cache_bytes: settings.engine.kv_bytes(),
                 adapter_bytes: settings.registry.memory_bytes,
                 max_upload_bytes: settings.registry.max_upload_bytes,
                 max_n: convert::MAX_N,

@@ -8,25 +8,21 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 
 use super::losses::{by_row, right, set};
-use super::optimizer::{AdamW, Constants};
+use super::optimizer::{AdamW, Constants, squares};
 use super::parameters::{Parameter, Parameters};
+use super::sums::Sums;
 use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
 use crate::model::{Backward, BaseModel, Differentiable, Input, Layout, ModelError};
-use crate::ops::learning::Learnt;
 use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
 
-/// Rows whose logits are held at a time: about the work of one block, so that a slice of the head is no longer than
-/// another.
-const LOGIT_ROWS: usize = 64;
-/// Values of parameters that are looked at or changed in one slice.
-const VALUES: usize = 8 << 20;
+/// Values of parameters that are looked at or changed in one slice, on the CPU and on a GPU.
+const VALUES: [usize; 2] = [8 << 20, 1 << 30];
 
 /// How one step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,50 +85,6 @@ enum Way<'a> {
     Own(Backward<'a>),
 }
 
-/// Sums of gradients.
-struct Sums<'a> {
-    parameters: &'a Parameters,
-    sums: Vec<Option<Tensor>>,
-}
-
-impl Sums<'_> {
-    fn take(&mut self, mut found: GradStore) -> Result<GradStore, TrainError> {
-        for (sum, parameter) in self.sums.iter_mut().zip(self.parameters.list()) {
-            let Some(gradient) = found.remove(parameter.var.as_tensor()) else { continue };
-            let gradient = gradient.to_dtype(DType::F32)?.contiguous()?.detach();
-            *sum = Some(match sum.take() {
-                None => gradient,
-                Some(sum) => (sum + gradient)?,
-            });
-        }
-        Ok(found)
-    }
-
-    /// Adds gradients of tensors that are parameters, or were made of some.
-    fn add(&mut self, learnt: Vec<Learnt>) -> Result<(), TrainError> {
-        let mut start: Option<Tensor> = None;
-        for (tensor, gradient) in learnt {
-            let place = self.parameters.list().iter().position(|own| own.var.as_tensor().id() == tensor.id());
-            if let Some(sum) = place.and_then(|place| self.sums.get_mut(place)) {
-                *sum = Some(match sum.take() {
-                    None => gradient,
-                    Some(sum) => (sum + gradient)?,
-                });
-                continue;
-            }
-            let seeded = seed(&tensor, gradient)?;
-            start = Some(match start {
-                None => seeded,
-                Some(sum) => (sum + seeded)?,
-            });
-        }
-        match start {
-            None => Ok(()),
-            Some(start) => self.take(start.backward()?).map(drop),
-        }
-    }
-}
-
 /// What one pass is computed with.
 struct Pass<'a> {
     model: &'a dyn Differentiable,
@@ -149,7 +101,7 @@ impl Pass<'_> {
 
     /// Runs `work` in a slice of its own.
     fn slice<T>(&self, work: impl FnOnce() -> Result<T, TrainError>) -> Result<T, TrainError> {
-        self.slices.run(work)
+        whole_slice(self.slices, self.model.base().device(), work)
     }
 
     /// Runs a block; with gradients unless `keep` wants nothing.
@@ -255,11 +207,11 @@ impl Learner {
         slices: &dyn Slices,
     ) -> Result<Outcome, TrainError> {
         let Gradients { tensors, outcome } = self.gradients(batches, step, slices)?;
-        let list = self.parameters.list();
+        let (list, device) = (self.parameters.list(), differentiable(&*self.model)?.base().device());
         self.optimizer.steps += 1;
         for part in parts(list) {
             let update = || self.optimizer.update(part, list, &tensors, (outcome.clip_factor, rate));
-            slices.run(|| Ok::<_, TrainError>(update()?))?;
+            whole_slice(slices, device, || Ok(update()?))?;
         }
         Ok(outcome)
     }
@@ -269,8 +221,9 @@ impl Learner {
     /// # Errors
     /// As [`Self::step`].
     pub fn gradients(&self, batches: &[MicroBatch], step: u64, slices: &dyn Slices) -> Result<Gradients, TrainError> {
-        let mut sums = Sums { parameters: &self.parameters, sums: vec![None; self.parameters.list().len()] };
-        let adapter = Arc::new(Adapter::unnamed(slices.run(|| self.changes())?));
+        let changes = slices.run(|| self.changes())?;
+        let mut sums = Sums::new(&self.parameters, &changes);
+        let adapter = Arc::new(Adapter::unnamed(changes));
         let total: usize = batches.iter().map(|batch| self.counted(batch)).sum();
         let (mut micro_losses, mut rows, mut loss) = (Vec::new(), Vec::new(), 0.0);
         for (i, batch) in batches.iter().enumerate() {
@@ -293,23 +246,27 @@ impl Learner {
             rows.extend(losses);
         }
         let mut tensors = Vec::with_capacity(sums.sums.len());
-        let mut squares = 0.0;
+        let mut sum_of_squares = 0.0;
         for part in parts(self.parameters.list()) {
             slices.run(|| {
-                for (sum, parameter) in sums.sums[part.clone()].iter_mut().zip(&self.parameters.list()[part]) {
-                    let fault = |fault| TrainError::Gradient { tensor: parameter.name.clone(), fault };
-                    let gradient = sum.take().ok_or_else(|| fault("missing"))?;
-                    let square = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+                let list = &self.parameters.list()[part.clone()];
+                let fault =
+                    |parameter: &Parameter, fault| Err(TrainError::Gradient { tensor: parameter.name.clone(), fault });
+                let first = tensors.len();
+                for (sum, parameter) in sums.sums[part].iter_mut().zip(list) {
+                    let Some(gradient) = sum.take() else { return fault(parameter, "missing") };
+                    tensors.push(gradient.contiguous()?);
+                }
+                for (square, parameter) in squares(&tensors[first..])?.into_iter().zip(list) {
                     if !square.is_finite() {
-                        return Err(fault("not finite"));
+                        return fault(parameter, "not finite");
                     }
-                    squares += square;
-                    tensors.push(gradient);
+                    sum_of_squares += f64::from(square);
                 }
                 Ok(())
             })?;
         }
-        let grad_norm = squares.sqrt();
+        let grad_norm = sum_of_squares.sqrt();
         let clip = self.settings.max_grad_norm;
         // torch `clip_grad_norm_`.
         let clip_factor = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -411,13 +368,14 @@ impl Learner {
         let mut losses = Vec::with_capacity(rows.len());
         let mut correct = Vec::new();
         let mut gradient = last.zeros_like()?;
-        for (chunk, rows) in rows.chunks(LOGIT_ROWS).enumerate() {
+        let at_once = logit_rows(last.device());
+        for (chunk, rows) in rows.chunks(at_once).enumerate() {
             pass.slice(|| {
                 let index = Tensor::new(rows.iter().map(|row| *row as u32).collect::<Vec<_>>(), last.device())?;
                 let x = Var::from_tensor(&last.index_select(&index, 0)?)?;
                 let logits = pass.model.head(x.as_tensor(), &pass.lora(rows.len()), classify)?;
                 let (loss, for_logits) = if classify {
-                    let from = chunk * LOGIT_ROWS;
+                    let from = chunk * at_once;
                     let classes = &batch.classes[from..from + rows.len()];
                     correct.extend(right(&logits, classes)?);
                     self.class_loss(&logits.detach(), classes, share)?
@@ -456,13 +414,35 @@ impl Learner {
     }
 }
 
+/// Returns how many rows' logits are held at a time: about the work of one block, so that a slice of the head is no longer
+/// than another; on a GPU, which few rows keep waiting, more.
+pub(super) fn logit_rows(device: &Device) -> usize {
+    if device.is_cpu() { 64 } else { 1024 }
+}
+
+/// Runs `work` in a slice, which ends when a GPU has done what it was given: a step of an engine waits for one slice at
+/// most.
+fn whole_slice<T>(
+    slices: &dyn Slices,
+    device: &Device,
+    work: impl FnOnce() -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    slices.run(|| {
+        let done = work()?;
+        device.synchronize()?;
+        Ok(done)
+    })
+}
+
 /// Divides parameters into runs of about [`VALUES`] values.
 fn parts(parameters: &[Parameter]) -> Vec<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();
-    let mut values = VALUES;
+    let on_cpu = parameters.first().is_none_or(|first| first.var.device().is_cpu());
+    let most = VALUES[usize::from(!on_cpu)];
+    let mut values = most;
     for (index, parameter) in parameters.iter().enumerate() {
         match parts.last_mut() {
-            Some(part) if values < VALUES => part.end = index + 1,
+            Some(part) if values < most => part.end = index + 1,
             _ => {
                 parts.push(index..index + 1);
                 values = 0;

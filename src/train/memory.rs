@@ -8,13 +8,14 @@
 use candle_core::Device;
 use sysinfo::{MemoryRefreshKind, System};
 
+use super::learner::logit_rows;
 use super::{Method, Settings, trained_bytes};
 use crate::lora::{Base, SiteKind};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::Gpu;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
-/// Rows of logits that exist together (`learner`), with their gradient.
-const LOGIT_ROWS: u64 = 2 * 64;
 /// Tensors of a block's size that live beside those of its layers: norms, rotations, sums, shares.
 const EXTRAS: u64 = 10;
 
@@ -41,9 +42,12 @@ impl Estimate {
         let heads = sites.iter().filter(|site| matches!(site.kind, SiteKind::Head | SiteKind::Classifier));
         let vocab = heads.map(|site| site.output as u64).max().unwrap_or(0);
         let tokens = tokens as u64;
-        let block = tokens * (widths + EXTRAS * hidden) * F32;
+        // Activations are in the model's format.
+        let number = base.dtype().size_in_bytes() as u64;
+        let block = tokens * (widths + EXTRAS * hidden) * number;
         let depth = depth as u64;
-        let logits = LOGIT_ROWS.min(2 * tokens) * vocab * F32;
+        // With their gradient.
+        let logits = 2 * tokens.min(logit_rows(base.device()) as u64) * vocab * F32;
         let copies = 4 + u64::from(settings.keep_best) + if settings.publish_steps.is_empty() { 0 } else { 2 };
         let state = copies * trained_bytes(base, settings, labels);
         if settings.method == Method::HeadOnly {
@@ -55,13 +59,18 @@ impl Estimate {
             state,
             // A block's backward holds about as much again.
             kept: depth * block + 2 * block + logits,
-            recomputed: depth * tokens * hidden * F32 + 3 * block + logits,
+            recomputed: depth * tokens * hidden * number + 3 * block + logits,
         }
     }
 }
 
-/// Returns the bytes that the machine, or the control group of this process, has free; 0 where that is not known.
+/// Returns the bytes that are free: of a GPU's memory, else of what the machine, or the control group of this process,
+/// has; 0 where that is not known.
 pub(super) fn free(device: &Device) -> u64 {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(device) {
+        return gpu.memory().map_or(0, |(free, _)| free as u64);
+    }
     if !device.is_cpu() {
         return 0;
     }

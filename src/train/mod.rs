@@ -16,6 +16,7 @@ mod parameters;
 mod schedule;
 mod settings;
 mod size;
+mod sums;
 mod trainer;
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! AdamW with decoupled weight decay, in f32, as torch's.
 //!
 //! Knows neither models nor learning rates' schedules. On the CPU weights and moments are changed in place, one pass
-//! each; elsewhere by tensor operations.
+//! each; on GPUs all of a part in one launch; elsewhere by tensor operations.
 //! After: Loshchilov and Hutter 2019 (arXiv 1711.05101), torch 2.15 `optim/adamw.py`.
 
 use std::ops::Range;
@@ -10,6 +10,8 @@ use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Va
 use rayon::prelude::*;
 
 use super::parameters::Parameter;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::{self, Gpu, Trained, Update, adamw};
 
 /// Values that one thread changes at a time.
 const CHUNK: usize = 1 << 14;
@@ -74,6 +76,18 @@ impl AdamW {
         let Constants { beta1, beta2, epsilon, weight_decay } = self.constants;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let (correction1, correction2) = (1.0 - beta1.powi(steps), 1.0 - beta2.powi(steps));
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = parameters.first().and_then(|first| Gpu::of(first.var.device())) {
+            let update = Update {
+                factor,
+                betas: [beta1, beta2],
+                keep: 1.0 - rate * weight_decay,
+                step: rate / correction1,
+                root: correction2.sqrt(),
+                epsilon,
+            };
+            return self.update_on(&gpu, (part, parameters), gradients, update);
+        }
         let all = parameters.iter().zip(gradients).zip(&mut self.moments);
         for ((parameter, gradient), moments) in all.skip(part.start).take(part.len()) {
             let change = Change {
@@ -99,6 +113,39 @@ impl AdamW {
         }
         Ok(())
     }
+
+    /// The same in one launch.
+    #[cfg(feature = "cuda")]
+    fn update_on(
+        &self,
+        gpu: &Gpu,
+        (part, parameters): (Range<usize>, &[Parameter]),
+        gradients: &[Tensor],
+        update: Update,
+    ) -> Result<()> {
+        let all = parameters.iter().zip(gradients).zip(&self.moments);
+        let mut trained = Vec::with_capacity(part.len());
+        for ((parameter, gradient), moments) in all.skip(part.start).take(part.len()) {
+            if gradient.dims() != parameter.var.dims() {
+                bail!("the gradient of {} has shape {:?}", parameter.name, gradient.dims());
+            }
+            let moments = [&moments.m, &moments.v];
+            trained.push(Trained { weight: parameter.var.as_tensor(), gradient, moments, decays: parameter.decays });
+        }
+        adamw(gpu, &trained, update)
+    }
+}
+
+/// Returns the sum of squares of each tensor.
+///
+/// # Errors
+/// When the device fails.
+pub(super) fn squares(tensors: &[Tensor]) -> Result<Vec<f32>> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = tensors.first().and_then(|first| Gpu::of(first.device())) {
+        return cuda::squares(&gpu, tensors);
+    }
+    tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>()).collect()
 }
 
 /// moment ← β·moment + (1-β)·(factor·g), or its square.

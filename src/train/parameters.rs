@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, TensorId, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
@@ -160,6 +160,18 @@ impl Parameters {
             changes.insert(*site, change);
         }
         Ok(changes)
+    }
+
+    /// Returns which tensors of `changes` are a variable's transpose times a factor, with the variable's number: the
+    /// low-rank matrices.
+    pub(super) fn transposed(&self, changes: &BTreeMap<SiteId, Change>) -> HashMap<TensorId, (usize, f64)> {
+        let mut found = HashMap::new();
+        for (site, wire) in &self.wires {
+            if let (Wire::LowRank { a, b, scaling, .. }, Some(Change::Linear(delta))) = (wire, changes.get(site)) {
+                found.extend([(delta.a.id(), (*a, 1.0)), (delta.b.id(), (*b, *scaling))]);
+            }
+        }
+        found
     }
 
     /// Returns the number of trained values.

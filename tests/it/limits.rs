@@ -163,7 +163,7 @@ async fn a_model_without_a_language_head_does_not_generate() {
 
 #[tokio::test]
 async fn the_cache_budget_holds_and_what_never_fits_is_refused() {
-    let server = client::start_with(client::MODEL, |settings| settings.engine.kv_cache_bytes = 256 << 10).await;
+    let server = client::start_with(client::MODEL, |settings| settings.engine.kv_cache_bytes = Some(256 << 10)).await;
     let client = &server.client;
     let status = refused(client.generate(long(1)).await, Code::ResourceExhausted, "KV_CACHE_TOO_SMALL");
     assert!(status.get_details_retry_info().is_none(), "trying again cannot help: {status:?}");

@@ -19,7 +19,7 @@ pub(crate) fn settings(model: &str, data_dir: &Path) -> Settings {
     settings.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     settings.server.http_listen = SocketAddr::from(([127, 0, 0, 1], 0));
     settings.server.data_dir = data_dir.to_owned();
-    settings.engine.kv_cache_bytes = 64 << 20;
+    settings.engine.kv_cache_bytes = Some(64 << 20);
     settings
 }
 

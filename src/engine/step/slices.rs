@@ -47,7 +47,7 @@ impl Core {
         let Some(mut task) = self.alone.remove(&id) else { return };
         if let Alone::Score(task) = &mut task {
             let (adapter, prompt, cache) = task.beginning();
-            let room = self.settings.kv_cache_bytes.saturating_sub(self.scheduler.reserved_bytes());
+            let room = self.settings.kv_bytes().saturating_sub(self.scheduler.reserved_bytes());
             self.prefixes.keep(adapter, prompt.clone(), std::mem::take(cache), room);
         }
         self.metrics.e2e_request_latency.observe(task.arrival().elapsed().as_secs_f64());

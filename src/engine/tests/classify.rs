@@ -106,7 +106,7 @@ fn a_model_that_fails_or_says_no_number_fails_that_request_alone() {
 
 #[test]
 fn what_can_never_run_is_refused_at_once() {
-    let mut bench = Bench::with(alphabet(), EngineSettings { kv_cache_bytes: 10, ..EngineSettings::default() });
+    let mut bench = Bench::with(alphabet(), EngineSettings { kv_cache_bytes: Some(10), ..EngineSettings::default() });
     let refused = |bench: &Bench, tokens: &[u32]| bench.engine.classify(classes(&[&[1], tokens], None)).unwrap_err();
     assert!(matches!(refused(&bench, &[]), EngineError::Model(_)));
     assert!(matches!(refused(&bench, &[VOCAB as u32]), EngineError::Model(_)));

@@ -9,7 +9,7 @@ fn bytes(tokens: usize) -> u64 {
 
 #[test]
 fn a_dropped_receiver_frees_its_cache_at_the_next_step() {
-    let settings = EngineSettings { kv_cache_bytes: bytes(30), ..EngineSettings::default() };
+    let settings = EngineSettings { kv_cache_bytes: Some(bytes(30)), ..EngineSettings::default() };
     let mut bench = Bench::with(alphabet(), settings);
     let first = bench.engine.generate(request(&[0], 29)).unwrap();
     let mut second = bench.engine.generate(request(&[0], 29)).unwrap();
@@ -49,7 +49,7 @@ fn a_full_queue_and_an_impossible_request_are_refused_at_once() {
     let settings = EngineSettings {
         max_waiting_sequences: 2,
         max_running_sequences: 1,
-        kv_cache_bytes: bytes(30),
+        kv_cache_bytes: Some(bytes(30)),
         ..EngineSettings::default()
     };
     let mut bench = Bench::with(alphabet(), settings);

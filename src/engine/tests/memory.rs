@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 /// Most positions held at the end of a pass while one request was classified, and the passes.
 fn classified(sequences: usize, tokens: usize, kv_cache_bytes: u64) -> (usize, usize) {
-    let mut bench = Bench::with(alphabet(), EngineSettings { kv_cache_bytes, ..EngineSettings::default() });
+    let mut bench =
+        Bench::with(alphabet(), EngineSettings { kv_cache_bytes: Some(kv_cache_bytes), ..EngineSettings::default() });
     let sequences = vec![vec![1; tokens]; sequences];
     let request = ClassifyRequest { sequences, adapter: None, adapter_use: None, deadline: None };
     let mut answer = bench.engine.classify(request).unwrap();
@@ -58,7 +59,7 @@ proptest! {
         // Enough for each of them alone.
         let kv_cache_bytes = 5200 + more;
         let settings = EngineSettings {
-            kv_cache_bytes,
+            kv_cache_bytes: Some(kv_cache_bytes),
             prefix_cache_bytes,
             max_step_tokens: step_tokens,
             max_running_sequences: running,

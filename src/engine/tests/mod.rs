@@ -214,7 +214,7 @@ struct Bench {
 
 impl Bench {
     fn new(rule: Rule) -> Self {
-        Self::with(rule, EngineSettings { kv_cache_bytes: 10_000, ..EngineSettings::default() })
+        Self::with(rule, EngineSettings { kv_cache_bytes: Some(10_000), ..EngineSettings::default() })
     }
 
     fn with(rule: Rule, settings: EngineSettings) -> Self {

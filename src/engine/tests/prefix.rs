@@ -84,7 +84,7 @@ fn another_adapter_begins_anew_and_one_that_is_gone_leaves_nothing() {
 fn what_is_kept_fits_into_its_bytes_and_into_what_runs_leave() {
     // Room of 64 tokens each.
     let settings = |kv_cache_bytes, prefix_cache_bytes| EngineSettings {
-        kv_cache_bytes,
+        kv_cache_bytes: Some(kv_cache_bytes),
         prefix_cache_bytes,
         ..EngineSettings::default()
     };

@@ -19,8 +19,8 @@ use super::{Llama, Seen, site_of};
 use crate::model::cache::KvCache;
 use crate::model::config::Module;
 use crate::model::pages::{PAGE, Pool};
-use crate::model::{Batch, ModelError, Reserve, Rows};
-use crate::ops::cuda::{Gpu, Recording};
+use crate::model::{Batch, ModelError, Reserve, Reserved, Rows};
+use crate::ops::cuda::{self, Gpu, MOST_NUMBERS, Recording};
 
 mod pass;
 mod room;
@@ -41,7 +41,7 @@ pub(super) struct Resident {
     values: Vec<Tensor>,
     /// Radians a token, f32 `[head_dim/2]`.
     frequencies: Tensor,
-    dtype: DType,
+    reserved: Reserved,
     state: Mutex<State>,
 }
 
@@ -59,6 +59,11 @@ impl Resident {
     /// Returns the pool of keys and values.
     pub(super) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Returns what is set aside.
+    pub(super) fn reserved(&self) -> Reserved {
+        self.reserved
     }
 
     /// Copies what a page holds in all layers.
@@ -79,39 +84,55 @@ impl Llama {
             .blocks
             .iter()
             .all(|block| Module::ALL.iter().all(|module| block.projection(*module).weight.tensor().is_some()));
-        if !dense || ![DType::F32, DType::BF16].contains(&self.dtype) || self.embedding.tensor().is_none() {
+        let config = &self.config;
+        let known = [DType::F32, DType::BF16].contains(&self.dtype) && self.embedding.tensor().is_some();
+        let heads = config.head_dim.is_multiple_of(8) && config.head_dim <= MOST_NUMBERS;
+        // Rows that kernels read in pieces of 16 bytes.
+        let sides = [config.hidden_size, config.intermediate_size, config.heads * config.head_dim];
+        let even = sides.iter().all(|side| side.is_multiple_of(8));
+        if !dense || !known || !heads || !even || config.layers == 0 {
             return Ok(None);
         }
-        let config = &self.config;
         let bytes = self.info.kv_bytes_per_token * PAGE as u64;
-        let total = usize::try_from(reserve.kv_bytes / bytes.max(1)).unwrap_or(usize::MAX).max(1);
+        let wanted = match reserve.kv_bytes {
+            Some(wanted) => wanted,
+            None => gpu.memory()?.0 as u64 / 2,
+        };
+        let served = usize::try_from(wanted / bytes.max(1)).unwrap_or(usize::MAX).max(1);
+        // Audits compute beside the engine, whose budget knows nothing of them.
+        let total = served.saturating_add(served / 8).saturating_add(64);
         let layer = || gpu.tensor((total, config.kv_heads, PAGE, config.head_dim), self.dtype);
         let keys = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
         let values = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
         let outputs = self.head.weight.outputs()?;
         let width = pages(config.context_length).min(total);
-        let numbers = |rows: usize, sequences: usize, chosen| Form { rows, sequences, width, chosen }.len();
         let (few, rows) = (bucket(reserve.sequences), reserve.rows.max(reserve.sequences));
-        let room =
-            |rows, numbers, chosen| Room::new(&gpu, config, self.dtype, (rows, numbers), (chosen, outputs), RANK);
-        let decoding = room(few, numbers(few, few, few), few)?;
-        let other = room(rows, numbers(rows, reserve.sequences, reserve.sequences), reserve.sequences)?;
+        let room = |sizes, chosen| Room::new(&gpu, config, self.dtype, sizes, (chosen, outputs), RANK);
+        let mut scratch = 0;
+        for rows in (1..=reserve.sequences).map(bucket) {
+            let queries = gpu.tensor((rows, config.heads * config.head_dim), self.dtype)?;
+            for width in widths(width) {
+                scratch = scratch.max(cuda::decode_scratch(&queries, &keys[0], width)?);
+            }
+        }
+        let numbers = |rows: usize, sequences: usize| {
+            let width = widths(width).last().unwrap_or(width);
+            Form { rows, sequences, width, chosen: sequences }.len()
+        };
+        let decoding = room((few, numbers(few, few), scratch), few)?;
+        let other = room((rows, numbers(rows, reserve.sequences), 0), reserve.sequences)?;
         let linear = site_of(0, Module::ALL[0])..site_of(config.layers, Module::ALL[0]);
         let slots = Slots::new(&gpu, few, linear, self.dtype)?;
-        tracing::info!(
-            kv_cache_bytes = total as u64 * bytes,
-            step_bytes = decoding.bytes() + other.bytes(),
-            free_bytes = gpu.memory()?.0,
-            "memory reserved on {}",
-            self.info.device
-        );
+        let reserved = Reserved { kv_cache: served as u64 * bytes, steps: decoding.bytes() + other.bytes() };
+        let free = gpu.memory()?.0;
+        tracing::info!(device = self.info.device, ?reserved, free, "memory of the device is set aside");
         Ok(Some(Resident {
             aside: gpu.aside()?,
             pool: Pool::new(total),
             keys,
             values,
             frequencies: Tensor::new(&self.frequencies[..], &self.device)?,
-            dtype: self.dtype,
+            reserved,
             state: Mutex::new(State { decoding, other, slots, recorded: HashMap::new() }),
             gpu,
         }))
@@ -173,18 +194,18 @@ impl Llama {
         let form = match records {
             true => {
                 let rows = bucket(count);
-                Form { rows, sequences: rows, width: most.next_power_of_two().max(16), chosen: rows }
+                Form { rows, sequences: rows, width: widths(most).last().unwrap_or(most), chosen: rows }
             }
             false => Form { rows: batch.tokens.len(), sequences: count, width: most, chosen: chosen.len() },
         };
         let numbers = numbers_of(form, batch, places, &chosen, placed.as_ref(), caches);
-        let records = records && state.decoding.fits(form);
-        if !records && !state.other.fits(form) {
-            let outputs = self.head.weight.outputs()?;
-            let size = (form.rows, form.len());
-            state.other = Room::new(gpu, &self.config, self.dtype, size, (form.chosen, outputs), RANK)?;
-        }
         let rank = placed.as_ref().map_or(0, |placed| placed.rank);
+        let records = records && state.decoding.fits(form, RANK);
+        if !records && !state.other.fits(form, rank) {
+            let outputs = self.head.weight.outputs()?;
+            let size = (form.rows, form.len(), 0);
+            state.other = Room::new(gpu, &self.config, self.dtype, size, (form.chosen, outputs), rank.max(RANK))?;
+        }
         let State { decoding, other, slots, recorded } = state;
         let room = if records { decoding } else { &*other };
         room.upload(gpu, &numbers)?;
@@ -196,7 +217,7 @@ impl Llama {
             let key = (form, slots.map_or(0, |(_, rank)| rank));
             if !recorded.contains_key(&key) {
                 let recording = gpu.record(&resident.aside, |gpu| {
-                    let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: 1 };
+                    let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: None };
                     self.pass_on_gpu(resident, &pass, None)
                 })?;
                 recorded.insert(key, recording);
@@ -205,7 +226,7 @@ impl Llama {
                 recording.run(gpu)?;
             }
         } else {
-            let pass = Pass { gpu, room, form, slots, lora, chosen: &chosen, longest };
+            let pass = Pass { gpu, room, form, slots, lora, chosen: &chosen, longest: Some(longest) };
             self.pass_on_gpu(resident, &pass, seen)?;
         }
         // The room is the next step's.
@@ -224,6 +245,11 @@ fn bucket(count: usize) -> usize {
         5..=32 => count.next_multiple_of(8),
         _ => count.next_multiple_of(16),
     }
+}
+
+/// Returns the widths of tables of pages that steps are recorded for, up to the one that holds `pages`.
+fn widths(pages: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(16), move |width| (*width < pages).then_some(2 * width))
 }
 
 /// Writes down the numbers of a step. Rows beyond those of the batch are nobody's.
@@ -272,6 +298,7 @@ mod tests {
         for count in 0..300 {
             assert!(bucket(count) >= count.max(1) && bucket(count) < count + 16);
             assert_eq!(bucket(bucket(count)), bucket(count));
+            assert!(widths(count).last().is_some_and(|width| width >= count));
         }
     }
 }

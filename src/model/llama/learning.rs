@@ -1,8 +1,8 @@
 //! A block with a backward of its own, on the CPU: the same block as `pass_block`, on slices, without candle's graph.
 //!
 //! The graph makes a tensor of zeros and a sum of every gradient; here each is written once. For what fine-tuning is
-//! mostly made of: layers that an adapter changes by a low rank, or that learn whole. What is not known here (dropout,
-//! DoRA, other devices) goes through the graph; a test compares the two.
+//! mostly made of: layers that an adapter changes by a low rank, or that learn whole. On a GPU `gpu_learning` does the
+//! same. What is not known here (dropout, DoRA, other formats) goes through the graph; a test compares the two.
 //! Shapes: `[tokens, …]`, packed; every segment is a whole sequence.
 
 use candle_core::{DType, Device, Tensor};
@@ -49,14 +49,22 @@ impl Llama {
         layout: &'a Sequences,
         lora: &'a LoraBatch,
     ) -> Result<Option<Computed<'a>>, ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(computed) = self.learn_block_on_gpu(layer, x, layout, lora)? {
+            return Ok(Some(computed));
+        }
         let (block, rows) = (&self.blocks[layer], x.dim(0)?);
         if !self.device.is_cpu() || x.dtype() != DType::F32 {
             return Ok(None);
         }
         let [attention_site, mlp_site] = self.norms_of(layer);
         let norms = [(attention_site, &block.attention_norm), (mlp_site, &block.mlp_norm)];
-        let [first, second] = norms.map(|(site, weight)| self.norm_at(lora, site, weight, rows));
+        let eps = self.config.rms_norm_eps;
+        let [first, second] = norms.map(|(site, weight)| norm_at(lora, site, weight, eps, rows));
         let (Some(first), Some(second)) = (first?, second?) else { return Ok(None) };
+        if [first.weight, second.weight].iter().any(|weight| weight.dtype() != DType::F32) {
+            return Ok(None);
+        }
         let projections = [&block.query, &block.key, &block.value, &block.output, &block.gate, &block.up, &block.down];
         let Some(layers) = learning(projections, lora, rows)? else { return Ok(None) };
         let mut learning = Learning {
@@ -90,22 +98,22 @@ impl Llama {
             }),
         )))
     }
+}
 
-    fn norm_at<'a>(
-        &self,
-        lora: &'a LoraBatch,
-        site: SiteId,
-        weight: &'a Tensor,
-        rows: usize,
-    ) -> candle_core::Result<Option<Norm<'a>>> {
-        let eps = self.config.rms_norm_eps as f32;
-        let norm = match lora.touching(site, rows)?.as_slice() {
-            [] => Norm { weight, learns: false, eps },
-            [(run, Change::Replaced { weight, .. })] if run.rows.len() == rows => Norm { weight, learns: true, eps },
-            _ => return Ok(None),
-        };
-        Ok((norm.weight.dtype() == DType::F32).then_some(norm))
-    }
+/// Returns a norm as a block's own backward takes it; none where only the graph knows how.
+pub(super) fn norm_at<'a>(
+    lora: &'a LoraBatch,
+    site: SiteId,
+    weight: &'a Tensor,
+    eps: f64,
+    rows: usize,
+) -> candle_core::Result<Option<Norm<'a>>> {
+    let eps = eps as f32;
+    Ok(match lora.touching(site, rows)?.as_slice() {
+        [] => Some(Norm { weight, learns: false, eps }),
+        [(run, Change::Replaced { weight, .. })] if run.rows.len() == rows => Some(Norm { weight, learns: true, eps }),
+        _ => None,
+    })
 }
 
 impl Learning<'_> {

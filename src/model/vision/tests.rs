@@ -65,7 +65,11 @@ fn folder(config: &Value, weights: &BTreeMap<String, Tensor>) -> tempfile::TempD
 }
 
 fn open_model(config: &Value) -> Box<dyn ImageModel> {
-    open_images(folder(config, &weights(config, 1)).path(), "cpu", "f32").unwrap()
+    open_on(config, "cpu")
+}
+
+fn open_on(config: &Value, device: &str) -> Box<dyn ImageModel> {
+    open_images(folder(config, &weights(config, 1)).path(), device, "f32").unwrap()
 }
 
 /// Why a folder is refused.

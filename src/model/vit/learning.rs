@@ -1,6 +1,6 @@
 //! A block with a backward of its own, on the CPU: the same block as `pass_block`, on slices, without candle's graph.
 //!
-//! What is not known here (dropout, DoRA, other devices) goes through the graph; a test compares the two.
+//! On a GPU `gpu_learning` does the same. What is not known here (dropout, DoRA, other formats) goes through the graph; a test compares the two.
 //! Shapes: `[images·rows, …]`; behind the attention of the last block class tokens alone, `[images, …]`.
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -46,6 +46,10 @@ impl Vit {
         images: usize,
         lora: &'a LoraBatch,
     ) -> std::result::Result<Option<Computed<'a>>, ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(computed) = self.learn_block_on_gpu(layer, x, images, lora)? {
+            return Ok(Some(computed));
+        }
         let block = &self.blocks[layer];
         if !x.device().is_cpu() || x.dtype() != DType::F32 {
             return Ok(None);

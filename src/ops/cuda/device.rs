@@ -12,8 +12,34 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
+
+/// Opens a device. Its work goes into one stream, and is ordered by that alone.
+///
+/// # Errors
+/// When there is no driver, no such device, or a library of NVIDIA's is missing.
+pub fn open(index: usize) -> Result<Device> {
+    #[expect(unsafe_code, reason = "looks whether the driver's library can be opened")]
+    if !unsafe { sys::is_culib_present() } {
+        bail!("no NVIDIA driver here: libcuda.so.1 was not found");
+    }
+    // A library that is not there, or lacks a function, makes cudarc panic.
+    let device = match std::panic::catch_unwind(|| Device::new_cuda_with_stream(index)) {
+        Ok(device) => device?,
+        Err(panic) => {
+            let why = panic.downcast_ref::<String>().map_or("cuBLAS or cuRAND cannot be opened", String::as_str);
+            bail!("the libraries of NVIDIA are not complete (LD_LIBRARY_PATH names their folders): {why}");
+        }
+    };
+    if let Device::Cuda(device) = &device {
+        #[expect(unsafe_code, reason = "all work is in the order of one stream, and recordings join it")]
+        unsafe {
+            device.disable_event_tracking();
+        }
+    }
+    Ok(device)
+}
 
 /// A device, and the stream that work goes to.
 #[derive(Clone)]
@@ -104,6 +130,15 @@ impl Gpu {
         Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
     }
 
+    /// Takes memory for tensors of the shapes and formats of others.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub fn alike<const N: usize>(&self, tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
+        let made = tensors.iter().map(|like| self.tensor(like.shape(), like.dtype())).collect::<Result<Vec<_>>>()?;
+        made.try_into().or_else(|_| bail!("as many tensors as there were"))
+    }
+
     fn wrapped<T: candle_core::cuda_backend::CudaDType + DeviceRepr>(&self, count: usize) -> Result<CudaStorage> {
         #[expect(unsafe_code, reason = "memory is written before it is read: the callers' promise")]
         let slice: CudaSlice<T> = unsafe { self.device.alloc(count)? };
@@ -114,8 +149,8 @@ impl Gpu {
     ///
     /// # Errors
     /// When the tensor is smaller or the device fails.
-    pub fn upload(&self, data: &[u32], to: &Tensor) -> Result<()> {
-        if to.dtype() != DType::U32 || to.elem_count() < data.len() {
+    pub fn upload<T: WithDType + DeviceRepr>(&self, data: &[T], to: &Tensor) -> Result<()> {
+        if to.dtype() != T::DTYPE || to.elem_count() < data.len() {
             bail!("{} numbers for a tensor of {:?}", data.len(), to.shape());
         }
         let address = self.address(to)?;
@@ -281,8 +316,11 @@ impl Gpu {
         result::mem_get_info().w()
     }
 
-    /// Returns the address of a contiguous tensor on this device.
-    fn address(&self, tensor: &Tensor) -> Result<u64> {
+    /// Returns the address of a contiguous tensor on this device, for tables that kernels read.
+    ///
+    /// # Errors
+    /// When the tensor is not contiguous or elsewhere.
+    pub fn address(&self, tensor: &Tensor) -> Result<u64> {
         let (storage, layout) = tensor.storage_and_layout();
         let (Storage::Cuda(storage), true) = (&*storage, layout.is_contiguous()) else {
             bail!("a kernel takes contiguous tensors of its device, not {:?}", tensor.shape());
@@ -306,6 +344,10 @@ pub struct Recording {
     graph: CudaGraph,
     aside: Gpu,
 }
+
+#[expect(unsafe_code, reason = "a graph belongs to no thread; whoever runs it has it alone, as `Sync` is left out")]
+// SAFETY: NVIDIA asks that calls on one graph do not overlap, whichever threads they come from.
+unsafe impl Send for Recording {}
 
 impl Recording {
     /// Runs it behind the work given to `gpu` so far, and before what comes after.
@@ -333,4 +375,96 @@ fn data_type(dtype: DType) -> Result<cublas::sys::cudaDataType> {
         DType::F16 => cublas::sys::cudaDataType_t::CUDA_R_16F,
         other => bail!("no product of {other:?}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rms_norm;
+    use super::super::testing::{close, gpu, values};
+    use super::*;
+
+    /// A tensor of the CPU as a format keeps it, there and on the device.
+    fn both(gpu: &Gpu, shape: [usize; 2], seed: u64, dtype: DType) -> (Tensor, Tensor) {
+        let kept = values(&shape, seed).to_dtype(dtype).unwrap();
+        (kept.to_dtype(DType::F32).unwrap(), kept.to_device(&gpu.device()).unwrap())
+    }
+
+    #[test]
+    fn on_gpu_products_are_those_of_the_cpu_whatever_lies_turned() {
+        let gpu = gpu();
+        let (rows, columns, inner) = (5, 33, 70);
+        let turn = |turned: bool, [rows, columns]: [usize; 2]| if turned { [columns, rows] } else { [rows, columns] };
+        let straight = |turned: bool, tensor: Tensor| if turned { tensor.t().unwrap() } else { tensor };
+        for (case, (a_turned, b_turned)) in
+            [(false, false), (false, true), (true, false), (true, true)].iter().enumerate()
+        {
+            for (of, to) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::BF16, DType::F32)] {
+                let (a, on_a) = both(&gpu, turn(*a_turned, [rows, inner]), case as u64, of);
+                let (b, on_b) = both(&gpu, turn(*b_turned, [inner, columns]), case as u64 + 9, of);
+                let product = straight(*a_turned, a).matmul(&straight(*b_turned, b)).unwrap();
+                // What new memory holds is not read.
+                let out = gpu.tensor((rows, columns), to).unwrap();
+                let sides = [(&on_a, *a_turned), (&on_b, *b_turned)];
+                gpu.gemm(sides, (rows, columns, inner), 0.0, &out).unwrap();
+                close(&out, &product, to);
+                gpu.gemm(sides, (rows, columns, inner), 1.0, &out).unwrap();
+                close(&out, &(&product + &product).unwrap(), to);
+            }
+        }
+    }
+
+    #[test]
+    fn on_gpu_a_product_checks_what_it_is_given() {
+        let gpu = gpu();
+        let (_, x) = both(&gpu, [2, 8], 1, DType::F32);
+        let (_, weight) = both(&gpu, [3, 8], 2, DType::F32);
+        let out = gpu.tensor((2, 3), DType::F32).unwrap();
+        gpu.product(&x, &weight, 0.0, &out).unwrap();
+        for (x, weight, out) in [(&weight, &weight, &out), (&x, &x, &out), (&x, &out, &out)] {
+            assert!(gpu.product(x, weight, 0.0, out).is_err());
+        }
+        assert!(gpu.product(&x, &weight.to_dtype(DType::BF16).unwrap(), 0.0, &out).is_err());
+        let across = gpu.tensor((3, 2), DType::F32).unwrap().t().unwrap();
+        assert!(gpu.product(&x, &weight, 0.0, &across).is_err());
+    }
+
+    #[test]
+    fn on_gpu_what_was_recorded_runs_again_on_what_its_inputs_hold_then() {
+        let gpu = gpu();
+        let (rows, width) = (3, 64);
+        let (_, x) = both(&gpu, [rows, width], 0, DType::F32);
+        let (matrix, on_matrix) = both(&gpu, [5, width], 7, DType::F32);
+        let ones = Tensor::ones(width, DType::F32, &gpu.device()).unwrap();
+        let (normed, out) =
+            (gpu.tensor((rows, width), DType::F32).unwrap(), gpu.tensor((rows, 5), DType::F32).unwrap());
+        let work = |gpu: &Gpu| {
+            rms_norm(gpu, &x, &ones, 1e-5, &normed)?;
+            gpu.product(&normed, &on_matrix, 0.0, &out)
+        };
+        // A kernel is loaded when it is launched at first, and loading cannot be recorded.
+        work(&gpu).unwrap();
+        let before = out.to_vec2::<f32>().unwrap();
+        let recording = gpu.record(work).unwrap();
+        for seed in 1..4 {
+            let changed = values(&[rows, width], seed);
+            x.slice_set(&changed.to_device(&gpu.device()).unwrap(), 0, 0).unwrap();
+            recording.run(&gpu).unwrap();
+            let ones = Tensor::ones(width, DType::F32, &Device::Cpu).unwrap();
+            let expected = crate::ops::rms_norm(&changed, &ones, 1e-5).unwrap().matmul(&matrix.t().unwrap()).unwrap();
+            close(&out, &expected, DType::F32);
+            assert_ne!(out.to_vec2::<f32>().unwrap(), before);
+        }
+        let refused = gpu.record(|_| bail!("changed its mind"));
+        assert!(refused.unwrap_err().to_string().contains("changed its mind"));
+        work(&gpu).unwrap();
+    }
+
+    #[test]
+    fn on_gpu_numbers_go_to_the_beginning_of_a_tensor() {
+        let gpu = gpu();
+        let to = Tensor::zeros(5, DType::U32, &gpu.device()).unwrap();
+        gpu.upload(&[3, 1, 2], &to).unwrap();
+        assert_eq!(to.to_vec1::<u32>().unwrap(), [3, 1, 2, 0, 0]);
+        assert!(gpu.upload(&[0; 6], &to).is_err());
+    }
 }

@@ -29,9 +29,13 @@ fn context() -> Context {
 }
 
 fn context_in(dtype: &str) -> Context {
+    context_on("cpu", dtype)
+}
+
+fn context_on(device: &str, dtype: &str) -> Context {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/language/llama_mha");
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
-    let model = crate::model::load(&folder, "golden", "cpu", dtype).unwrap();
+    let model = crate::model::load(&folder, "golden", device, dtype).unwrap();
     let reader = Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) };
     Context { model, reader, memory_bytes: 0 }
 }
@@ -280,4 +284,53 @@ fn rows_of_a_short_run_are_those_that_it_comes_to() {
         assert_eq!(packed.learnt_rows(&dataset, None).len(), 20, "which rows is not known");
     }
     assert_eq!(settings.learnt_rows(&dataset, Some(4)).len(), 20);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn on_gpu_runs_learn_as_on_the_cpu_and_go_on_as_if_never_interrupted() {
+    let dataset = dataset(16);
+    let Settings { method: Method::Lora(plain), .. } = lora() else { unreachable!() };
+    let dora = LoraSettings { dora: true, ..plain };
+    for method in [lora().method, Method::Lora(dora), Method::Full] {
+        for task in [Task::SequenceClassification, Task::CausalLm] {
+            let length = Length::Steps(6);
+            let clipped = Settings { max_grad_norm: 0.5, weight_decay: 0.1, learning_rate: 5e-3, ..head_only() };
+            let settings = Settings { method: method.clone(), task, length, ..clipped };
+            let run = |device, dtype| {
+                let context = context_on(device, dtype);
+                let mut trainer = Trainer::begin(&context, &dataset, &settings).unwrap();
+                let mut steps = Vec::new();
+                while !trainer.is_done() {
+                    let step = trainer.advance(&Alone).unwrap();
+                    steps.push([step.loss, step.grad_norm]);
+                }
+                steps
+            };
+            let expected = run("cpu", "f32");
+            for (dtype, tolerance) in [("f32", 1e-3), ("bf16", 0.05)] {
+                let got = run("cuda", dtype);
+                assert_eq!(run("cuda", dtype), got, "bit for bit");
+                for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+                    let near = (got - expected).abs() < tolerance * expected.abs().max(0.5);
+                    assert!(near, "{got} instead of {expected}, {dtype}, {task:?}, {method:?}");
+                }
+            }
+        }
+    }
+    let context = context_on("cuda", "bf16");
+    let settings = Settings { length: Length::Steps(4), ..lora() };
+    let run = |interrupted: bool| {
+        let mut trainer = Trainer::begin(&context, &dataset, &settings).unwrap();
+        while !trainer.is_done() {
+            trainer.advance(&Alone).unwrap();
+            if interrupted {
+                let mut checkpoint = Vec::new();
+                trainer.checkpoint(&mut checkpoint).unwrap();
+                trainer = Trainer::resume(&context, &dataset, &settings, &checkpoint).unwrap();
+            }
+        }
+        trainer.output().unwrap()
+    };
+    assert_eq!(run(true), run(false));
 }

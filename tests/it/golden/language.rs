@@ -11,7 +11,7 @@ use evenkeel::lora::LoraBatch;
 use evenkeel::model::{BaseModel, Batch, CausalLm, KvCache, Llama, Rows, Segment, open};
 use serde_json::Value;
 
-use super::{Tally, cases, json, root, tensors};
+use super::{Tally, cases, device, json, root, tensors};
 
 const TOLERANCE: f64 = 5e-4;
 
@@ -23,7 +23,7 @@ fn golden_language() {
         let expected = json(&folder.join("expected.json"));
         let values = tensors(&folder.join("expected.safetensors"));
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let model = open(&folder, "cpu", "f32").unwrap_or_else(|e| panic!("{name}: {e}"));
+        let model = open(&folder, &device(), "f32").unwrap_or_else(|e| panic!("{name}: {e}"));
         let mut case = Case { name, model, values, expected, tally: &mut tally };
         match case.model.info().labels {
             Some(_) => case.classifier(),
@@ -39,7 +39,7 @@ fn broken_bases(tally: &mut Tally) {
     for folder in cases("bases_broken", "config.json") {
         tally.case();
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        match open(&folder, "cpu", "f32") {
+        match open(&folder, &device(), "f32") {
             Ok(_) => tally.fault(format!("{name}: was loaded")),
             Err(error) => {
                 let manifest = json(&folder.with_file_name("manifest.json"));
@@ -176,7 +176,7 @@ impl Case<'_> {
     /// Weights and activations in bf16: as close to f32 as transformers' own bf16, within a factor of two.
     fn bf16(&mut self, folder: &Path) {
         let Some(allowed) = self.expected.get("bf16").cloned() else { return };
-        let model = open(folder, "cpu", "bf16").unwrap();
+        let model = open(folder, &device(), "bf16").unwrap();
         let got = logits(&model, &rows(&self.values["prefill.input_ids"], None));
         let f32_logits = self.values["prefill.logits"].flatten_to(1).unwrap();
         let difference = (got - f32_logits).unwrap().abs().unwrap().to_dtype(DType::F64).unwrap();

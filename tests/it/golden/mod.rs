@@ -27,14 +27,14 @@ pub(crate) fn root() -> PathBuf {
     named.map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
 }
 
-/// Returns the device that models run on: `EVENKEEL_DEVICE`, or the CPU.
-fn device() -> String {
-    #[expect(clippy::disallowed_methods, reason = "the one switch of the golden tests beside the folder")]
+/// Returns the device that models are opened on.
+pub(crate) fn device() -> String {
+    #[expect(clippy::disallowed_methods, reason = "golden tests run on the emulated device too (tests/gpu)")]
     std::env::var("EVENKEEL_DEVICE").unwrap_or_else(|_| "cpu".into())
 }
 
 /// What models set aside where they run on a GPU: enough for every case, one after the other.
-const RESERVE: Reserve = Reserve { kv_bytes: 64 << 20, rows: 64, sequences: 8 };
+const RESERVE: Reserve = Reserve { kv_bytes: Some(64 << 20), rows: 64, sequences: 8 };
 
 /// Returns the folders below `root()/part` that hold `file`, sorted.
 pub(crate) fn cases(part: &str, file: &str) -> Vec<PathBuf> {
@@ -114,7 +114,16 @@ impl Tally {
             self.faults.push(format!("{what}: shape {:?}, expected {:?}", got.dims(), expected.dims()));
             return;
         }
-        let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let flat = |t: &Tensor| {
+            t.to_device(&Device::Cpu)
+                .unwrap()
+                .to_dtype(DType::F64)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap()
+        };
         self.close_slices(what, &flat(got), &flat(expected), tolerance);
     }
 

@@ -9,7 +9,7 @@ use candle_core::{D, DType, Tensor};
 use evenkeel::lora::LoraBatch;
 use evenkeel::model::{ImageModel, open_images};
 
-use super::{Tally, Tensors, cases, json, tensors};
+use super::{Tally, Tensors, cases, device, json, tensors};
 
 #[test]
 fn golden_vision() {
@@ -20,7 +20,7 @@ fn golden_vision() {
         }
         tally.case();
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let model = open_images(&folder, "cpu", "f32").unwrap_or_else(|e| panic!("{name}: {e}"));
+        let model = open_images(&folder, &device(), "f32").unwrap_or_else(|e| panic!("{name}: {e}"));
         let values = tensors(&folder.join("expected.safetensors"));
         let case = Case { name, tolerance: tolerance(&folder), values };
         case.compare(&mut tally, &*model);
@@ -85,7 +85,7 @@ impl Case {
         };
         let recorded = json(&folder.join("expected.json"))["bf16"]["max_abs_diff_to_f32"].as_f64();
         let limit = 2.0 * recorded.unwrap_or_else(|| largest(theirs));
-        let model = open_images(folder, "cpu", "bf16").unwrap();
+        let model = open_images(folder, &device(), "bf16").unwrap();
         let got = largest(&model.classify(&self.values["pixel_values"], &LoraBatch::default()).unwrap());
         tally.equal(&format!("{} bf16: {got} of {limit}", self.name), &(got <= limit), &true);
     }

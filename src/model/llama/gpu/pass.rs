@@ -12,10 +12,7 @@ use super::slots::Slots;
 use crate::lora::{LoraBatch, SiteId};
 use crate::model::layers::Projection;
 use crate::model::llama::{EMBEDDING, Llama, Seen};
-use crate::ops::cuda::{self, Gpu, Heads, Places, Spans};
-
-/// Rows of the products that the kernel for few rows takes.
-const FEW: usize = 8;
+use crate::ops::cuda::{self, Gpu, MOST_ROWS, Places, Seen as Keys};
 
 /// A step on its way.
 pub(super) struct Pass<'a> {
@@ -28,8 +25,8 @@ pub(super) struct Pass<'a> {
     pub(super) lora: Option<&'a LoraBatch>,
     /// Rows that get logits; for adapters that the table cannot hold.
     pub(super) chosen: &'a [usize],
-    /// Most rows of a sequence; one where every sequence decodes.
-    pub(super) longest: usize,
+    /// Most rows of a sequence, or none where every sequence decodes.
+    pub(super) longest: Option<usize>,
 }
 
 impl Llama {
@@ -120,7 +117,6 @@ impl Llama {
         let (block, config) = (&self.blocks[layer], &self.config);
         let Pass { gpu, room, form, .. } = *pass;
         let rows = form.rows;
-        let heads = Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim };
         let [attention_site, mlp_site] = self.norms_of(layer);
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let (q, k, v) =
@@ -134,28 +130,19 @@ impl Llama {
         project(pass, &normed, &[(&block.query, &q), (&block.key, &k), (&block.value, &v)])?;
         let places = Places { positions: &room.part(form, Part::Positions)?, slots: &room.part(form, Part::Places)? };
         let pool = [&resident.keys[layer], &resident.values[layer]];
-        cuda::rope_and_store(gpu, [&q, &k, &v], places, &resident.frequencies, heads, pool)?;
+        cuda::rope_and_store(gpu, [&q, &k, &v], places, &resident.frequencies, pool)?;
         let mixed = first(&room.mixed, rows, queries)?;
-        let pages = room.pages(form)?;
-        if pass.longest == 1 && form.sequences == rows {
-            let lengths = room.part(form, Part::Lengths)?;
-            cuda::attend_decode(
-                gpu,
-                &q,
-                pool,
-                (&lengths, &pages),
-                (heads, config.sliding_window),
-                &room.scratch,
-                &mixed,
-            )?;
-        } else {
-            let spans = Spans {
-                starts: &room.part(form, Part::Starts)?,
-                pasts: &room.part(form, Part::Pasts)?,
-                pages: &pages,
-                longest: pass.longest,
-            };
-            cuda::attend_rows(gpu, &q, pool, spans, (heads, config.sliding_window), &mixed)?;
+        let (blocks, window) = (&room.pages(form)?, config.sliding_window);
+        match pass.longest {
+            None => {
+                let seen = Keys { lengths: &room.part(form, Part::Lengths)?, blocks, window };
+                cuda::attend_decode(gpu, &q, pool, seen, &room.scratch, &mixed)?;
+            }
+            Some(longest) => {
+                let (starts, pasts) = (&room.part(form, Part::Starts)?, &room.part(form, Part::Pasts)?);
+                let rows = cuda::Rows { starts, pasts, blocks, longest, window };
+                cuda::attend_rows(gpu, &q, pool, rows, &mixed)?;
+            }
         }
         project(pass, &mixed, &[(&block.output, back)])?;
 
@@ -173,19 +160,20 @@ impl Llama {
 /// `[rows, output]`.
 fn project(pass: &Pass<'_>, x: &Tensor, layers: &[(&Projection, &Tensor)]) -> Result<()> {
     let gpu = pass.gpu;
-    let mut products = Vec::with_capacity(layers.len());
-    for (layer, out) in layers {
+    let mut weights = Vec::with_capacity(layers.len());
+    for (layer, _) in layers {
         let Some(weight) = layer.weight.tensor() else { candle_core::bail!("a weight of another format") };
-        products.push((weight, *out));
+        weights.push(weight);
     }
-    if x.dim(0)? <= FEW {
-        cuda::small_product(gpu, x, &products)?;
+    let outs: Vec<&Tensor> = layers.iter().map(|(_, out)| *out).collect();
+    let (rows, input) = x.dims2()?;
+    if rows <= MOST_ROWS && input.is_multiple_of(8) {
+        cuda::small_product(gpu, x, &weights, &outs)?;
     } else {
-        for (weight, out) in products {
+        for (weight, out) in weights.into_iter().zip(&outs) {
             gpu.product(x, weight, 0.0, out)?;
         }
     }
-    let mut sites = Vec::with_capacity(layers.len());
     for (layer, out) in layers {
         match pass.lora.filter(|lora| lora.changes(layer.site)) {
             Some(lora) => {
@@ -198,13 +186,11 @@ fn project(pass: &Pass<'_>, x: &Tensor, layers: &[(&Projection, &Tensor)]) -> Re
                 }
             }
         }
-        sites.push((layer.site, *out));
     }
     let Some((slots, rank)) = pass.slots else { return Ok(()) };
     let of_rows = pass.room.part(pass.form, Part::Slots)?;
-    let columns: Vec<usize> = sites.iter().map(|(site, _)| slots.column(*site)).collect();
-    let outs: Vec<&Tensor> = sites.iter().map(|(_, out)| *out).collect();
-    let inner = pass.room.inner.narrow(0, 0, columns.len() * x.dim(0)? * rank)?;
-    cuda::low_rank_shrink(gpu, x, &of_rows, slots.tables(), &columns, rank, &inner)?;
-    cuda::low_rank_expand(gpu, &inner, &of_rows, slots.tables(), &columns, rank, &outs)
+    let columns: Vec<usize> = layers.iter().map(|(layer, _)| slots.column(layer.site)).collect();
+    let inner = pass.room.inner.narrow(0, 0, columns.len() * rows * rank)?.reshape((columns.len(), rows, rank))?;
+    cuda::low_rank_shrink(gpu, x, &of_rows, slots.tables(), &columns, &inner)?;
+    cuda::low_rank_expand(gpu, &inner, &of_rows, slots.tables(), &columns, &outs)
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::model::config::Config;
 use crate::model::pages::PAGE;
-use crate::ops::cuda::{self, Gpu};
+use crate::ops::cuda::{Gpu, NO_SLOT};
 
 /// What a step writes down for the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub(super) struct Form {
 }
 
 /// A slot of nobody: nothing is stored, no adapter changes the row.
-pub(super) const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = NO_SLOT;
 
 /// The numbers of a step, part by part, as they lie behind each other in memory.
 #[derive(Debug)]
@@ -126,13 +126,13 @@ pub(super) struct Room {
 pub(super) const TOGETHER: usize = 3;
 
 impl Room {
-    /// Takes memory for `rows` rows, `numbers` of a step, `logits` rows of logits of a head of `outputs`, and adapters of
-    /// `rank`.
+    /// Takes memory for `rows` rows, `numbers` of a step, `scratch` numbers of attention, `logits` rows of logits of a head of
+    /// `outputs`, and adapters of `rank`.
     pub(super) fn new(
         gpu: &Gpu,
         config: &Config,
         dtype: DType,
-        (rows, numbers): (usize, usize),
+        (rows, numbers, scratch): (usize, usize, usize),
         (logits, outputs): (usize, usize),
         rank: usize,
     ) -> Result<Self> {
@@ -152,16 +152,19 @@ impl Room {
             gate: tensor(rows, intermediate_size, dtype)?,
             up: tensor(rows, intermediate_size, dtype)?,
             inner: gpu.tensor(TOGETHER * rows * rank.max(1), DType::F32)?,
-            scratch: gpu.tensor(cuda::decode_scratch(rows, heads, head_dim), DType::F32)?,
+            scratch: gpu.tensor(scratch.max(1), DType::F32)?,
             chosen: tensor(logits, hidden, DType::F32)?,
             last: tensor(logits, hidden, dtype)?,
             logits: tensor(logits, outputs, DType::F32)?,
         })
     }
 
-    /// Returns whether a step fits.
-    pub(super) fn fits(&self, form: Form) -> bool {
-        form.rows <= self.rows && form.chosen <= self.logits.dims()[0] && form.len() <= self.step.elem_count()
+    /// Returns whether a step fits, with adapters of `rank`.
+    pub(super) fn fits(&self, form: Form, rank: usize) -> bool {
+        form.rows <= self.rows
+            && TOGETHER * form.rows * rank <= self.inner.elem_count()
+            && form.chosen <= self.logits.dims()[0]
+            && form.len() <= self.step.elem_count()
     }
 
     /// Writes the numbers of a step.

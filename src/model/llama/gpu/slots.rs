@@ -17,7 +17,12 @@ use crate::ops::cuda::{Adapters, Gpu};
 /// What is in the table.
 #[derive(Debug)]
 pub(super) struct Slots {
-    tables: Adapters,
+    /// Addresses of A and B, i64 `[slots, sites, 2]`.
+    addresses: Tensor,
+    /// u32 `[slots, sites]`.
+    ranks: Tensor,
+    /// f32 `[slots, sites]`.
+    factors: Tensor,
     /// The sites of the table's columns.
     sites: Range<usize>,
     dtype: DType,
@@ -48,14 +53,22 @@ pub(super) struct Placed {
 impl Slots {
     /// Begins empty; the columns are `sites`.
     pub(super) fn new(gpu: &Gpu, slots: usize, sites: Range<usize>, dtype: DType) -> Result<Self> {
-        let tables = Adapters::new(gpu, slots, sites.len())?;
-        let held = std::iter::repeat_with(|| None).take(slots).collect();
-        Ok(Self { tables, sites, dtype, held, now: 0 })
+        let device = gpu.device();
+        Ok(Self {
+            addresses: Tensor::zeros((slots, sites.len(), 2), DType::I64, &device)?,
+            ranks: Tensor::zeros((slots, sites.len()), DType::U32, &device)?,
+            factors: Tensor::zeros((slots, sites.len()), DType::F32, &device)?,
+            sites,
+            dtype,
+            held: std::iter::repeat_with(|| None).take(slots).collect(),
+            now: 0,
+        })
     }
 
     /// Returns what kernels read.
-    pub(super) fn tables(&self) -> &Adapters {
-        &self.tables
+    pub(super) fn tables(&self) -> Adapters<'_> {
+        let Self { addresses, ranks, factors, dtype, .. } = self;
+        Adapters { addresses, ranks, factors, format: *dtype }
     }
 
     /// Returns the column of a site.
@@ -122,9 +135,29 @@ impl Slots {
             rank = rank.max(a.dim(0)?);
             matrices[self.column(*site)] = Some((a, b));
         }
-        self.tables.write(gpu, slot, &matrices, scale)?;
+        self.write(gpu, slot, &matrices, scale)?;
         self.held[slot] = Some(Held { adapter: Arc::downgrade(adapter), scale, used: self.now, rank, matrices });
         Ok(slot)
+    }
+
+    /// Writes a line of the table.
+    fn write(&self, gpu: &Gpu, slot: usize, matrices: &[Option<(Tensor, Tensor)>], scale: f32) -> Result<()> {
+        let (mut addresses, mut ranks) = (Vec::with_capacity(2 * matrices.len()), Vec::with_capacity(matrices.len()));
+        for own in matrices {
+            match own {
+                Some((a, b)) => {
+                    addresses.extend([gpu.address(a)? as i64, gpu.address(b)? as i64]);
+                    ranks.push(a.dim(0)? as u32);
+                }
+                None => {
+                    addresses.extend([0; 2]);
+                    ranks.push(0);
+                }
+            }
+        }
+        gpu.upload(&addresses, &self.addresses.narrow(0, slot, 1)?)?;
+        gpu.upload(&ranks, &self.ranks.narrow(0, slot, 1)?)?;
+        gpu.upload(&vec![scale; matrices.len()], &self.factors.narrow(0, slot, 1)?)
     }
 
     /// Returns the bytes of the matrices in slots.

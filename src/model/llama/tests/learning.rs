@@ -83,3 +83,74 @@ fn largest(a: &Tensor, b: &Tensor) -> f32 {
     let most = |x: Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
     most((a - b).unwrap()) / most(b.clone())
 }
+
+/// Output and gradients of both blocks on a device, by their own backward or by the graph's, as f32 on the CPU.
+#[cfg(feature = "cuda")]
+fn computed(config: &serde_json::Value, (device, dtype): (&str, &str), own: bool) -> Vec<Tensor> {
+    let folder = tempfile::tempdir().unwrap();
+    let parsed = Config::parse(config.to_string().as_bytes()).unwrap();
+    write(folder.path(), config, &tensors(&parsed, 7), 1);
+    let model = open(folder.path(), device, dtype).unwrap();
+    let on =
+        |var: &Var, dtype: DType| Var::from_tensor(&var.to_device(&model.device).unwrap().to_dtype(dtype).unwrap());
+    let (changes, vars) = changes(&model);
+    let vars: Vec<Var> = vars.iter().map(|var| on(var, DType::F32).unwrap()).collect();
+    // The same changes, of variables on the device.
+    let mut left = vars.iter();
+    let mut next = || left.next().unwrap().as_tensor().clone();
+    let moved = changes.into_iter().map(|(site, change)| {
+        let change = match change {
+            Change::Replaced { .. } => Change::Replaced { weight: next(), bias: None },
+            _ => {
+                let (a, b) = (next().t().unwrap(), (next().t().unwrap() * 2.0).unwrap());
+                Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None })
+            }
+        };
+        (site, change)
+    });
+    let adapter = Arc::new(Adapter::unnamed(moved.collect()));
+    let rows = 75;
+    let lora = LoraBatch { runs: vec![Run { adapter, rows: 0..rows, scale: 1.0 }], dropout: None };
+    let layout = model.layout(&Input::Tokens { ids: &ids(rows, 3), lengths: &[30, 1, 44] }).unwrap();
+    let mut all = Vec::new();
+    for layer in 0..2 {
+        let [x, gradient] =
+            [1, 2].map(|seed| on(&values(&[rows, model.config.hidden_size], seed), model.dtype).unwrap());
+        let (for_x, gradients) = if own {
+            let (output, own) = model.learn(layer, x.as_tensor(), &layout, &lora).unwrap().unwrap();
+            all.push(output);
+            let (for_x, learnt) = own(gradient.as_tensor()).unwrap();
+            let seeds = learnt.into_iter().map(|(tensor, gradient)| seed(&tensor, gradient).unwrap());
+            (for_x, seeds.reduce(|sum, seed| (sum + seed).unwrap()).unwrap().backward().unwrap())
+        } else {
+            let output = model.block(layer, x.as_tensor(), &layout, &lora).unwrap();
+            all.push(output.detach());
+            let gradients = seed(&output, gradient.as_tensor().clone()).unwrap().backward().unwrap();
+            (gradients.get(x.as_tensor()).unwrap().clone(), gradients)
+        };
+        all.push(for_x);
+        all.extend(vars.iter().filter_map(|var| gradients.get(var.as_tensor()).cloned()));
+    }
+    assert_eq!(all.len(), 2 + 14 + 2 + 9);
+    all.iter().map(|x| x.to_dtype(DType::F32).unwrap().to_device(&Device::Cpu).unwrap()).collect()
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn on_gpu_a_block_has_the_gradients_of_the_cpu_by_either_way() {
+    for mut config in [mistral(), llama()] {
+        config["attention_bias"] = false.into();
+        config["mlp_bias"] = false.into();
+        let expected = computed(&config, ("cpu", "f32"), true);
+        // In parts of the largest number; bf16 has 8 bits, and a block rounds about ten times.
+        for (dtype, tolerance) in [("f32", ROUNDING), ("bf16", 0.05)] {
+            for own in [true, false] {
+                let got = computed(&config, ("cuda", dtype), own);
+                for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                    let difference = largest(got, expected);
+                    assert!(difference < tolerance, "{dtype}, own {own}, tensor {i}: {difference}");
+                }
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ use super::ptx;
 const THREADS: u32 = 256;
 
 fn launch(function: &str, rows: usize) -> Launch<'_> {
-    Launch { file: ("rows", ptx::ROWS), function, grid: (rows as u32, 1, 1), block: (THREADS, 1, 1), shared: 0 }
+    Launch { file: ("lookup", ptx::LOOKUP), function, grid: (rows as u32, 1, 1), block: (THREADS, 1, 1), shared: 0 }
 }
 
 /// Writes the rows `ids` (u32 `[rows]`, each below the table's number of rows) of `table` `[entries, width]`, f32 or bf16,
@@ -25,7 +25,7 @@ pub fn take(gpu: &Gpu, table: &Tensor, ids: &Tensor, out: &Tensor) -> Result<()>
     if ids.dims() != [rows] || ids.dtype() != DType::U32 || out.dtype() != DType::F32 || table.dims2()?.1 != width {
         bail!("rows {:?} of {:?} for {:?}", ids.shape(), table.shape(), out.shape());
     }
-    let kernel = named("take", table.dtype())?;
+    let kernel = named("take", [table.dtype()])?;
     let [table, ids, out] = [table, ids, out].map(Argument::Tensor);
     gpu.launch(launch(&kernel, rows), &[table, ids, out, Argument::U32(width as u32)])
 }
@@ -39,7 +39,7 @@ pub fn add_bias(gpu: &Gpu, x: &Tensor, bias: &Tensor) -> Result<()> {
     if bias.dims() != [width] || bias.dtype() != x.dtype() {
         bail!("a bias of {:?} for {:?}", bias.shape(), x.shape());
     }
-    let kernel = named("add_bias", x.dtype())?;
+    let kernel = named("add_bias", [x.dtype()])?;
     let [x, bias] = [x, bias].map(Argument::Tensor);
     gpu.launch(launch(&kernel, rows), &[x, bias, Argument::U32(width as u32)])
 }

@@ -1,0 +1,47 @@
+// What the parts of the emulated device share. Knows CUDA's names of errors, nothing of kernels' sources.
+#pragma once
+
+#include <cuda.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "emulate.h"
+
+namespace emulated {
+
+// Shape of a launch.
+struct Grid {
+    uint3 blocks, threads;
+    unsigned shared;
+};
+
+// Runs every thread of every block.
+void run(const Call &call, const Grid &grid);
+
+// Returns the kernel of a name, or nothing.
+const Kernel *kernel(const std::string &name);
+
+// Says on stderr what was wrong, since callers see an error's number alone.
+CUresult refuse(CUresult error, const std::string &why);
+// The same, and ends the process: memory is no longer what it should be.
+[[noreturn]] void die(const std::string &why);
+
+// Device memory: 0xFF at first, which is NaN in every format, between guards.
+CUresult take(CUdeviceptr *out, size_t bytes);
+CUresult give_back(CUdeviceptr address);
+// Tells whether so many bytes from the address on lie in one allocation.
+bool allocated(CUdeviceptr address, size_t bytes);
+// Dies when something was written beside the allocation of an address; `who` did it last.
+void check_guards(const void *address, const std::string &who);
+void memory(size_t *free, size_t *total);
+
+using Operation = std::function<CUresult()>;
+// Runs an operation, or keeps it while the stream records.
+CUresult submit(CUstream stream, Operation operation);
+// Tells whether a stream of this thread records.
+bool recording();
+
+} // namespace emulated
