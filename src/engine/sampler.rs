@@ -16,7 +16,7 @@ use crate::model::logits::check;
 pub use crate::model::logits::{LogitsError as SampleError, first_maximum, log_sum_exp};
 
 /// Below this temperature the most likely token is taken, as vLLM does.
-const GREEDY_BELOW: f64 = 1e-5;
+pub(super) const GREEDY_BELOW: f64 = 1e-5;
 
 /// Tokens that top_p looks at first; many more are needed only by flat distributions.
 const NUCLEUS_GUESS: usize = 64;
@@ -32,6 +32,11 @@ impl History {
     /// Begins with a prompt.
     pub fn new(prompt: &[u32]) -> Self {
         Self { counts: prompt.iter().map(|&id| (id, 0)).collect() }
+    }
+
+    /// Returns each token with how often it occurred in the output.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.counts.iter().map(|(&id, &count)| (id, count))
     }
 
     /// Adds a token of the output.
@@ -62,7 +67,7 @@ impl Draws {
     }
 
     /// Returns the next number, at least 0 and below 1, of 53 bits.
-    fn uniform(&mut self) -> f64 {
+    pub(super) fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -385,6 +390,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
+#[cfg(test)]
 #[path = "sampler_on_gpu.rs"]
 mod on_gpu;

@@ -86,6 +86,11 @@ pub(super) struct Sequence {
     stops: StopStrings,
 }
 
+/// Returns the tokens that a completion cannot have next: those that would end it too early.
+pub(super) fn masked<'a>(sequence: &Sequence, group: &'a Group) -> &'a [u32] {
+    if sequence.output.len() < group.request.stopping.min_new_tokens { &group.end_ids } else { &[] }
+}
+
 impl Sequence {
     /// Begins completion `index` of `group`.
     pub(super) fn new(

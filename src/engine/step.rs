@@ -19,13 +19,14 @@ use super::prefix::Prefixes;
 use super::sampler::{History, Scratch, ignores_history, sample, top_logprobs};
 use super::scheduler::{Chunk, Id, Limits, Plan, Scheduler};
 use super::score::ScoreTask;
-use super::sequence::{Detokenizer, Group, Sequence};
-use super::{EngineError, Event, GenerateRequest, Token};
+use super::sequence::{Detokenizer, Group, Sequence, masked};
+use super::{EngineError, Event, GenerateRequest, Token, TokenLogprob};
 use crate::config::EngineSettings;
 use crate::lora::{Adapter, LoraBatch, Run};
 use crate::metrics::Metrics;
 use crate::model::{Batch, CausalLm, KvCache, Rows, Segment};
 
+mod choices;
 mod slices;
 
 /// What the engine's thread owns.
@@ -262,7 +263,10 @@ impl Core {
             }
         }
         let wanted = chunks.iter().filter(|c| c.complete).count();
-        let outcome = logits.and_then(|l| rows(&l, wanted, |all, vocab| self.sample_rows(chunks, all, vocab)));
+        let outcome = logits.and_then(|logits| match self.chosen_on_device(chunks, &logits)? {
+            true => Ok(()),
+            false => rows(&logits, wanted, |all, vocab| self.sample_rows(chunks, all, vocab)),
+        });
         if let Err(error) = outcome {
             tracing::error!(error = &error as &dyn std::error::Error, sequences = chunks.len(), "step failed");
             for chunk in chunks.iter() {
@@ -344,14 +348,9 @@ impl Core {
 
     fn next_token(&mut self, id: Id, row: &[f32]) -> Result<(), EngineError> {
         let Some(sequence) = self.sequences.get_mut(&id) else { return Ok(()) };
-        let Some(group) = self.groups.get_mut(&sequence.group) else { return Ok(()) };
-        let sampling = &group.request.sampling;
-        let masked: &[u32] =
-            if sequence.output.len() < group.request.stopping.min_new_tokens { &group.end_ids } else { &[] };
+        let Some(group) = self.groups.get(&sequence.group) else { return Ok(()) };
+        let (sampling, masked) = (&group.request.sampling, masked(sequence, group));
         let token = sample(row, sampling, &sequence.history, masked, &mut sequence.draws, &mut self.scratch)?;
-        if !ignores_history(sampling) {
-            sequence.history.push(token);
-        }
         let logprobs = match group.request.logprobs {
             Some(count) => {
                 let (total, top) = top_logprobs(row, count)?;
@@ -359,6 +358,21 @@ impl Core {
             }
             None => None,
         };
+        self.push_token(id, token, logprobs)
+    }
+
+    /// Gives a completion its next token, and what was asked to be known of it.
+    fn push_token(
+        &mut self,
+        id: Id,
+        token: u32,
+        logprobs: Option<(f64, Vec<TokenLogprob>)>,
+    ) -> Result<(), EngineError> {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&sequence.group) else { return Ok(()) };
+        if !ignores_history(&group.request.sampling) {
+            sequence.history.push(token);
+        }
         let (text, finish) = sequence.push(token, group);
         group.generated += 1;
         self.metrics.generation_tokens.inc();

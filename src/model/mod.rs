@@ -5,6 +5,7 @@
 mod cache;
 pub mod chat;
 mod chat_functions;
+pub(crate) mod choice;
 pub mod companions;
 mod config;
 mod gguf;

@@ -45,6 +45,7 @@ impl Pool {
     }
 
     /// Returns the pages that nobody has.
+    #[cfg(test)]
     pub(super) fn free(&self) -> usize {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

@@ -215,15 +215,15 @@ impl Llama {
             // One recording serves every rank that its memory has room for.
             let slots = slots.map(|(slots, _)| (slots, RANK));
             let key = (form, slots.map_or(0, |(_, rank)| rank));
-            if !recorded.contains_key(&key) {
-                let recording = gpu.record(&resident.aside, |gpu| {
-                    let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: None };
-                    self.pass_on_gpu(resident, &pass, None)
-                })?;
-                recorded.insert(key, recording);
-            }
-            if let Some(recording) = recorded.get(&key) {
-                recording.run(gpu)?;
+            match recorded.get(&key) {
+                Some(recording) => recording.run(gpu)?,
+                None => {
+                    let recording = gpu.record(&resident.aside, |gpu| {
+                        let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: None };
+                        self.pass_on_gpu(resident, &pass, None)
+                    })?;
+                    recorded.insert(key, recording);
+                }
             }
         } else {
             let pass = Pass { gpu, room, form, slots, lora, chosen: &chosen, longest: Some(longest) };

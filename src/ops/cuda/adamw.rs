@@ -143,7 +143,7 @@ mod tests {
             (0..4).map(|i| [make(i, 1), make(i, 2), make(i, 3), make(i, 4).abs().unwrap()]).collect();
         let tensors: Vec<_> =
             host.iter().map(|all| all.each_ref().map(|x| x.to_device(&gpu.device()).unwrap())).collect();
-        let trained: Vec<_> = tensors.iter().enumerate();
+        let trained = tensors.iter().enumerate();
         let trained: Vec<_> = trained
             .map(|(i, [weight, gradient, m, v])| Trained { weight, gradient, moments: [m, v], decays: i % 2 == 0 })
             .collect();

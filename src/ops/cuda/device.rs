@@ -281,13 +281,15 @@ impl Gpu {
         done.w()
     }
 
-    /// Records what `work` launches on the device that it is given, which is `aside`, instead of running it.
+    /// Does some work once, behind what was given so far, and records it to run again; it is given `aside` to launch on.
     ///
     /// # Errors
     /// When `work` fails, or does what cannot be recorded: it takes no memory and waits for nothing.
-    pub fn record(&self, aside: &Self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Recording> {
-        // What the work reads may be on its way.
+    pub fn record(&self, aside: &Self, work: impl Fn(&Self) -> Result<()>) -> Result<Recording> {
         aside.stream.join(&self.stream).w()?;
+        // Kernels are loaded where they are launched at first, which cannot be recorded.
+        work(aside)?;
+        self.stream.join(&aside.stream).w()?;
         aside.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
         let outcome = work(aside);
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
@@ -441,10 +443,9 @@ mod tests {
             rms_norm(gpu, &x, &ones, 1e-5, &normed)?;
             gpu.product(&normed, &on_matrix, 0.0, &out)
         };
-        // A kernel is loaded when it is launched at first, and loading cannot be recorded.
-        work(&gpu).unwrap();
+        let aside = gpu.aside().unwrap();
+        let recording = gpu.record(&aside, work).unwrap();
         let before = out.to_vec2::<f32>().unwrap();
-        let recording = gpu.record(work).unwrap();
         for seed in 1..4 {
             let changed = values(&[rows, width], seed);
             x.slice_set(&changed.to_device(&gpu.device()).unwrap(), 0, 0).unwrap();
@@ -454,7 +455,7 @@ mod tests {
             close(&out, &expected, DType::F32);
             assert_ne!(out.to_vec2::<f32>().unwrap(), before);
         }
-        let refused = gpu.record(|_| bail!("changed its mind"));
+        let refused = gpu.record(&aside, |_| bail!("changed its mind"));
         assert!(refused.unwrap_err().to_string().contains("changed its mind"));
         work(&gpu).unwrap();
     }

@@ -35,8 +35,10 @@ impl Pool {
         let most_blocks = lengths.iter().max().unwrap().div_ceil(BLOCK) + 1;
         let blocks = lengths.len() * most_blocks;
         // An order of their own: the stride has no factor in common with the count.
-        let stride =
-            (1..blocks).rev().find(|stride| (2..=*stride).all(|d| stride % d > 0 || blocks % d > 0)).unwrap_or(1);
+        let stride = (1..blocks)
+            .rev()
+            .find(|stride| (2..=*stride).all(|d| !stride.is_multiple_of(d) || !blocks.is_multiple_of(d)))
+            .unwrap_or(1);
         let table: Vec<u32> = (0..blocks).map(|i| (i * stride % blocks) as u32).collect();
         let width = kv_heads * head_dim;
         let sequence =

@@ -64,9 +64,9 @@ pub struct Listed<'a> {
     pub counts: &'a Tensor,
 }
 
-impl Listed<'_> {
+impl<'a> Listed<'a> {
     /// Checks a list and returns its arguments; nothing is listed without one.
-    fn arguments(list: Option<Self>, rows: usize) -> Result<[Argument<'_>; 4]> {
+    fn arguments(list: Option<Self>, rows: usize) -> Result<[Argument<'a>; 4]> {
         let Some(Listed { tokens, numbers, counts }) = list else {
             return Ok([Argument::Nothing, Argument::Nothing, Argument::Nothing, Argument::U32(0)]);
         };

@@ -38,7 +38,8 @@ struct Held {
     /// The step that used it last.
     used: u64,
     rank: usize,
-    /// By column: A and B.
+    /// By column: A and B, whose addresses the table has.
+    #[expect(dead_code, reason = "it is memory that the device reads")]
     matrices: Vec<Option<(Tensor, Tensor)>>,
 }
 
@@ -158,12 +159,5 @@ impl Slots {
         gpu.upload(&addresses, &self.addresses.narrow(0, slot, 1)?)?;
         gpu.upload(&ranks, &self.ranks.narrow(0, slot, 1)?)?;
         gpu.upload(&vec![scale; matrices.len()], &self.factors.narrow(0, slot, 1)?)
-    }
-
-    /// Returns the bytes of the matrices in slots.
-    pub(super) fn bytes(&self) -> u64 {
-        let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
-        let matrices = self.held.iter().flatten().flat_map(|held| held.matrices.iter().flatten());
-        matrices.map(|(a, b)| size(a) + size(b)).sum()
     }
 }
