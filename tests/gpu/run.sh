@@ -7,7 +7,7 @@
 #   parity    scores, tokens and losses against transformers and PEFT in bf16
 #   serving   swaps under load, the same bits, a killed job, planned memory
 #   figures   speed and memory against transformers and PEFT, and against what the machine allows
-# --quick: within 3 minutes, fewer figures. A rehearsal without a GPU: --device cpu --tiny [--program FILE] takes that
+# --quick: within 3 minutes, fewer figures; --seconds N: within N seconds. A rehearsal without a GPU: --device cpu --tiny [--program FILE] takes that
 # program instead of the packed ones; EVENKEEL_CUDA_LIBRARIES names a folder with libraries that emulate a device.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -18,6 +18,7 @@ while [ $# -gt 0 ]; do
         --quick) seconds=180; sizes+=(--quick) ;;
         --tiny) sizes+=(--tiny) ;;
         --only) only=$2; shift ;;
+        --seconds) seconds=$2; shift ;;
         --device) device=$2; shift ;;
         --program) program=$(realpath "$2"); shift ;;
         *) echo "unknown option $1; see the head of $0" >&2; exit 2 ;;
