@@ -465,8 +465,8 @@ mod tests {
     fn on_gpu_numbers_go_to_the_beginning_of_a_tensor() {
         let gpu = gpu();
         let to = Tensor::zeros(5, DType::U32, &gpu.device()).unwrap();
-        gpu.upload(&[3, 1, 2], &to).unwrap();
+        gpu.upload(&[3_u32, 1, 2], &to).unwrap();
         assert_eq!(to.to_vec1::<u32>().unwrap(), [3, 1, 2, 0, 0]);
-        assert!(gpu.upload(&[0; 6], &to).is_err());
+        assert!(gpu.upload(&[0_u32; 6], &to).is_err());
     }
 }
