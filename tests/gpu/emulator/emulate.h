@@ -16,6 +16,7 @@
 #include <memory>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include <cuda.h>
 #include <cuda/std/limits>
@@ -69,6 +70,8 @@ struct Call {
 struct Kernel {
     virtual ~Kernel() = default;
     virtual std::unique_ptr<Call> bind(void **arguments) const = 0;
+    // Bytes of each argument.
+    virtual std::vector<size_t> sizes() const = 0;
 };
 
 void register_kernel(const char *name, const Kernel *kernel);
@@ -96,6 +99,8 @@ template <class... A> struct KernelOf final : Kernel {
             return count;
         }
     };
+
+    std::vector<size_t> sizes() const override { return {sizeof(A)...}; }
 
     std::unique_ptr<Call> bind(void **given) const override {
         auto bound = std::make_unique<Bound>();
