@@ -10,6 +10,7 @@
 
 #include "emulate.h"
 
+#pragma GCC visibility push(hidden)
 namespace emulated {
 
 // Shape of a launch.
@@ -45,3 +46,4 @@ CUresult submit(CUstream stream, Operation operation);
 bool recording();
 
 } // namespace emulated
+#pragma GCC visibility pop

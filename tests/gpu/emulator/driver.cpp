@@ -55,10 +55,22 @@ const std::map<std::string, std::pair<unsigned, int>> &measured() {
     return measured;
 }
 
-// What is known of a kernel; `text` is PTX from its name on.
-CUfunc_st function_of(const std::string &name, const Kernel *kernel, const std::string &text) {
+// Bytes of each parameter of a kernel, whose head in PTX has lines like `.param .u64 .ptr .align 1 name_param_0,` and
+// `.param .align 8 .b8 name_param_1[16]`.
+std::vector<size_t> parameters(const std::string &head) {
+    std::vector<size_t> sizes;
+    for (size_t at = head.find(".param "); at != std::string::npos; at = head.find(".param ", at + 1)) {
+        std::string line = head.substr(at, head.find('\n', at) - at);
+        size_t type = line.find_first_of("usfb", line.find(" .", line.compare(7, 6, ".align") == 0 ? 13 : 6) + 2);
+        size_t bytes = std::stoul(line.substr(type + 1)) / 8, many = line.find('[');
+        sizes.push_back(many == std::string::npos ? bytes : bytes * std::stoul(line.substr(many + 1)));
+    }
+    return sizes;
+}
+
+// What is known of a kernel; `head` is its PTX up to the body.
+CUfunc_st function_of(const std::string &name, const Kernel *kernel, const std::string &head) {
     CUfunc_st function{name, kernel};
-    std::string head = text.substr(0, text.find('{'));
     size_t bound = head.find(".maxntid ");
     if (bound != std::string::npos) function.threads = unsigned(std::stoul(head.substr(bound + 9)));
     auto it = measured().find(name);
@@ -146,6 +158,7 @@ CUresult cuGetErrorName(CUresult error, const char **name) {
         {CUDA_SUCCESS, "CUDA_SUCCESS"},
         {CUDA_ERROR_INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
         {CUDA_ERROR_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
+        {CUDA_ERROR_INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
         {CUDA_ERROR_INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
         {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
         {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
@@ -178,7 +191,10 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
             return refuse(CUDA_ERROR_NOT_FOUND, std::string("the module has no kernel ") + name);
         const Kernel *found = kernel(name);
         if (!found) return refuse(CUDA_ERROR_NOT_FOUND, std::string("the emulator was built without the kernel ") + name);
-        it = module->functions.emplace(name, function_of(name, found, module->text.substr(entry, 8192))).first;
+        std::string head = module->text.substr(entry, module->text.find('{', entry) - entry);
+        if (parameters(head) != found->sizes())
+            return refuse(CUDA_ERROR_INVALID_IMAGE, std::string(name) + ": the emulator was built from another version of this kernel");
+        it = module->functions.emplace(name, function_of(name, found, head)).first;
     }
     *function = &it->second;
     return CUDA_SUCCESS;

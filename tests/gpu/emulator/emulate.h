@@ -16,6 +16,7 @@
 #include <memory>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include <cuda.h>
 #include <cuda/std/limits>
@@ -41,15 +42,21 @@
 #define __launch_bounds__(...)
 #define DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(emulated::dynamic_shared())
 
-#define EMULATED_REGISTER __thread __attribute__((visibility("hidden")))
-extern EMULATED_REGISTER uint3 threadIdx, blockIdx, blockDim, gridDim;
 constexpr int warpSize = 32;
 
+#pragma GCC visibility push(hidden)
 namespace emulated {
 
 constexpr int LANES = 32;
 constexpr int SLOT = 64;
 using Slots = unsigned char[LANES][SLOT];
+
+// What a thread knows of its place.
+struct Registers {
+    uint3 thread, block, threads, blocks;
+    int lane;
+};
+extern __thread Registers registers;
 
 // What a launch does with its arguments, once for each thread.
 struct Call {
@@ -63,13 +70,15 @@ struct Call {
 struct Kernel {
     virtual ~Kernel() = default;
     virtual std::unique_ptr<Call> bind(void **arguments) const = 0;
+    // Bytes of each argument.
+    virtual std::vector<size_t> sizes() const = 0;
 };
 
 void register_kernel(const char *name, const Kernel *kernel);
 void *dynamic_shared();
 void wait_for_block();
 void wait_for_warp();
-int lane();
+inline int lane() { return registers.lane; }
 // Gives the bytes to the warp and returns those of all lanes; valid until the lane's next but one exchange.
 const Slots &exchange(const void *bytes, size_t size);
 
@@ -90,6 +99,8 @@ template <class... A> struct KernelOf final : Kernel {
             return count;
         }
     };
+
+    std::vector<size_t> sizes() const override { return {sizeof(A)...}; }
 
     std::unique_ptr<Call> bind(void **given) const override {
         auto bound = std::make_unique<Bound>();
@@ -120,6 +131,12 @@ template <class T, class Source> inline T shuffle(T value, Source source) {
 }
 
 } // namespace emulated
+#pragma GCC visibility pop
+
+#define threadIdx (emulated::registers.thread)
+#define blockIdx (emulated::registers.block)
+#define blockDim (emulated::registers.threads)
+#define gridDim (emulated::registers.blocks)
 
 inline void __syncthreads() { emulated::wait_for_block(); }
 inline void __syncwarp(unsigned = ~0u) { emulated::wait_for_warp(); }

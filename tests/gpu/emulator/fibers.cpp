@@ -11,10 +11,10 @@
 
 #include "device.h"
 
-EMULATED_REGISTER uint3 threadIdx, blockIdx, blockDim, gridDim;
+__thread emulated::Registers emulated::registers;
 
 // Saves the callee's registers on this stack, takes up the other one.
-extern "C" void emulated_switch(void **from, void *to);
+extern "C" __attribute__((visibility("hidden"))) void emulated_switch(void **from, void *to);
 asm(R"(
 .text
 .type emulated_switch, @function
@@ -41,7 +41,8 @@ namespace {
 
 constexpr unsigned MOST_THREADS = 1024;
 constexpr unsigned MOST_WARPS = MOST_THREADS / LANES;
-constexpr size_t STACK = 128 << 10;
+// No power of two, so that the stacks' tops do not share lines of the cache.
+constexpr size_t STACK = (128 << 10) + 9 * 64;
 constexpr uint64_t CANARY = 0x5ca1ab1e0ddba11ull;
 // Bytes behind shared memory that must stay as they are.
 constexpr size_t BEYOND = 256;
@@ -70,6 +71,9 @@ struct Block {
     Fiber fibers[MOST_THREADS];
     Fiber *owner[MOST_THREADS];
     unsigned exchanges[MOST_THREADS];
+    // Of each place.
+    uint3 indices[MOST_THREADS];
+    int lanes[MOST_THREADS];
     std::vector<Fiber *> idle;
     std::vector<unsigned char> shared;
     unsigned char *stacks = nullptr;
@@ -88,22 +92,25 @@ struct Block {
     bool choose(unsigned &next) const;
     void release_block();
     void check_barriers(Warp &warp);
-    unsigned thread() const { return reversed ? warp_count * LANES - 1 - place : place; }
-    unsigned lane() const { return thread() % LANES; }
     void set_place(unsigned to) {
         place = to;
-        unsigned of = thread();
-        threadIdx = {of % blockDim.x, of / blockDim.x % blockDim.y, of / (blockDim.x * blockDim.y)};
+        registers.thread = indices[to];
+        registers.lane = lanes[to];
     }
 };
 
 thread_local std::unique_ptr<Block> own_block;
-EMULATED_REGISTER Block *block;
+__thread Block *block;
 
 void Block::prepare(const Grid &grid) {
     threads = grid.threads.x * grid.threads.y * grid.threads.z;
     warp_count = (threads + LANES - 1) / LANES;
     shared.resize(grid.shared + 16 + BEYOND);
+    for (unsigned at = 0; at < warp_count * LANES; at++) {
+        unsigned of = reversed ? warp_count * LANES - 1 - at : at;
+        indices[at] = {of % grid.threads.x, of / grid.threads.x % grid.threads.y, of / (grid.threads.x * grid.threads.y)};
+        lanes[at] = int(of % LANES);
+    }
     if (stacks) return;
     void *memory = mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -235,12 +242,12 @@ void run(const Call &call, const Grid &grid) {
     block = own_block.get();
     block->prepare(grid);
     block->call = &call;
-    gridDim = grid.blocks;
-    blockDim = grid.threads;
+    registers.blocks = grid.blocks;
+    registers.threads = grid.threads;
     for (unsigned z = 0; z < grid.blocks.z; z++)
         for (unsigned y = 0; y < grid.blocks.y; y++)
             for (unsigned x = 0; x < grid.blocks.x; x++) {
-                blockIdx = {x, y, z};
+                registers.block = {x, y, z};
                 std::fill(block->shared.begin(), block->shared.end(), 0xff);
                 block->start(block->threads);
                 auto *beyond = static_cast<unsigned char *>(dynamic_shared()) + grid.shared;
@@ -254,34 +261,40 @@ void *dynamic_shared() {
     return reinterpret_cast<void *>((address + 15) & ~uintptr_t(15));
 }
 
-int lane() { return int(block->lane()); }
+namespace {
 
-void wait_for_block() {
-    unsigned self = block->place;
-    Warp &warp = block->warps[self / LANES];
-    uint32_t bit = 1u << self % LANES;
-    warp.runnable &= ~bit;
-    warp.at_block |= bit;
-    block->arrived++;
-    block->check_barriers(warp);
-    block->leave(self);
-}
-
-void wait_for_warp() {
-    unsigned self = block->place;
-    Warp &warp = block->warps[self / LANES];
+void wait_for_warp_of(Block &block) {
+    unsigned self = block.place;
+    Warp &warp = block.warps[self / LANES];
     uint32_t bit = 1u << self % LANES;
     warp.runnable &= ~bit;
     warp.at_warp |= bit;
-    block->check_barriers(warp);
-    block->leave(self);
+    block.check_barriers(warp);
+    block.leave(self);
 }
 
+} // namespace
+
+void wait_for_block() {
+    Block &here = *block;
+    unsigned self = here.place;
+    Warp &warp = here.warps[self / LANES];
+    uint32_t bit = 1u << self % LANES;
+    warp.runnable &= ~bit;
+    warp.at_block |= bit;
+    here.arrived++;
+    here.check_barriers(warp);
+    here.leave(self);
+}
+
+void wait_for_warp() { wait_for_warp_of(*block); }
+
 const Slots &exchange(const void *bytes, size_t size) {
-    unsigned self = block->place;
-    Slots &slots = block->warps[self / LANES].slots[block->exchanges[self]++ % 2];
-    std::memcpy(slots[block->lane()], bytes, size);
-    wait_for_warp();
+    Block &here = *block;
+    unsigned self = here.place;
+    Slots &slots = here.warps[self / LANES].slots[here.exchanges[self]++ % 2];
+    std::memcpy(slots[here.lanes[self]], bytes, size);
+    wait_for_warp_of(here);
     return slots;
 }
 
