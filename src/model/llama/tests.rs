@@ -9,6 +9,8 @@ use crate::model::testing::{forward, ids, largest_difference, llama, mistral, te
 
 mod full;
 mod learning;
+#[cfg(feature = "cuda")]
+mod serving;
 
 fn model(config: &serde_json::Value) -> Llama {
     let folder = tempfile::tempdir().unwrap();

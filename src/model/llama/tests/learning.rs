@@ -9,7 +9,7 @@ use super::*;
 use crate::lora::{Change, LinearDelta};
 use crate::ops::seed;
 
-fn values(shape: &[usize], from: u64) -> Var {
+pub(super) fn values(shape: &[usize], from: u64) -> Var {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(from);
     let data: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-0.5..0.5)).collect();
     Var::from_tensor(&Tensor::from_vec(data, shape, &Device::Cpu).unwrap()).unwrap()
