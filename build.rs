@@ -33,9 +33,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// for (`tests/gpu/README.md`).
 #[cfg(feature = "cuda")]
 fn cuda(out: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
-    let kernels = cudaforge::KernelBuilder::new().source_dir("src/ops/cuda/kernels");
+    let folder = "src/ops/cuda/kernels";
+    // Watched: a kernel is compiled again when a header changed.
+    let kernels = cudaforge::KernelBuilder::new().source_dir(folder).watch([folder]);
     kernels.arg("-std=c++17").arg("-O3").build_ptx()?.write(out.join("ptx.rs"))?;
-    println!("cargo:rerun-if-changed=src/ops/cuda/kernels");
+    println!("cargo:rerun-if-changed={folder}");
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
     let home = PathBuf::from(env::var_os("CUDA_HOME").ok_or("CUDA_HOME names the folder of nvcc")?);
     let links = out.join("cuda-link");

@@ -118,7 +118,12 @@ impl KvCache {
             Some(Entry::Tensors { .. }) | None => None,
         };
         let layers = self.layers.iter().map(copy).collect::<Option<_>>()?;
-        Some(Self { len, layers, ..Self::default() })
+        Some(Self {
+            len,
+            #[cfg(feature = "cuda")]
+            pages: None,
+            layers,
+        })
     }
 
     /// Returns whether all of it lies in memory of the CPU that it began itself.

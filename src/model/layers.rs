@@ -6,7 +6,7 @@
 //! After: Vaswani et al. 2017, Ainslie et al. 2023 (grouped queries), Jiang et al. 2023 (sliding window).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -157,32 +157,31 @@ struct QueryBlock {
     rows: Range<usize>,
     /// Positions that at least one of the rows sees.
     keys: Range<usize>,
-    /// 0 or -∞, `[rows, keys]`; none when every row sees all keys.
-    mask: Option<Tensor>,
+    /// Position of the first of the rows.
+    position: usize,
+    window: Option<usize>,
+    /// 0 or -∞, `[rows, keys]`: kernels need none, so it is made when it is asked for.
+    mask: OnceLock<Tensor>,
 }
 
 impl Span {
     /// Plans the attention of `rows` whose first has position `past`: the token at position i sees the positions
     /// i-window+1 to i.
-    pub(super) fn new(rows: Range<usize>, past: usize, window: Option<usize>, device: &Device) -> Result<Self> {
-        let first_seen = |position: usize| window.map_or(0, |w| (position + 1).saturating_sub(w));
+    pub(super) fn new(rows: Range<usize>, past: usize, window: Option<usize>) -> Self {
         let mut blocks = Vec::with_capacity(rows.len().div_ceil(QUERY_BLOCK));
         for start in (0..rows.len()).step_by(QUERY_BLOCK) {
             let end = (start + QUERY_BLOCK).min(rows.len());
-            let keys = first_seen(past + start)..past + end;
-            let mask = if end - start == 1 {
-                None
-            } else {
-                let mut mask = vec![f32::NEG_INFINITY; (end - start) * keys.len()];
-                for (row, position) in mask.chunks_exact_mut(keys.len()).zip(past + start..) {
-                    row[first_seen(position) - keys.start..=position - keys.start].fill(0.0);
-                }
-                Some(Tensor::from_vec(mask, (end - start, keys.len()), device)?)
-            };
-            blocks.push(QueryBlock { rows: start..end, keys, mask });
+            let keys = first_seen(past + start, window)..past + end;
+            let position = past + start;
+            blocks.push(QueryBlock { rows: start..end, keys, position, window, mask: OnceLock::new() });
         }
-        Ok(Self { rows, window, blocks })
+        Self { rows, window, blocks }
     }
+}
+
+/// Returns the first position that the one at `position` sees.
+fn first_seen(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
 /// Returns softmax(q·kᵀ/√head_dim)·v of one sequence, `[tokens, heads·head_dim]`.
@@ -279,6 +278,23 @@ fn attend_backward(span: &Span, q: &Tensor, keys: &Tensor, values: &Tensor, grad
 }
 
 impl QueryBlock {
+    /// Returns what is added to scores; nothing when every row sees all keys.
+    fn mask(&self, device: &Device) -> Result<Option<&Tensor>> {
+        if self.rows.len() == 1 {
+            return Ok(None);
+        }
+        if self.mask.get().is_none() {
+            let mut mask = vec![f32::NEG_INFINITY; self.rows.len() * self.keys.len()];
+            for (row, position) in mask.chunks_exact_mut(self.keys.len()).zip(self.position..) {
+                row[first_seen(position, self.window) - self.keys.start..=position - self.keys.start].fill(0.0);
+            }
+            let mask = Tensor::from_vec(mask, (self.rows.len(), self.keys.len()), device)?;
+            // Another thread may have been faster: theirs is the same.
+            let _ = self.mask.set(mask);
+        }
+        Ok(self.mask.get())
+    }
+
     /// Returns the scaled queries `[kv_heads, group·rows, head_dim]` and their shares `[kv_heads, group·rows, keys]`, f32.
     fn shares(&self, q: &Tensor, keys: &Tensor) -> Result<(Tensor, Tensor)> {
         let (_, heads, head_dim) = q.dims3()?;
@@ -289,7 +305,7 @@ impl QueryBlock {
         let q = (q.narrow(0, self.rows.start, rows)?.transpose(0, 1)?.contiguous()?.reshape(stacked)? * scale)?;
         let keys = keys.narrow(1, self.keys.start, seen)?;
         let mut scores = matmul(&q, &keys.t()?)?.to_dtype(DType::F32)?;
-        if let Some(mask) = &self.mask {
+        if let Some(mask) = self.mask(q.device())? {
             scores = scores.reshape((heads, rows, seen))?.broadcast_add(mask)?.reshape((kv_heads, (), seen))?;
         }
         Ok((q, softmax(&scores)?))
@@ -344,7 +360,7 @@ mod tests {
             let mut end = 0;
             let spans = lengths.iter().map(|len| {
                 end += len;
-                Span::new(end - len..end, 0, window, &Device::Cpu).unwrap()
+                Span::new(end - len..end, 0, window)
             });
             let spans = Arc::new(spans.collect::<Vec<_>>());
             let vars = [(4, 1), (2, 2), (2, 3)]

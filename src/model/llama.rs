@@ -24,6 +24,7 @@ use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::cpu::together;
 use crate::ops::{Linear, rope, silu_mul};
 
+mod base;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
@@ -260,7 +261,7 @@ impl Llama {
         let mut positions = Vec::with_capacity(tokens.len());
         for (rows, past) in self.places(tokens, lengths, caches)? {
             positions.extend(past..past + rows.len());
-            spans.push(Span::new(rows, past, self.config.sliding_window, &self.device)?);
+            spans.push(Span::new(rows, past, self.config.sliding_window));
         }
         let angles = Angles::new(positions.into_iter(), &self.frequencies, self.dtype, &self.device)?;
         Ok(Sequences { ids: Tensor::new(tokens, &self.device)?, spans: Arc::new(spans), angles })
@@ -335,21 +336,6 @@ impl Llama {
         match lora.whole(self.classifier(), &normed)? {
             Some(logits) if classify => logits.to_dtype(DType::F32),
             _ => candle_core::bail!("the base model has no such head, nor has one adapter for all rows"),
-        }
-    }
-
-    /// Returns the weight of a norm or of the head.
-    fn weight_after_blocks(&self, site: SiteId) -> candle_core::Result<Tensor> {
-        let first = site_of(self.blocks.len(), Module::ALL[0]);
-        if site == self.last_norm() {
-            return self.norm.to_dtype(DType::F32);
-        }
-        let block = site.0.checked_sub(first).and_then(|n| Some((self.blocks.get(n / 2)?, n % 2)));
-        match block {
-            Some((block, 0)) => block.attention_norm.to_dtype(DType::F32),
-            Some((block, _)) => block.mlp_norm.to_dtype(DType::F32),
-            None if site.0 + 1 == self.sites.len() => self.head.weight.to_f32(),
-            None => candle_core::bail!("the base model has no weight at {site:?}"),
         }
     }
 }
@@ -449,42 +435,6 @@ impl CausalLm for Llama {
         let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
         Ok(self.head_on(&x, &batch.lora.select(&rows), true)?)
-    }
-}
-
-impl Base for Llama {
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn weight(&self, site: SiteId) -> candle_core::Result<Tensor> {
-        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
-        let Some((layer, module)) = inside else { return self.embedding.to_f32() };
-        let Some(block) = self.blocks.get(layer) else { return self.weight_after_blocks(site) };
-        block.projection(Module::ALL[module]).weight.to_f32()
-    }
-
-    fn bias(&self, site: SiteId) -> candle_core::Result<Option<Tensor>> {
-        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
-        let block = inside.and_then(|(layer, module)| Some((self.blocks.get(layer)?, Module::ALL[module])));
-        let bias = block.and_then(|(block, module)| block.projection(module).bias.as_ref());
-        bias.map(|bias| bias.to_dtype(DType::F32)).transpose()
-    }
-
-    fn is_tied(&self) -> bool {
-        self.config.tied && self.config.head == Head::Language
-    }
-
-    fn fingerprint(&self) -> &str {
-        &self.info.fingerprint
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn dtype(&self) -> DType {
-        self.dtype
     }
 }
 

@@ -89,7 +89,7 @@ impl Pages {
     pub(super) fn extend(&mut self, len: usize, more: usize) -> Result<Option<(u32, u32)>, Exhausted> {
         self.held.truncate(len.div_ceil(PAGE));
         let mut copy = None;
-        if more > 0 && len % PAGE != 0 && self.held.last().is_some_and(|last| Arc::strong_count(last) > 1) {
+        if more > 0 && !len.is_multiple_of(PAGE) && self.held.last().is_some_and(|last| Arc::strong_count(last) > 1) {
             let own = self.pool.take()?;
             if let Some(last) = self.held.last_mut() {
                 copy = Some((last.id, own.id));

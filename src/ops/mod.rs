@@ -19,6 +19,7 @@ mod layer_norm;
 pub mod learning;
 mod linear;
 mod loss;
+mod packing;
 mod rows;
 mod slices;
 

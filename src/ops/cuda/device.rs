@@ -22,14 +22,15 @@ use half::{bf16, f16};
 pub fn open(index: usize) -> Result<Device> {
     #[expect(unsafe_code, reason = "looks whether the driver's library can be opened")]
     if !unsafe { sys::is_culib_present() } {
-        bail!("no NVIDIA driver here: libcuda.so.1 was not found");
+        return Err(candle_core::Error::Msg("no NVIDIA driver here: libcuda.so.1 was not found".into()));
     }
     // A library that is not there, or lacks a function, makes cudarc panic.
     let device = match std::panic::catch_unwind(|| Device::new_cuda_with_stream(index)) {
         Ok(device) => device?,
         Err(panic) => {
             let why = panic.downcast_ref::<String>().map_or("cuBLAS or cuRAND cannot be opened", String::as_str);
-            bail!("the libraries of NVIDIA are not complete (LD_LIBRARY_PATH names their folders): {why}");
+            let incomplete = "the libraries of NVIDIA are not complete (LD_LIBRARY_PATH names their folders)";
+            return Err(candle_core::Error::Msg(format!("{incomplete}: {why}")));
         }
     };
     if let Device::Cuda(device) = &device {
@@ -464,8 +465,8 @@ mod tests {
     fn on_gpu_numbers_go_to_the_beginning_of_a_tensor() {
         let gpu = gpu();
         let to = Tensor::zeros(5, DType::U32, &gpu.device()).unwrap();
-        gpu.upload(&[3, 1, 2], &to).unwrap();
+        gpu.upload(&[3_u32, 1, 2], &to).unwrap();
         assert_eq!(to.to_vec1::<u32>().unwrap(), [3, 1, 2, 0, 0]);
-        assert!(gpu.upload(&[0; 6], &to).is_err());
+        assert!(gpu.upload(&[0_u32; 6], &to).is_err());
     }
 }

@@ -37,15 +37,15 @@ pub struct Adapters<'a> {
     pub format: DType,
 }
 
-impl Adapters<'_> {
+impl<'a> Adapters<'a> {
     /// Checks tables, sites and slots of rows, and returns arguments: the tables; slots, sites and the sites of the
     /// launch.
-    fn arguments(
-        &self,
+    pub(super) fn arguments(
+        self,
         rows: usize,
         row_slots: &Tensor,
         of: &[usize],
-    ) -> Result<([Argument<'_>; 3], Vec<Argument<'_>>)> {
+    ) -> Result<([Argument<'a>; 3], Vec<Argument<'a>>)> {
         let (slots, sites) = self.ranks.dims2()?;
         let formats = [(self.addresses, DType::I64), (self.ranks, DType::U32), (self.factors, DType::F32)];
         let known = formats.iter().all(|(table, dtype)| table.dtype() == *dtype);
@@ -162,6 +162,7 @@ mod tests {
 
     use super::*;
     use crate::ops::cuda::testing::{close, counts, gpu, numbers, on, values};
+    use crate::ops::cuda::{Changes, Layer, MOST_ROWS, adapted_product, gated_product, silu_mul};
 
     const SITES: usize = 5;
     const MOST_RANK: usize = 64;
@@ -228,6 +229,9 @@ mod tests {
             let outs: Vec<_> = before.iter().map(|out| on(&gpu, out, of_outs)).collect();
             low_rank_shrink(&gpu, &own, &of_rows, adapters, sites, &inner).unwrap();
             low_rank_expand(&gpu, &inner, &of_rows, adapters, sites, &outs.iter().collect::<Vec<_>>()).unwrap();
+            if rows <= MOST_ROWS {
+                compare_products(&own, Changes { inner: &inner, row_slots: &of_rows, adapters }, sites, &before, &outs);
+            }
             for ((site, before), out) in sites.iter().zip(&before).zip(&outs) {
                 let mut expected = before.to_vec2::<f32>().unwrap();
                 for ((row, slot), x) in expected.iter_mut().zip(row_slots).zip(x.to_vec2::<f32>().unwrap()) {
@@ -240,6 +244,47 @@ mod tests {
         }
     }
 
+    /// Products with changes in one launch, against the two by themselves: `changed` is `before` with changes added.
+    fn compare_products(x: &Tensor, changes: Changes<'_>, sites: &[usize], before: &[Tensor], changed: &[Tensor]) {
+        let (gpu, (rows, input)) = (gpu(), x.dims2().unwrap());
+        let parts = |output: usize| {
+            let weight = (values(&[output, input], 31) / (input as f64).sqrt()).unwrap();
+            [weight, values(&[output], 32)].map(|part| on(&gpu, &part, x.dtype()))
+        };
+        let weights: Vec<_> = changed.iter().map(|out| parts(out.dims()[1])).collect();
+        let layer = |(part, site): (&'_ [Tensor; 2], &usize)| {
+            let [weight, bias] = [&part[0], &part[1]].map(Clone::clone);
+            (weight, bias, *site)
+        };
+        let held: Vec<_> = weights.iter().zip(sites).map(layer).collect();
+        let layers: Vec<_> =
+            held.iter().map(|(weight, bias, site)| Layer { weight, bias: Some(bias), site: *site }).collect();
+        let dtype = changed[0].dtype();
+        let outs: Vec<_> = changed.iter().map(|out| gpu.tensor(out.shape(), dtype).unwrap()).collect();
+        adapted_product(&gpu, x, &layers, Some(changes), &outs.iter().collect::<Vec<_>>()).unwrap();
+        let f32 = |tensor: &Tensor| tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+        let sum = |i: usize| {
+            let (weight, bias, _) = &held[i];
+            let product = f32(x).matmul(&f32(weight).t().unwrap()).unwrap().broadcast_add(&f32(bias)).unwrap();
+            (product + (f32(&changed[i]) - &before[i]).unwrap()).unwrap()
+        };
+        for (i, out) in outs.iter().enumerate() {
+            close(out, &sum(i), x.dtype());
+        }
+        // The gate has two products of one width.
+        let [gate, up] = [layers[0], Layer { bias: None, ..layers[0] }];
+        let output = held[0].0.dims()[0];
+        let narrow = changes.inner.narrow(0, 0, 1).unwrap();
+        let inner = Tensor::cat(&[&narrow, &narrow], 0).unwrap();
+        let gated = gpu.tensor((rows, output), x.dtype()).unwrap();
+        gated_product(&gpu, x, [gate, up], Some(Changes { inner: &inner, ..changes }), &gated).unwrap();
+        let (of_gate, expected) = (sum(0), gpu.tensor((rows, output), DType::F32).unwrap());
+        let of_up = of_gate.broadcast_sub(&f32(&held[0].1)).unwrap();
+        let [of_gate, of_up] = [of_gate, of_up].map(|own| on(&gpu, &own, DType::F32));
+        silu_mul(&gpu, &of_gate, &of_up, &expected).unwrap();
+        close(&gated, &expected, x.dtype());
+    }
+
     #[test]
     fn on_gpu_every_row_is_changed_by_its_own_adapter() {
         compare(&[2], &[0, 1, 3], 64, &[64, 32, 8]);
@@ -247,6 +292,7 @@ mod tests {
         compare(&[0, 0, 1, NO_SLOT, 3, 3, 2, 4], &[3, 0, 4], 576, &[576, 300, 7]);
         let twenty: Vec<u32> = (0..20).map(|row| if row % 7 == 6 { NO_SLOT } else { row / 3 % 4 }).collect();
         compare(&twenty, &[2, 3], 40, &[264, 16]);
+        compare(&twenty[..12], &[3, 2], 40, &[261, 17]);
         // As a chunk of a prompt beside others.
         let many: Vec<u32> = (0..150).map(|row| [1, 1, NO_SLOT, 0, 2][row / 30]).collect();
         compare(&many, &[1, 4, 0], 72, &[8, 520, 33]);

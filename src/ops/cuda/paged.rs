@@ -19,7 +19,7 @@ const WARPS: usize = 4;
 /// Blocks of threads that fill a device, and pages that one shall have at most.
 const ENOUGH: usize = 396;
 const MOST_PAGES: usize = 64;
-/// Query rows of a block of threads.
+/// Queries of a block of threads.
 const TILE: usize = 64;
 
 /// What the rows of a decode step see.
@@ -172,15 +172,17 @@ pub fn attend_rows(gpu: &Gpu, q: &Tensor, pool: [&Tensor; 2], rows: Rows<'_>, ou
     if sequences == 0 || rows.longest == 0 {
         return Ok(());
     }
-    let (name, tile) = match sizes.is_fast(q.dtype()) {
-        true if sizes.head_dim <= 64 => ("attend_rows_bf16_64".to_owned(), TILE),
-        true => ("attend_rows_bf16_128".to_owned(), TILE),
-        false => (named("attend_rows_plain", [q.dtype()])?, WARPS),
+    // Through tensor cores the heads that share keys go together.
+    let together = rows.longest * sizes.heads / sizes.kv_heads;
+    let (name, tiles, heads) = match sizes.is_fast(q.dtype()) {
+        true if sizes.head_dim <= 64 => ("attend_rows_bf16_64".to_owned(), together.div_ceil(TILE), sizes.kv_heads),
+        true => ("attend_rows_bf16_128".to_owned(), together.div_ceil(TILE), sizes.kv_heads),
+        false => (named("attend_rows_plain", [q.dtype()])?, rows.longest.div_ceil(WARPS), sizes.heads),
     };
     let launch = Launch {
         file: ("rows", ptx::ROWS),
         function: &name,
-        grid: (rows.longest.div_ceil(tile) as u32, sizes.heads as u32, sequences as u32),
+        grid: (tiles as u32, heads as u32, sequences as u32),
         block: (THREADS, 1, 1),
         shared: 0,
     };

@@ -1,8 +1,11 @@
 // The device itself, its context, modules and launches, as the driver's interface gives them.
 //
-// A module's text is PTX: it is read for names alone, and a function runs the kernel of that name that was compiled into
-// this library. Limits of a launch are those of compute capability 9.0.
+// A module's text is PTX: it is read for names and the threads that a kernel was compiled for, and a function runs the
+// kernel of that name that was compiled into this library. Limits of a launch are those of compute capability 9.0; that of
+// registers is known where EVENKEEL_EMULATOR_KERNELS names a table as ../check.sh writes it, from ptxas.
 
+#include <cstdlib>
+#include <fstream>
 #include <map>
 #include <mutex>
 
@@ -13,6 +16,10 @@ struct CUctx_st {};
 struct CUfunc_st {
     std::string name;
     const emulated::Kernel *kernel;
+    // Threads that it was compiled for, registers of a thread and bytes of shared memory that it has itself.
+    unsigned threads = 1024, registers = 0;
+    int own = 0;
+    // Bytes of shared memory that a launch may ask for.
     int shared = 48 << 10;
 };
 
@@ -31,6 +38,33 @@ thread_local CUcontext current = nullptr;
 std::map<std::string, const Kernel *> &kernels() {
     static std::map<std::string, const Kernel *> kernels;
     return kernels;
+}
+
+// Registers and own shared memory of kernels, by name.
+const std::map<std::string, std::pair<unsigned, int>> &measured() {
+    static const auto measured = [] {
+        std::map<std::string, std::pair<unsigned, int>> table;
+        const char *path = std::getenv("EVENKEEL_EMULATOR_KERNELS");
+        std::ifstream lines(path ? path : "");
+        std::string file, name;
+        unsigned registers;
+        int spilled, shared;
+        while (lines >> file >> name >> registers >> spilled >> shared) table[name] = {registers, shared};
+        return table;
+    }();
+    return measured;
+}
+
+// What is known of a kernel; `text` is PTX from its name on.
+CUfunc_st function_of(const std::string &name, const Kernel *kernel, const std::string &text) {
+    CUfunc_st function{name, kernel};
+    std::string head = text.substr(0, text.find('{'));
+    size_t bound = head.find(".maxntid ");
+    if (bound != std::string::npos) function.threads = unsigned(std::stoul(head.substr(bound + 9)));
+    auto it = measured().find(name);
+    if (it != measured().end()) std::tie(function.registers, function.own) = it->second;
+    function.shared -= function.own;
+    return function;
 }
 
 } // namespace
@@ -116,6 +150,7 @@ CUresult cuGetErrorName(CUresult error, const char **name) {
         {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
         {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
         {CUDA_ERROR_ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE"},
+        {CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"},
         {CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
         {CUDA_ERROR_STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"},
     };
@@ -138,11 +173,12 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
     std::lock_guard held(module->lock);
     auto it = module->functions.find(name);
     if (it == module->functions.end()) {
-        if (module->text.find(std::string(".entry ") + name + "(") == std::string::npos)
+        size_t entry = module->text.find(std::string(".entry ") + name + "(");
+        if (entry == std::string::npos)
             return refuse(CUDA_ERROR_NOT_FOUND, std::string("the module has no kernel ") + name);
         const Kernel *found = kernel(name);
         if (!found) return refuse(CUDA_ERROR_NOT_FOUND, std::string("the emulator was built without the kernel ") + name);
-        it = module->functions.emplace(name, CUfunc_st{name, found}).first;
+        it = module->functions.emplace(name, function_of(name, found, module->text.substr(entry, 8192))).first;
     }
     *function = &it->second;
     return CUDA_SUCCESS;
@@ -157,7 +193,7 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
-    if (value > 227 << 10) return refuse(CUDA_ERROR_INVALID_VALUE, function->name + " asks for more shared memory than there is");
+    if (value + function->own > 227 << 10) return refuse(CUDA_ERROR_INVALID_VALUE, function->name + " asks for more shared memory than there is");
     function->shared = value;
     return CUDA_SUCCESS;
 }
@@ -167,12 +203,23 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfun
     return CUDA_SUCCESS;
 }
 
+// Tells whether the registers of a multiprocessor are enough: each warp gets multiples of 256, and there are multiples of
+// four warps.
+static bool has_registers(const CUfunc_st &function, unsigned threads) {
+    unsigned warps = (threads + 4 * LANES - 1) / (4 * LANES) * 4;
+    return warps * ((function.registers * LANES + 255) / 256 * 256) <= 65536;
+}
+
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                         unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **arguments, void **) {
     const std::string &name = function->name;
     if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535 || block_x * block_y * block_z == 0 ||
         block_x * block_y * block_z > 1024 || block_z > 64)
         return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with blocks or threads that no device has");
+    if (block_x * block_y * block_z > function->threads)
+        return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with more threads than it was compiled for");
+    if (!has_registers(*function, block_x * block_y * block_z))
+        return refuse(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, name + " is launched with more threads than there are registers for");
     if (int(shared) > function->shared) return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with too much shared memory");
     std::shared_ptr<const Call> call = function->kernel->bind(arguments);
     Grid grid{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared};

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use candle_core::{D, DType, IndexOp, Tensor};
+use candle_core::{D, DType, Device, IndexOp, Tensor};
 use evenkeel::lora::LoraBatch;
 use evenkeel::model::{BaseModel, Batch, CausalLm, KvCache, Llama, Rows, Segment, open};
 use serde_json::Value;
@@ -70,12 +70,13 @@ fn rows(ids: &Tensor, mask: Option<&Tensor>) -> Vec<Vec<u32>> {
     ids.iter().zip(&mask).map(kept).collect()
 }
 
-/// Runs chunks of sequences packed and returns the logits of all their tokens.
+/// Runs chunks of sequences packed and returns the logits of all their tokens, on the CPU.
 fn forward(model: &dyn CausalLm, chunks: &[&[u32]], caches: &mut [KvCache]) -> Tensor {
     let tokens: Vec<u32> = chunks.concat();
     let segments: Vec<_> = chunks.iter().map(|c| Segment { len: c.len(), logits: Rows::Last(c.len()) }).collect();
     let batch = Batch { tokens: &tokens, segments: &segments, lora: &LoraBatch::default() };
-    model.forward(&batch, &mut caches.iter_mut().collect::<Vec<_>>()).unwrap()
+    let logits = model.forward(&batch, &mut caches.iter_mut().collect::<Vec<_>>()).unwrap();
+    logits.to_device(&Device::Cpu).unwrap()
 }
 
 /// Logits of whole sequences, packed.

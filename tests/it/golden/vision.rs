@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use evenkeel::lora::LoraBatch;
 use evenkeel::model::{ImageModel, open_images};
 
@@ -72,7 +72,9 @@ impl Case {
         }
         let batch_is_alone = (logits - Tensor::cat(&alone, 0).unwrap()).unwrap().abs().unwrap();
         let largest: f32 = batch_is_alone.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap();
-        tally.equal(&format!("{}: a batch is one by one", self.name), &largest, &0.0);
+        // A GPU's products choose their kernels by the number of rows.
+        let allowed = if device() == "cpu" { 0.0 } else { self.tolerance as f32 };
+        tally.equal(&format!("{}: a batch is one by one: {largest}", self.name), &(largest <= allowed), &true);
     }
 
     /// Weights in bf16: as close to f32 as transformers' own bf16, within a factor of two.
@@ -86,7 +88,8 @@ impl Case {
         let recorded = json(&folder.join("expected.json"))["bf16"]["max_abs_diff_to_f32"].as_f64();
         let limit = 2.0 * recorded.unwrap_or_else(|| largest(theirs));
         let model = open_images(folder, &device(), "bf16").unwrap();
-        let got = largest(&model.classify(&self.values["pixel_values"], &LoraBatch::default()).unwrap());
+        let logits = model.classify(&self.values["pixel_values"], &LoraBatch::default()).unwrap();
+        let got = largest(&logits.to_device(&Device::Cpu).unwrap());
         tally.equal(&format!("{} bf16: {got} of {limit}", self.name), &(got <= limit), &true);
     }
 }

@@ -12,7 +12,7 @@ use super::slots::Slots;
 use crate::lora::{LoraBatch, SiteId};
 use crate::model::layers::Projection;
 use crate::model::llama::{EMBEDDING, Llama, Seen};
-use crate::ops::cuda::{self, Gpu, MOST_ROWS, Places, Seen as Keys};
+use crate::ops::cuda::{self, Adapters, Changes, Gpu, Layer, MOST_ROWS, Places, Seen as Keys};
 
 /// A step on its way.
 pub(super) struct Pass<'a> {
@@ -148,10 +148,17 @@ impl Llama {
 
         self.add_and_norm(pass, mlp_site, [stream, back], &block.mlp_norm, &normed)?;
         let width = config.intermediate_size;
-        let (gate, up) = (first(&room.gate, rows, width)?, first(&room.up, rows, width)?);
-        project(pass, &normed, &[(&block.gate, &gate), (&block.up, &up)])?;
         let gated = first(&room.mixed, rows, width)?;
-        cuda::silu_mul(gpu, &gate, &up, &gated)?;
+        let parts = [&block.gate, &block.up];
+        if is_small(pass, &normed, &parts)? {
+            let inner = shrunk(pass, &normed, &parts)?;
+            let changes = inner.as_ref().map(Inner::changes);
+            cuda::gated_product(gpu, &normed, [layer_of(pass, parts[0])?, layer_of(pass, parts[1])?], changes, &gated)?;
+        } else {
+            let (gate, up) = (first(&room.gate, rows, width)?, first(&room.up, rows, width)?);
+            project(pass, &normed, &[(&block.gate, &gate), (&block.up, &up)])?;
+            cuda::silu_mul(gpu, &gate, &up, &gated)?;
+        }
         project(pass, &gated, &[(&block.down, back)])
     }
 }
@@ -160,21 +167,14 @@ impl Llama {
 /// `[rows, output]`.
 fn project(pass: &Pass<'_>, x: &Tensor, layers: &[(&Projection, &Tensor)]) -> Result<()> {
     let gpu = pass.gpu;
-    let mut weights = Vec::with_capacity(layers.len());
-    for (layer, _) in layers {
-        let Some(weight) = layer.weight.tensor() else { candle_core::bail!("a weight of another format") };
-        weights.push(weight);
-    }
-    let outs: Vec<&Tensor> = layers.iter().map(|(_, out)| *out).collect();
-    let (rows, input) = x.dims2()?;
-    if rows <= MOST_ROWS && input.is_multiple_of(8) {
-        cuda::small_product(gpu, x, &weights, &outs)?;
-    } else {
-        for (weight, out) in weights.into_iter().zip(&outs) {
-            gpu.product(x, weight, 0.0, out)?;
-        }
+    let (parts, outs): (Vec<&Projection>, Vec<&Tensor>) = layers.iter().copied().unzip();
+    if is_small(pass, x, &parts)? {
+        let own = parts.iter().map(|part| layer_of(pass, part)).collect::<Result<Vec<_>>>()?;
+        let inner = shrunk(pass, x, &parts)?;
+        return cuda::adapted_product(gpu, x, &own, inner.as_ref().map(Inner::changes), &outs);
     }
     for (layer, out) in layers {
+        gpu.product(x, weight_of(layer)?, 0.0, out)?;
         match pass.lora.filter(|lora| lora.changes(layer.site)) {
             Some(lora) => {
                 let changed = lora.linear(layer.site, x, out.copy()?, layer.bias.as_ref())?;
@@ -187,10 +187,49 @@ fn project(pass: &Pass<'_>, x: &Tensor, layers: &[(&Projection, &Tensor)]) -> Re
             }
         }
     }
-    let Some((slots, rank)) = pass.slots else { return Ok(()) };
+    let Some(Inner { inner, of_rows, tables, columns }) = shrunk(pass, x, &parts)? else { return Ok(()) };
+    cuda::low_rank_expand(gpu, &inner, &of_rows, tables, &columns, &outs)
+}
+
+/// Returns whether a product is bound by reading the weights, and all that follows it goes with it.
+fn is_small(pass: &Pass<'_>, x: &Tensor, layers: &[&Projection]) -> Result<bool> {
+    let (rows, input) = x.dims2()?;
+    let by_tensors = pass.lora.is_some_and(|lora| layers.iter().any(|layer| lora.changes(layer.site)));
+    Ok(rows <= MOST_ROWS && input.is_multiple_of(8) && !by_tensors)
+}
+
+fn weight_of(layer: &Projection) -> Result<&Tensor> {
+    match layer.weight.tensor() {
+        Some(weight) => Ok(weight),
+        None => candle_core::bail!("a weight of another format"),
+    }
+}
+
+fn layer_of<'a>(pass: &Pass<'_>, layer: &'a Projection) -> Result<Layer<'a>> {
+    let site = pass.slots.map_or(0, |(slots, _)| slots.column(layer.site));
+    Ok(Layer { weight: weight_of(layer)?, bias: layer.bias.as_ref(), site })
+}
+
+/// What adapters in slots made of rows: x·Aᵀ of some layers, `[layers, rows, rank]`.
+struct Inner<'a> {
+    inner: Tensor,
+    of_rows: Tensor,
+    tables: Adapters<'a>,
+    columns: Vec<usize>,
+}
+
+impl Inner<'_> {
+    fn changes(&self) -> Changes<'_> {
+        Changes { inner: &self.inner, row_slots: &self.of_rows, adapters: self.tables }
+    }
+}
+
+fn shrunk<'a>(pass: &Pass<'a>, x: &Tensor, layers: &[&Projection]) -> Result<Option<Inner<'a>>> {
+    let Some((slots, rank)) = pass.slots else { return Ok(None) };
+    let (rows, tables) = (x.dims2()?.0, slots.tables());
     let of_rows = pass.room.part(pass.form, Part::Slots)?;
-    let columns: Vec<usize> = layers.iter().map(|(layer, _)| slots.column(layer.site)).collect();
+    let columns: Vec<usize> = layers.iter().map(|layer| slots.column(layer.site)).collect();
     let inner = pass.room.inner.narrow(0, 0, columns.len() * rows * rank)?.reshape((columns.len(), rows, rank))?;
-    cuda::low_rank_shrink(gpu, x, &of_rows, slots.tables(), &columns, &inner)?;
-    cuda::low_rank_expand(gpu, &inner, &of_rows, slots.tables(), &columns, &outs)
+    cuda::low_rank_shrink(pass.gpu, x, &of_rows, tables, &columns, &inner)?;
+    Ok(Some(Inner { inner, of_rows, tables, columns }))
 }

@@ -94,14 +94,16 @@ fn computed(config: &serde_json::Value, (device, dtype): (&str, &str), own: bool
     let on =
         |var: &Var, dtype: DType| Var::from_tensor(&var.to_device(&model.device).unwrap().to_dtype(dtype).unwrap());
     let (changes, vars) = changes(&model);
-    let vars: Vec<Var> = vars.iter().map(|var| on(var, DType::F32).unwrap()).collect();
+    // Small, or sharp shares make much of the rounding of scores.
+    let smaller = |var: &Var| Var::from_tensor(&(var.as_tensor() * 0.25).unwrap()).unwrap();
+    let vars: Vec<Var> = vars.iter().map(|var| on(&smaller(var), DType::F32).unwrap()).collect();
     // The same changes, of variables on the device.
     let mut left = vars.iter();
     let mut next = || left.next().unwrap().as_tensor().clone();
     let moved = changes.into_iter().map(|(site, change)| {
         let change = match change {
             Change::Replaced { .. } => Change::Replaced { weight: next(), bias: None },
-            _ => {
+            Change::Linear(_) | Change::Embedding { .. } | Change::Bias(_) => {
                 let (a, b) = (next().t().unwrap(), (next().t().unwrap() * 2.0).unwrap());
                 Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None })
             }
@@ -142,15 +144,20 @@ fn on_gpu_a_block_has_the_gradients_of_the_cpu_by_either_way() {
         config["attention_bias"] = false.into();
         config["mlp_bias"] = false.into();
         let expected = computed(&config, ("cpu", "f32"), true);
-        // In parts of the largest number; bf16 has 8 bits, and a block rounds about ten times.
-        for (dtype, tolerance) in [("f32", ROUNDING), ("bf16", 0.05)] {
+        // In parts of the whole: bf16 has 8 bits, and a block rounds about ten times.
+        for (dtype, tolerance) in [("f32", ROUNDING), ("bf16", 0.04)] {
             for own in [true, false] {
                 let got = computed(&config, ("cuda", dtype), own);
-                for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                    let difference = largest(got, expected);
-                    assert!(difference < tolerance, "{dtype}, own {own}, tensor {i}: {difference}");
-                }
+                let distances: Vec<_> = got.iter().zip(&expected).map(|(a, b)| distance(a, b)).collect();
+                assert!(distances.iter().all(|far| *far < tolerance), "{dtype}, own {own}: {distances:?}");
             }
         }
     }
+}
+
+/// The length of the difference, in parts of the length.
+#[cfg(feature = "cuda")]
+fn distance(a: &Tensor, b: &Tensor) -> f32 {
+    let length = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    length(&(a - b).unwrap()) / length(b)
 }

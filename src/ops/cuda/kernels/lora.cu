@@ -6,6 +6,7 @@
 // out [rows, output].
 // After: Punica (Chen et al. 2023, arXiv 2310.18547), S-LoRA (Sheng et al. 2023, arXiv 2311.03285).
 
+#include "tables.cuh"
 #include "tiles.cuh"
 
 using bf16 = __nv_bfloat16;
@@ -14,14 +15,6 @@ constexpr unsigned THREADS = WARPS * WARP;
 constexpr unsigned ROWS = 16;
 // Outputs of a warp.
 constexpr unsigned OUTPUTS = 32;
-
-// Tables by slot and site: addresses [slots, sites, 2], ranks and factors [slots, sites].
-struct Tables {
-    const long long *addresses;
-    const unsigned *ranks;
-    const float *factors;
-    unsigned slots, sites;
-};
 
 // A run of rows of one slot, and what its adapter has at a site; count 0 ends the runs of a tile.
 template <typename T> struct Run {
@@ -70,7 +63,7 @@ __device__ __forceinline__ void shrink(
         if (run.count == 0) return;
         if (first_rank >= run.rank) continue;
         // Rows and ranks beyond the last are the last one again, and not written.
-        Products<TILES, true, false> products = {};
+        Products<TILES, true, false, (TILES == 1 ? 8 : 4)> products = {};
         products.low = x + size_t(run.first + min(group, run.count - 1)) * input + part;
         products.high = x + size_t(run.first + min(group + 8, run.count - 1)) * input + part;
         for (int j = 0; j < TILES; j++)

@@ -6,18 +6,17 @@
 
 #include "vector.cuh"
 
-// 16 rows of x, of which 8 or all are there (TALL), and 8 · TILES rows of matrices. In steps of 32 numbers, which two
-// products sum over; which is which of the 32 is free, so each lane takes 8 that lie together: `part` is 8 · (lane %
-// 4), and with g = lane / 4 `low` and `high` are the rows g and g + 8 of x, matrix[j] is row g of tile j, all from
-// `part` on.
-template <int TILES, bool TALL, bool ONCE> struct Products {
+// 16 rows of x, of which 8 or all are there (TALL), and 8 · TILES rows of matrices, of which MOST steps are loaded at
+// once and, ONCE, for nobody else. A step has 32 numbers, over which two products sum; which is which of the 32 is
+// free, so each lane takes 8 that lie together: `part` is 8 · (lane % 4). With g = lane / 4 `low` and `high` are the
+// rows g and g + 8 of x, matrix[j] is row g of tile j, all from `part` on.
+template <int TILES, bool TALL, bool ONCE, int MOST> struct Products {
     const __nv_bfloat16 *low, *high, *matrix[TILES];
     // Two sums for each tile, so that one product does not wait for the one before.
     float sums[TILES][2][4];
 
     // Adds steps from `begin` to before `end` of an input.
     __device__ __forceinline__ void add(unsigned begin, unsigned end, unsigned input, unsigned part) {
-        constexpr int MOST = TILES == 1 ? 8 : 4;
         unsigned step = begin, whole = min(end, input / 32);
         for (; step + MOST <= whole; step += MOST) add_whole<MOST>(step);
         if (MOST > 4 && step + 4 <= whole) add_whole<4>(step), step += 4;

@@ -1,0 +1,61 @@
+//! A Llama as what adapters are bound to: its weights and biases by site.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::Llama;
+use super::sites::site_of;
+use crate::lora::{Base, Site, SiteId};
+use crate::model::config::{Head, Module};
+
+impl Llama {
+    /// Returns the weight of a norm or of the head.
+    fn weight_after_blocks(&self, site: SiteId) -> candle_core::Result<Tensor> {
+        let first = site_of(self.blocks.len(), Module::ALL[0]);
+        if site == self.last_norm() {
+            return self.norm.to_dtype(DType::F32);
+        }
+        let block = site.0.checked_sub(first).and_then(|n| Some((self.blocks.get(n / 2)?, n % 2)));
+        match block {
+            Some((block, 0)) => block.attention_norm.to_dtype(DType::F32),
+            Some((block, _)) => block.mlp_norm.to_dtype(DType::F32),
+            None if site.0 + 1 == self.sites.len() => self.head.weight.to_f32(),
+            None => candle_core::bail!("the base model has no weight at {site:?}"),
+        }
+    }
+}
+
+impl Base for Llama {
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn weight(&self, site: SiteId) -> candle_core::Result<Tensor> {
+        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
+        let Some((layer, module)) = inside else { return self.embedding.to_f32() };
+        let Some(block) = self.blocks.get(layer) else { return self.weight_after_blocks(site) };
+        block.projection(Module::ALL[module]).weight.to_f32()
+    }
+
+    fn bias(&self, site: SiteId) -> candle_core::Result<Option<Tensor>> {
+        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
+        let block = inside.and_then(|(layer, module)| Some((self.blocks.get(layer)?, Module::ALL[module])));
+        let bias = block.and_then(|(block, module)| block.projection(module).bias.as_ref());
+        bias.map(|bias| bias.to_dtype(DType::F32)).transpose()
+    }
+
+    fn is_tied(&self) -> bool {
+        self.config.tied && self.config.head == Head::Language
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.info.fingerprint
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+}
