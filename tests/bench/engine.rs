@@ -1,9 +1,10 @@
 //! What streaming through gRPC costs: the same streams from the engine alone and from a whole server, in turn.
 //!
 //! `cargo bench --bench engine -- MODEL [ROUNDS] [smoke] [device=cuda]` reads a folder or GGUF file once, starts an
-//! engine on it, and on the same weights a server on loopback in this process, which a client here asks. Streams of 8 and
-//! 32 greedy requests, 32 random tokens each and 32 new ones, begin together; one of the two computes at a time. It prints
-//! new tokens a second, medians of the rounds (9), and the median of the ratios of the rounds: gRPC over the engine alone.
+//! engine on it, and on the same weights a server on loopback in this process, which a client here asks. Streams of 8
+//! and 32 greedy requests, 32 random tokens each and 32 new ones, begin together; one of the two computes at a time. It
+//! prints new tokens a second, medians of the rounds (9), and the median of the ratios of the rounds: gRPC over the
+//! engine alone.
 //! `smoke`: a few tokens each; the figures mean nothing. Threads and allocator are those of `main`.
 
 #![expect(clippy::print_stdout, reason = "a program that prints figures")]

@@ -1,7 +1,7 @@
 """Figures of a run: written after each, so that a run that is ended loses none; tables, and what is asked of them.
 
-A figure has ours, the peer's and what the machine allows at best (`limit`). Above 1 is a better ratio, but where `lower`
-says that a smaller figure is better. A bar is met, missed, or not measured.
+A figure has ours, the peer's and what the machine allows at best (`limit`). Above 1 is a better ratio, but where
+`lower` says that a smaller figure is better. A bar is met, missed, or not measured.
 """
 
 import contextlib

@@ -7,8 +7,9 @@
 #   parity    scores, tokens and losses against transformers and PEFT in bf16
 #   serving   swaps under load, the same bits, a killed job, planned memory
 #   figures   speed and memory against transformers and PEFT, and against what the machine allows
-# --quick: within 3 minutes, fewer figures; --seconds N: within N seconds. A rehearsal without a GPU: --device cpu --tiny [--program FILE] takes that
-# program instead of the packed ones; EVENKEEL_CUDA_LIBRARIES names a folder with libraries that emulate a device.
+# --quick: within 3 minutes, fewer figures; --seconds N: within N seconds. A rehearsal without a GPU: --device cpu --tiny
+# [--program FILE] takes that program instead of the packed ones; EVENKEEL_CUDA_LIBRARIES names a folder with libraries that
+# emulate a device (slow: --seconds 2000).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-target/gpu/out} pack=target/gpu/pack python=${EVENKEEL_PYTHON:-python3}
