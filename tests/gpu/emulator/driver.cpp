@@ -1,8 +1,8 @@
 // The device itself, its context, modules and launches, as the driver's interface gives them.
 //
 // A module's text is PTX: it is read for names and the threads that a kernel was compiled for, and a function runs the
-// kernel of that name that was compiled into this library. Limits of a launch are those of compute capability 9.0; that of
-// registers is known where EVENKEEL_EMULATOR_KERNELS names a table as ../check.sh writes it, from ptxas.
+// kernel of that name that was compiled into this library. Limits of a launch are those of compute capability 9.0; that
+// of registers is known where EVENKEEL_EMULATOR_KERNELS names a table as ../check.sh writes it, from ptxas.
 
 #include <cstdlib>
 #include <fstream>
@@ -149,7 +149,8 @@ CUresult cuCtxSetCurrent(CUcontext context) {
     return CUDA_SUCCESS;
 }
 CUresult cuCtxSynchronize() {
-    if (recording()) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "the device was waited for while a stream records");
+    if (recording())
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "the device was waited for while a stream records");
     return CUDA_SUCCESS;
 }
 
@@ -174,7 +175,9 @@ CUresult cuGetErrorName(CUresult error, const char **name) {
 CUresult cuGetErrorString(CUresult error, const char **text) { return cuGetErrorName(error, text); }
 
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-    if (recording()) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a module was loaded while a stream records: run it before");
+    if (recording())
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                      "a module was loaded while a stream records: run it before");
     *module = new CUmod_st{static_cast<const char *>(image)};
     return CUDA_SUCCESS;
 }
@@ -190,10 +193,12 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
         if (entry == std::string::npos)
             return refuse(CUDA_ERROR_NOT_FOUND, std::string("the module has no kernel ") + name);
         const Kernel *found = kernel(name);
-        if (!found) return refuse(CUDA_ERROR_NOT_FOUND, std::string("the emulator was built without the kernel ") + name);
+        if (!found)
+            return refuse(CUDA_ERROR_NOT_FOUND, std::string("the emulator was built without the kernel ") + name);
         std::string head = module->text.substr(entry, module->text.find('{', entry) - entry);
         if (parameters(head) != found->sizes())
-            return refuse(CUDA_ERROR_INVALID_IMAGE, std::string(name) + ": the emulator was built from another version of this kernel");
+            return refuse(CUDA_ERROR_INVALID_IMAGE,
+                          std::string(name) + ": the emulator was built from another version of this kernel");
         it = module->functions.emplace(name, function_of(name, found, head)).first;
     }
     *function = &it->second;
@@ -209,7 +214,8 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
-    if (value + function->own > 227 << 10) return refuse(CUDA_ERROR_INVALID_VALUE, function->name + " asks for more shared memory than there is");
+    if (value + function->own > 227 << 10)
+        return refuse(CUDA_ERROR_INVALID_VALUE, function->name + " asks for more shared memory than there is");
     function->shared = value;
     return CUDA_SUCCESS;
 }
@@ -219,24 +225,27 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, CUfun
     return CUDA_SUCCESS;
 }
 
-// Tells whether the registers of a multiprocessor are enough: each warp gets multiples of 256, and there are multiples of
-// four warps.
+// Tells whether the registers of a multiprocessor are enough: each warp gets multiples of 256, and there are multiples
+// of four warps.
 static bool has_registers(const CUfunc_st &function, unsigned threads) {
     unsigned warps = (threads + 4 * LANES - 1) / (4 * LANES) * 4;
     return warps * ((function.registers * LANES + 255) / 256 * 256) <= 65536;
 }
 
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                        unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **arguments, void **) {
+                        unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **arguments,
+                        void **) {
     const std::string &name = function->name;
-    if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535 || block_x * block_y * block_z == 0 ||
-        block_x * block_y * block_z > 1024 || block_z > 64)
+    if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535 ||
+        block_x * block_y * block_z == 0 || block_x * block_y * block_z > 1024 || block_z > 64)
         return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with blocks or threads that no device has");
     if (block_x * block_y * block_z > function->threads)
         return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with more threads than it was compiled for");
     if (!has_registers(*function, block_x * block_y * block_z))
-        return refuse(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, name + " is launched with more threads than there are registers for");
-    if (int(shared) > function->shared) return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with too much shared memory");
+        return refuse(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+                      name + " is launched with more threads than there are registers for");
+    if (int(shared) > function->shared)
+        return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with too much shared memory");
     std::shared_ptr<const Call> call = function->kernel->bind(arguments);
     Grid grid{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared};
     return submit(stream, [=] {
@@ -244,7 +253,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
         int count = call->addresses(addresses);
         for (int i = 0; i < count; i++)
             if (addresses[i] && !allocated(reinterpret_cast<CUdeviceptr>(addresses[i]), 1))
-                return refuse(CUDA_ERROR_ILLEGAL_ADDRESS, name + ": address " + std::to_string(i) + " is of no memory of the device");
+                return refuse(CUDA_ERROR_ILLEGAL_ADDRESS,
+                              name + ": address " + std::to_string(i) + " is of no memory of the device");
         run(*call, grid);
         for (int i = 0; i < count; i++) check_guards(addresses[i], name);
         return CUDA_SUCCESS;

@@ -147,18 +147,22 @@ template <class T> inline T __shfl_sync(unsigned, T value, int source, int width
     return emulated::shuffle(value, [=](int lane) { return (lane & ~(width - 1)) | (source & (width - 1)); });
 }
 template <class T> inline T __shfl_xor_sync(unsigned, T value, int mask, int width = 32) {
-    return emulated::shuffle(value, [=](int lane) { return (lane ^ mask) < (lane & ~(width - 1)) + width ? lane ^ mask : lane; });
+    return emulated::shuffle(
+        value, [=](int lane) { return (lane ^ mask) < (lane & ~(width - 1)) + width ? lane ^ mask : lane; });
 }
 template <class T> inline T __shfl_down_sync(unsigned, T value, unsigned step, int width = 32) {
-    return emulated::shuffle(value, [=](int lane) { return int((lane & (width - 1)) + step) < width ? lane + int(step) : lane; });
+    return emulated::shuffle(
+        value, [=](int lane) { return int((lane & (width - 1)) + step) < width ? lane + int(step) : lane; });
 }
 template <class T> inline T __shfl_up_sync(unsigned, T value, unsigned step, int width = 32) {
-    return emulated::shuffle(value, [=](int lane) { return (lane & (width - 1)) >= int(step) ? lane - int(step) : lane; });
+    return emulated::shuffle(value,
+                             [=](int lane) { return (lane & (width - 1)) >= int(step) ? lane - int(step) : lane; });
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
     const emulated::Slots &slots = emulated::exchange(&predicate, sizeof predicate);
     unsigned votes = 0;
-    for (int lane = 0; lane < emulated::LANES; lane++) votes |= unsigned(emulated::of_lane<int>(slots, lane) != 0) << lane;
+    for (int lane = 0; lane < emulated::LANES; lane++)
+        votes |= unsigned(emulated::of_lane<int>(slots, lane) != 0) << lane;
     return votes;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
@@ -240,8 +244,8 @@ inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
 // Functions of 16-bit numbers that the headers give to nvcc alone.
-#define EMULATED_OF_16_BITS(name, function)                                                           \
-    inline __half name(__half x) { return __float2half(function(__half2float(x))); }                  \
+#define EMULATED_OF_16_BITS(name, function)                                          \
+    inline __half name(__half x) { return __float2half(function(__half2float(x))); } \
     inline __nv_bfloat16 name(__nv_bfloat16 x) { return __float2bfloat16(function(__bfloat162float(x))); }
 EMULATED_OF_16_BITS(hexp, expf)
 EMULATED_OF_16_BITS(hlog, logf)

@@ -1,8 +1,9 @@
 // Runs a launch: the threads of a block are fibers of one operating-system thread.
 //
-// A fiber takes the next thread that has not begun, so that a kernel without barriers runs on one stack as a plain loop.
-// Threads go in order, or from the last to the first where EVENKEEL_EMULATOR_ORDER is `reversed`: a missing barrier shows
-// in one of both. A barrier that cannot be reached by all ends the process with a message: on a device it would hang.
+// A fiber takes the next thread that has not begun, so that a kernel without barriers runs on one stack as a plain
+// loop. Threads go in order, or from the last to the first where EVENKEEL_EMULATOR_ORDER is `reversed`: a missing
+// barrier shows in one of both. A barrier that cannot be reached by all ends the process with a message: on a device it
+// would hang.
 
 #include <sys/mman.h>
 
@@ -108,12 +109,13 @@ void Block::prepare(const Grid &grid) {
     shared.resize(grid.shared + 16 + BEYOND);
     for (unsigned at = 0; at < warp_count * LANES; at++) {
         unsigned of = reversed ? warp_count * LANES - 1 - at : at;
-        indices[at] = {of % grid.threads.x, of / grid.threads.x % grid.threads.y, of / (grid.threads.x * grid.threads.y)};
+        indices[at] = {of % grid.threads.x, of / grid.threads.x % grid.threads.y,
+                       of / (grid.threads.x * grid.threads.y)};
         lanes[at] = int(of % LANES);
     }
     if (stacks) return;
-    void *memory = mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *memory =
+        mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) die("no memory for stacks");
     stacks = static_cast<unsigned char *>(memory);
     for (unsigned i = 0; i < MOST_THREADS; i++) fibers[i].stack = stacks + STACK * i;
@@ -141,7 +143,8 @@ void begin(Fiber &fiber, unsigned place) {
 void Block::go_on() {
     for (;;) {
         call->run();
-        if (*reinterpret_cast<uint64_t *>(current->stack) != CANARY) die("a kernel needs a larger stack than a fiber has");
+        if (*reinterpret_cast<uint64_t *>(current->stack) != CANARY)
+            die("a kernel needs a larger stack than a fiber has");
         Warp &warp = warps[place / LANES];
         uint32_t bit = 1u << place % LANES;
         warp.runnable &= ~bit;

@@ -30,7 +30,8 @@ size_t behind(size_t bytes) { return std::min(std::max(bytes, GUARD), MOST_BEHIN
 bool guarded(CUdeviceptr address, size_t bytes) {
     static const std::string marks(MOST_BEHIND, char(MARK));
     auto *at = reinterpret_cast<const unsigned char *>(address);
-    return std::memcmp(at - GUARD, marks.data(), GUARD) == 0 && std::memcmp(at + bytes, marks.data(), behind(bytes)) == 0;
+    return std::memcmp(at - GUARD, marks.data(), GUARD) == 0 &&
+           std::memcmp(at + bytes, marks.data(), behind(bytes)) == 0;
 }
 
 // The allocation that an address lies in.
@@ -55,10 +56,12 @@ void die(const std::string &why) {
 
 CUresult take(CUdeviceptr *out, size_t bytes) {
     if (bytes == 0) return refuse(CUDA_ERROR_INVALID_VALUE, "memory of no bytes was asked for");
-    if (recording()) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "memory was asked for while a stream records");
+    if (recording())
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "memory was asked for while a stream records");
     std::lock_guard held(lock);
     if (used + bytes > TOTAL) return refuse(CUDA_ERROR_OUT_OF_MEMORY, "no memory is left");
-    auto *base = static_cast<unsigned char *>(std::aligned_alloc(GUARD, (bytes + behind(bytes) + 2 * GUARD - 1) / GUARD * GUARD));
+    auto *base = static_cast<unsigned char *>(
+        std::aligned_alloc(GUARD, (bytes + behind(bytes) + 2 * GUARD - 1) / GUARD * GUARD));
     if (!base) return CUDA_ERROR_OUT_OF_MEMORY;
     std::memset(base, MARK, GUARD);
     std::memset(base + GUARD, 0xff, bytes);
@@ -74,7 +77,8 @@ CUresult give_back(CUdeviceptr address) {
     std::lock_guard held(lock);
     auto it = allocations.find(address);
     if (it == allocations.end()) return refuse(CUDA_ERROR_INVALID_VALUE, "memory was given back that was not taken");
-    if (!guarded(address, it->second)) die("something was written beside an allocation of " + std::to_string(it->second) + " bytes");
+    if (!guarded(address, it->second))
+        die("something was written beside an allocation of " + std::to_string(it->second) + " bytes");
     used -= it->second;
     allocations.erase(it);
     std::free(reinterpret_cast<unsigned char *>(address) - GUARD);
@@ -91,7 +95,8 @@ void check_guards(const void *address, const std::string &who) {
     std::lock_guard held(lock);
     auto it = around(reinterpret_cast<CUdeviceptr>(address));
     if (it == allocations.end()) return;
-    if (!guarded(it->first, it->second)) die(who + " wrote beside an allocation of " + std::to_string(it->second) + " bytes");
+    if (!guarded(it->first, it->second))
+        die(who + " wrote beside an allocation of " + std::to_string(it->second) + " bytes");
 }
 
 void memory(size_t *free, size_t *total) {
@@ -125,7 +130,8 @@ namespace {
 
 CUresult inside(CUdeviceptr address, size_t bytes) {
     if (allocated(address, bytes)) return CUDA_SUCCESS;
-    return refuse(CUDA_ERROR_INVALID_VALUE, "a copy of " + std::to_string(bytes) + " bytes is not inside one allocation");
+    return refuse(CUDA_ERROR_INVALID_VALUE,
+                  "a copy of " + std::to_string(bytes) + " bytes is not inside one allocation");
 }
 
 CUresult set(CUdeviceptr address, unsigned char value, size_t bytes, CUstream stream) {
@@ -150,7 +156,8 @@ CUresult copy(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
 // A copy from or to memory of the host, which a recording would read and write long after.
 CUresult copy_host(void *to, const void *from, size_t bytes, CUdeviceptr device) {
     if (bytes == 0) return CUDA_SUCCESS;
-    if (recording()) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a copy of the host's memory while a stream records");
+    if (recording())
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a copy of the host's memory while a stream records");
     if (CUresult fault = inside(device, bytes)) return fault;
     std::memcpy(to, from, bytes);
     return CUDA_SUCCESS;
@@ -158,7 +165,9 @@ CUresult copy_host(void *to, const void *from, size_t bytes, CUdeviceptr device)
 
 } // namespace
 
-CUresult cuMemsetD8(CUdeviceptr address, unsigned char value, size_t bytes) { return set(address, value, bytes, nullptr); }
+CUresult cuMemsetD8(CUdeviceptr address, unsigned char value, size_t bytes) {
+    return set(address, value, bytes, nullptr);
+}
 CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, CUstream stream) {
     return set(address, value, bytes, stream);
 }
@@ -169,7 +178,9 @@ CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstr
 CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t bytes) {
     return copy_host(reinterpret_cast<void *>(to), from, bytes, to);
 }
-CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream) { return cuMemcpyHtoD(to, from, bytes); }
+CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream) {
+    return cuMemcpyHtoD(to, from, bytes);
+}
 CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t bytes) {
     return copy_host(to, reinterpret_cast<const void *>(from), bytes, from);
 }

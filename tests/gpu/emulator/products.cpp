@@ -1,7 +1,7 @@
 // What of cuBLAS is called: products of matrices, batched ones too, with f32 sums (f64 of f64).
 //
-// Matrices lie column by column: C = alpha·op(A)·op(B) + beta·C, op(A) is [m, k], op(B) [k, n]. Enumerations are numbers
-// here, since cuBLAS' headers are not at hand: those of cuBLAS 13.
+// Matrices lie column by column: C = alpha·op(A)·op(B) + beta·C, op(A) is [m, k], op(B) [k, n]. Enumerations are
+// numbers here, since cuBLAS' headers are not at hand: those of cuBLAS 13.
 
 #include "device.h"
 
@@ -53,16 +53,19 @@ struct Product {
 
     template <class S> void run(int index) const {
         auto at = [&](const Matrix &matrix) {
-            return static_cast<const unsigned char *>(matrix.data) + matrix.stride * index * (long long)(size_of(matrix.format));
+            return static_cast<const unsigned char *>(matrix.data) +
+                   matrix.stride * index * (long long)(size_of(matrix.format));
         };
         // op(A)ᵀ and op(B) with rows of k, then sums along k.
         std::vector<S> left(size_t(m) * k), right(size_t(n) * k);
         for (int i = 0; i < m; i++)
             for (int p = 0; p < k; p++)
-                left[size_t(i) * k + p] = read<S>(at(a), a.format, a.turned ? size_t(i) * a.leading + p : size_t(p) * a.leading + i);
+                left[size_t(i) * k + p] =
+                    read<S>(at(a), a.format, a.turned ? size_t(i) * a.leading + p : size_t(p) * a.leading + i);
         for (int j = 0; j < n; j++)
             for (int p = 0; p < k; p++)
-                right[size_t(j) * k + p] = read<S>(at(b), b.format, b.turned ? size_t(p) * b.leading + j : size_t(j) * b.leading + p);
+                right[size_t(j) * k + p] =
+                    read<S>(at(b), b.format, b.turned ? size_t(p) * b.leading + j : size_t(j) * b.leading + p);
         void *out = const_cast<unsigned char *>(at(c));
         constexpr int WIDE = 16;
         for (int j = 0; j < n; j++)
@@ -100,8 +103,9 @@ int give(const Handle *handle, const Product &product) {
     CUresult done = submit(handle->stream, [product] {
         const auto &[m, n, k, alpha, beta, a, b, c, batch] = product;
         if (!inside(a, m, k, batch) || !inside(b, k, n, batch) || !inside(c, m, n, batch))
-            return refuse(CUDA_ERROR_ILLEGAL_ADDRESS, "a product of [" + std::to_string(m) + ", " + std::to_string(k) + "] and [" +
-                          std::to_string(k) + ", " + std::to_string(n) + "] does not lie in memory of the device");
+            return refuse(CUDA_ERROR_ILLEGAL_ADDRESS, "a product of [" + std::to_string(m) + ", " + std::to_string(k) +
+                                                          "] and [" + std::to_string(k) + ", " + std::to_string(n) +
+                                                          "] does not lie in memory of the device");
         for (int i = 0; i < batch; i++) c.format == F64 ? product.run<double>(i) : product.run<float>(i);
         return CUDA_SUCCESS;
     });
@@ -143,19 +147,24 @@ int cublasGetPointerMode_v2(void *handle, int *mode) {
     return SUCCESS;
 }
 
-int cublasGemmStridedBatchedEx(void *handle, int turn_a, int turn_b, int m, int n, int k, const void *alpha, const void *a,
-                               int format_a, int leading_a, long long stride_a, const void *b, int format_b, int leading_b,
-                               long long stride_b, const void *beta, void *c, int format_c, int leading_c,
-                               long long stride_c, int batch, int compute, int) {
-    Product product{m, n, k, scalar(alpha, compute), scalar(beta, compute),
+int cublasGemmStridedBatchedEx(void *handle, int turn_a, int turn_b, int m, int n, int k, const void *alpha,
+                               const void *a, int format_a, int leading_a, long long stride_a, const void *b,
+                               int format_b, int leading_b, long long stride_b, const void *beta, void *c, int format_c,
+                               int leading_c, long long stride_c, int batch, int compute, int) {
+    Product product{m,
+                    n,
+                    k,
+                    scalar(alpha, compute),
+                    scalar(beta, compute),
                     {a, format_a, turn_a != 0, leading_a, stride_a},
                     {b, format_b, turn_b != 0, leading_b, stride_b},
-                    {c, format_c, false, leading_c, stride_c}, batch};
+                    {c, format_c, false, leading_c, stride_c},
+                    batch};
     return give(static_cast<Handle *>(handle), product);
 }
-int cublasGemmEx(void *handle, int turn_a, int turn_b, int m, int n, int k, const void *alpha, const void *a, int format_a,
-                 int leading_a, const void *b, int format_b, int leading_b, const void *beta, void *c, int format_c,
-                 int leading_c, int compute, int algorithm) {
+int cublasGemmEx(void *handle, int turn_a, int turn_b, int m, int n, int k, const void *alpha, const void *a,
+                 int format_a, int leading_a, const void *b, int format_b, int leading_b, const void *beta, void *c,
+                 int format_c, int leading_c, int compute, int algorithm) {
     return cublasGemmStridedBatchedEx(handle, turn_a, turn_b, m, n, k, alpha, a, format_a, leading_a, 0, b, format_b,
                                       leading_b, 0, beta, c, format_c, leading_c, 0, 1, compute, algorithm);
 }
@@ -164,17 +173,18 @@ int cublasSgemm_v2(void *handle, int turn_a, int turn_b, int m, int n, int k, co
     return cublasGemmEx(handle, turn_a, turn_b, m, n, k, alpha, a, F32, leading_a, b, F32, leading_b, beta, c, F32,
                         leading_c, 68, 0);
 }
-int cublasSgemmStridedBatched(void *handle, int turn_a, int turn_b, int m, int n, int k, const float *alpha, const float *a,
-                              int leading_a, long long stride_a, const float *b, int leading_b, long long stride_b,
-                              const float *beta, float *c, int leading_c, long long stride_c, int batch) {
-    return cublasGemmStridedBatchedEx(handle, turn_a, turn_b, m, n, k, alpha, a, F32, leading_a, stride_a, b, F32, leading_b,
-                                      stride_b, beta, c, F32, leading_c, stride_c, batch, 68, 0);
+int cublasSgemmStridedBatched(void *handle, int turn_a, int turn_b, int m, int n, int k, const float *alpha,
+                              const float *a, int leading_a, long long stride_a, const float *b, int leading_b,
+                              long long stride_b, const float *beta, float *c, int leading_c, long long stride_c,
+                              int batch) {
+    return cublasGemmStridedBatchedEx(handle, turn_a, turn_b, m, n, k, alpha, a, F32, leading_a, stride_a, b, F32,
+                                      leading_b, stride_b, beta, c, F32, leading_c, stride_c, batch, 68, 0);
 }
 int cublasDgemmStridedBatched(void *handle, int turn_a, int turn_b, int m, int n, int k, const double *alpha,
                               const double *a, int leading_a, long long stride_a, const double *b, int leading_b,
                               long long stride_b, const double *beta, double *c, int leading_c, long long stride_c,
                               int batch) {
-    return cublasGemmStridedBatchedEx(handle, turn_a, turn_b, m, n, k, alpha, a, F64, leading_a, stride_a, b, F64, leading_b,
-                                      stride_b, beta, c, F64, leading_c, stride_c, batch, 70, 0);
+    return cublasGemmStridedBatchedEx(handle, turn_a, turn_b, m, n, k, alpha, a, F64, leading_a, stride_a, b, F64,
+                                      leading_b, stride_b, beta, c, F64, leading_c, stride_c, batch, 70, 0);
 }
 }

@@ -1,7 +1,8 @@
-// Streams, events and recordings. Work runs at once in the thread that gives it, in order; a stream that records keeps it.
+// Streams, events and recordings. Work runs at once in the thread that gives it, in order; a stream that records keeps
+// it.
 //
-// Stricter than a device where that finds mistakes: no memory is taken, no module loaded and nothing copied from or to the
-// host while a stream of the same thread records, and a recording has one stream.
+// Stricter than a device where that finds mistakes: no memory is taken, no module loaded and nothing copied from or to
+// the host while a stream of the same thread records, and a recording has one stream.
 
 #include <atomic>
 #include <chrono>
@@ -59,7 +60,8 @@ CUresult cuStreamDestroy(CUstream stream) {
     return CUDA_SUCCESS;
 }
 CUresult cuStreamSynchronize(CUstream stream) {
-    if (records(stream)) return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a stream that records cannot be waited for");
+    if (records(stream))
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a stream that records cannot be waited for");
     return CUDA_SUCCESS;
 }
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
