@@ -1,7 +1,7 @@
 //! Normalisation, rotation, softmax and gating, each with a backward of our own.
 //!
-//! On the CPU in one pass by the steps of `cpu`, on GPUs by the kernels of `cuda`; elsewhere candle's fused forms. Those have no backward and say nothing
-//! about it (candle issues 2168, 3568, 3569), so nobody else calls them.
+//! On the CPU in one pass by the steps of `cpu`, on GPUs by the kernels of `cuda`; elsewhere candle's fused forms. Those
+//! have no backward and say nothing about it (candle issues 2168, 3568, 3569), so nobody else calls them.
 //! Shapes are given at each function; the last dimension is contiguous.
 
 use candle_core::{D, DType, Result, Tensor};
