@@ -1,10 +1,9 @@
-//! The device's sampler (`ops::cuda`) against the one on the CPU: the same logits, settings and draws.
+//! The device's sampler against the one on the CPU: the same logits, settings and draws.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::ops::cuda::testing::{gpu, numbers, values};
-use crate::ops::cuda::{Choice, Listed, NO_TOKEN, SETTINGS, choose, penalise};
+use crate::model::choice::kernels::{Choice, Listed, NO_TOKEN, SETTINGS, choose, gpu, numbers, penalise, values};
 
 const ROWS: usize = 12;
 

@@ -104,3 +104,10 @@ pub(crate) fn choose(logits: &Tensor, choices: &[Choice]) -> Result<Vec<Option<u
 pub(crate) fn choose(_: &Tensor, _: &[Choice]) -> Result<Vec<Option<u32>>, ModelError> {
     Err(ModelError::Unsupported("a choice of tokens on this device".into()))
 }
+
+/// What the engine's tests compare its sampler with.
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) mod kernels {
+    pub(crate) use crate::ops::cuda::testing::{gpu, numbers, values};
+    pub(crate) use crate::ops::cuda::{Choice, Listed, NO_TOKEN, SETTINGS, choose, penalise};
+}
