@@ -157,7 +157,7 @@ impl Llama {
                 resident.copy_page(from, to)?;
             }
         }
-        let logits = self.step_on_gpu(resident, &mut state, batch, &places, caches, seen)?;
+        let logits = self.step_on_gpu((resident, &mut state), batch, &places, caches, seen)?;
         for (cache, (rows, _)) in caches.iter_mut().zip(&places) {
             cache.advance(rows.len());
         }
@@ -166,8 +166,7 @@ impl Llama {
 
     fn step_on_gpu(
         &self,
-        resident: &Resident,
-        state: &mut State,
+        (resident, state): (&Resident, &mut State),
         batch: &Batch<'_>,
         places: &[(Range<usize>, usize)],
         caches: &mut [&mut KvCache],
