@@ -294,7 +294,7 @@ async fn an_expired_deadline_ends_calls_and_streams() {
             refused(Err::<(), Status>(answer.status), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
         }
     }
-    // A stream that began to run is ended too, with what it has: 16 completions take several times as long.
+    // A stream that began to run is ended too, with what it has.
     let timeout = [("grpc-timeout", "60m")];
     let answer = wire::call(
         server.process.grpc,

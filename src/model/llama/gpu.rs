@@ -26,6 +26,8 @@ mod pass;
 mod room;
 mod slots;
 
+// The pool's pages are what the kernels take for blocks.
+const _: () = assert!(PAGE == cuda::BLOCK);
 /// Largest rank for which steps are recorded.
 const RANK: usize = 64;
 
