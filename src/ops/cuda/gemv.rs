@@ -42,22 +42,12 @@ pub struct Changes<'a> {
     pub adapters: Adapters<'a>,
 }
 
-/// Writes x·Wᵀ for up to three weights: `x` is `[rows, input]` with at most [`MOST_ROWS`] rows, the weights are
-/// `[output, input]` of the format of `x`, f32 or bf16; `outs` are `[rows, output]`, all f32 or all of the format of
-/// `x`. The input is a multiple of 8.
+/// Writes x·Wᵀ + bias + inner·Bᵀ for up to three layers: `x` is `[rows, input]` with at most [`MOST_ROWS`] rows, weights are
+/// `[output, input]` of the format of `x`, f32 or bf16; `outs` are `[rows, output]`, all f32 or all of the format of `x`.
+/// The input is a multiple of 8. Changes are what [`super::low_rank_expand`] adds.
 ///
 /// # Errors
 /// When shapes or formats do not fit, or the device fails.
-pub fn small_product(gpu: &Gpu, x: &Tensor, weights: &[&Tensor], outs: &[&Tensor]) -> Result<()> {
-    let layers: Vec<_> = weights.iter().map(|weight| Layer { weight, bias: None, site: 0 }).collect();
-    adapted_product(gpu, x, &layers, None, outs)
-}
-
-/// Writes x·Wᵀ + bias + inner·Bᵀ for up to three layers, as [`small_product`] and [`super::low_rank_expand`] in one
-/// launch.
-///
-/// # Errors
-/// As [`small_product`].
 pub fn adapted_product(
     gpu: &Gpu,
     x: &Tensor,
@@ -85,7 +75,7 @@ pub fn adapted_product(
 /// are those of gate and up. All are of one format.
 ///
 /// # Errors
-/// As [`small_product`].
+/// As [`adapted_product`].
 pub fn gated_product(
     gpu: &Gpu,
     x: &Tensor,
@@ -163,6 +153,11 @@ fn launch(gpu: &Gpu, function: &str, blocks: usize, arguments: &[Argument<'_>]) 
 mod tests {
     use super::*;
     use crate::ops::cuda::testing::{close, gpu, numbers, on, values};
+
+    fn small_product(gpu: &Gpu, x: &Tensor, weights: &[&Tensor], outs: &[&Tensor]) -> Result<()> {
+        let layers: Vec<_> = weights.iter().map(|weight| Layer { weight, bias: None, site: 0 }).collect();
+        adapted_product(gpu, x, &layers, None, outs)
+    }
 
     #[test]
     fn on_gpu_a_small_product_is_that_of_the_cpu() {

@@ -28,7 +28,7 @@ pub use attention::{Sight, Whole, attend_whole, attend_whole_backward, has_kerne
 pub(super) use attention::{attend_all, attend_groups};
 pub use device::{Gpu, Recording, open};
 pub use gate::{gelu, gelu_backward, silu_mul, silu_mul_backward};
-pub use gemv::{Changes, Layer, MOST_ROWS, adapted_product, gated_product, small_product};
+pub use gemv::{Changes, Layer, MOST_ROWS, adapted_product, gated_product};
 pub(super) use graph::{bent, gated, turned};
 pub(super) use layers::{adapted, dense};
 pub use lookup::{add_bias, take};
