@@ -35,6 +35,16 @@ pub struct Settings {
     pub log: LogSettings,
 }
 
+/// Bytes of a GPU that steps compute with beside what they set aside: logits, and adapters of other kinds.
+const STEP_BYTES: u64 = 512 << 20;
+
+impl Settings {
+    /// Returns the bytes of a GPU that neither caches nor jobs take: for adapters that are loaded later, and for steps.
+    pub fn spare_bytes(&self) -> u64 {
+        self.registry.memory_bytes.saturating_add(STEP_BYTES)
+    }
+}
+
 /// The base model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -118,10 +128,14 @@ pub struct EngineSettings {
     /// Tokens computed in one pass. Scores and classes have a smaller pass of their own after a step, in which a single
     /// text to classify is computed whole.
     pub max_step_tokens: usize,
-    /// Bytes of key and value cache; none are 2 GiB on the CPU, and half of what the weights leave free on a GPU.
+    /// Bytes of key and value cache; none are 2 GiB on the CPU, and half of what is free and not spoken for on a GPU.
     pub kv_cache_bytes: Option<u64>,
-    /// Of these, most that keep what ended requests computed for those that begin alike; 0 keeps nothing. On the CPU only.
-    pub prefix_cache_bytes: u64,
+    /// Bytes of a GPU for adapters that steps compute with: those used last stay there. None are room for as many as
+    /// `max_running_sequences`, of rank 16 on all linear layers, and a sixteenth of what is free at most.
+    pub adapter_slot_bytes: Option<u64>,
+    /// Of these, most that keep what ended requests computed for those that begin alike; 0 keeps nothing. None are 128 MiB on
+    /// the CPU, and all on a GPU.
+    pub prefix_cache_bytes: Option<u64>,
     /// Images that may wait for their step, of each model.
     pub max_waiting_images: usize,
     /// Images computed in one step.
@@ -143,7 +157,8 @@ impl Default for EngineSettings {
             max_running_sequences: 64,
             max_step_tokens: 512,
             kv_cache_bytes: None,
-            prefix_cache_bytes: 128 << 20,
+            adapter_slot_bytes: None,
+            prefix_cache_bytes: None,
             max_waiting_images: 256,
             max_step_images: 16,
             max_image_bytes: 10 << 20,
@@ -224,8 +239,8 @@ impl Default for DatasetSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobsSettings {
-    /// Bytes that a job may take on top of the base model; 0: what the machine, or the process's control group, has free
-    /// when the job begins (not bounded on a GPU).
+    /// Bytes that a job may take on top of the base model; a GPU sets them aside at start. 0: what the device, the machine
+    /// or the process's control group has free when the job begins.
     pub memory_bytes: u64,
     /// Jobs that may wait; those that were made for an audit do not count.
     pub max_queued: usize,
@@ -382,11 +397,17 @@ impl EngineSettings {
         self.kv_cache_bytes.unwrap_or(2 << 30)
     }
 
+    /// Returns the bytes of it that keep what ended requests computed.
+    pub fn prefix_bytes(&self) -> u64 {
+        self.prefix_cache_bytes.unwrap_or(128 << 20)
+    }
+
     fn validate(&self, faults: &mut Faults) {
         faults.count(self.max_waiting_sequences as u64, "engine.max_waiting_sequences");
         faults.count(self.max_running_sequences as u64, "engine.max_running_sequences");
         faults.count(self.max_step_tokens as u64, "engine.max_step_tokens");
         faults.count(self.kv_bytes(), "engine.kv_cache_bytes");
+        faults.count(self.adapter_slot_bytes.unwrap_or(1), "engine.adapter_slot_bytes");
         faults.count(self.max_waiting_images as u64, "engine.max_waiting_images");
         faults.count(self.max_step_images as u64, "engine.max_step_images");
         for (key, value, most) in [

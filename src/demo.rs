@@ -48,8 +48,8 @@ pub async fn run() -> anyhow::Result<()> {
     settings.server.data_dir = folder.0.join("data");
     settings.server.listen.set_port(0);
     settings.server.http_listen.set_port(0);
-    let (model, engine) = (settings.model.clone(), settings.engine.clone());
-    let loaded = tokio::task::spawn_blocking(move || startup::load(&model, &engine)).await??;
+    let own = settings.clone();
+    let loaded = tokio::task::spawn_blocking(move || startup::load(&own)).await??;
     let server = Server::bind(settings, loaded).await?;
     let (grpc, http) = (server.grpc_addr(), server.http_addr());
     let (stop, stopped) = oneshot::channel::<()>();

@@ -188,8 +188,8 @@ fn serve(loaded: Loaded) -> anyhow::Result<()> {
 }
 
 async fn start(settings: Settings) -> anyhow::Result<Server> {
-    let (model, engine) = (settings.model.clone(), settings.engine.clone());
-    let loaded = tokio::task::spawn_blocking(move || startup::load(&model, &engine)).await??;
+    let own = settings.clone();
+    let loaded = tokio::task::spawn_blocking(move || startup::load(&own)).await??;
     Ok(Server::bind(settings, loaded).await?)
 }
 

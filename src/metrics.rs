@@ -339,11 +339,11 @@ impl Metrics {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn device_reserved(&self, bytes: [(&str, u64); 2]) -> prometheus::Result<()> {
+    pub fn device_reserved(&self, bytes: &[(&str, u64)]) -> prometheus::Result<()> {
         let help = "Bytes of the model's device that are set aside for serving, by use.";
         let gauges = Adder(&self.registry).gauges("evenkeel_device_reserved_bytes", help, &["use"])?;
         for (purpose, bytes) in bytes {
-            gauges.with_label_values(&[purpose]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            gauges.with_label_values(&[purpose]).set(i64::try_from(*bytes).unwrap_or(i64::MAX));
         }
         Ok(())
     }

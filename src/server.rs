@@ -142,6 +142,7 @@ impl Server {
         let reserved = loaded.model.reserved();
         if let Some(reserved) = reserved {
             settings.engine.kv_cache_bytes = Some(reserved.kv_cache);
+            settings.engine.prefix_cache_bytes.get_or_insert(reserved.kv_cache);
         }
         let settings = Arc::new(settings);
         let (listener, grpc_addr) = listen(settings.server.listen, settings.server.insecure).await?;
@@ -149,8 +150,9 @@ impl Server {
         let metrics = Arc::new(Metrics::new()?);
         let info = loaded.model.info().clone();
         metrics.build_info(&loaded.name, &info.fingerprint, &info.device, &info.dtype)?;
-        if let Some(Reserved { kv_cache, steps }) = reserved {
-            metrics.device_reserved([("kv_cache", kv_cache), ("steps", steps)])?;
+        if let Some(Reserved { weights, kv_cache, steps, adapters, jobs }) = reserved {
+            let kept = [("weights", weights), ("kv_cache", kv_cache), ("steps", steps), ("adapters", adapters)];
+            metrics.device_reserved(&[&kept[..], &[("jobs", jobs)]].concat())?;
         }
 
         let (opening, counts) = (Arc::clone(&settings), Arc::clone(&metrics));
@@ -199,11 +201,12 @@ impl Server {
             scoring::Base::Images(scoring::ImageContext { model: Arc::clone(model), name: name.clone() })
         }));
         let memory_bytes = settings.jobs.memory_bytes;
+        let spare_bytes = reserved.map_or(0, |_| settings.spare_bytes());
         let reader = Reader::Text { tokenizer: Arc::clone(&loaded.tokenizer), chat: loaded.chat.clone() };
-        let mut training = vec![Context { model: loaded.model, reader, memory_bytes }];
+        let mut training = vec![Context { model: loaded.model, reader, memory_bytes, spare_bytes }];
         training.extend(loaded.images.into_iter().map(|ImageModel { model, .. }| {
             let reader = Reader::Images(model.processor().clone());
-            Context { model, reader, memory_bytes }
+            Context { model, reader, memory_bytes, spare_bytes }
         }));
         let parts = Parts {
             store,

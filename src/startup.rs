@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::config::{EngineSettings, ModelSettings};
+use crate::config::{ModelSettings, Settings};
 use crate::hub;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{self, Reserve};
@@ -17,13 +17,17 @@ use crate::server::{ImageModel, Loaded};
 ///
 /// # Errors
 /// When there is no such model, or one of its files is missing, faulty or not supported.
-pub fn load(settings: &ModelSettings, engine: &EngineSettings) -> anyhow::Result<Loaded> {
+pub fn load(all: &Settings) -> anyhow::Result<Loaded> {
+    let (settings, engine) = (&all.model, &all.engine);
     let path = find(&settings.path)?;
     let name = settings.name.clone().unwrap_or_else(|| default_name(&settings.path));
     let reserve = Reserve {
         kv_bytes: engine.kv_cache_bytes,
         rows: engine.max_step_tokens,
         sequences: engine.max_running_sequences,
+        adapter_bytes: engine.adapter_slot_bytes,
+        job_bytes: all.jobs.memory_bytes,
+        spare_bytes: all.spare_bytes(),
     };
     let form = (&*settings.device, &*settings.dtype);
     let weights = model::load_to_serve(&path, &name, form, &reserve).context("cannot load the model")?;

@@ -328,6 +328,7 @@ mod tests {
             "engine.max_running_sequences",
             "engine.max_step_tokens",
             "engine.kv_cache_bytes",
+            "engine.adapter_slot_bytes",
             "registry.memory_bytes",
             "registry.max_upload_bytes",
             "registry.keep_generations",

@@ -1,9 +1,10 @@
 //! Keys and values that ended requests leave behind, for requests that begin alike.
 //!
 //! A request of the same adapter generation with the same first tokens begins with a copy of them and computes the rest:
-//! copying takes a few hundredths of the time of computing, and shares no memory whose end nobody knows. On the CPU only,
-//! where a token's bits do not depend on what it is computed with, so that the answer stays the same to the last bit. Who
-//! was used least recently goes first. Decides nothing about requests.
+//! copying takes a few hundredths of the time of computing, and shares no memory whose end nobody knows. In a pool pages are
+//! shared instead, whose users are counted. On the CPU a token's bits do not depend on what it is computed with, so that the
+//! answer stays the same to the last bit; on a GPU they do, and scores begin with nothing. Who was used least recently goes
+//! first. Decides nothing about requests.
 //! Units: tokens, bytes.
 //! After: vLLM's automatic prefix caching.
 

@@ -42,6 +42,8 @@ pub(super) struct Core {
     sequences: HashMap<Id, Sequence>,
     alone: BTreeMap<Id, Alone>,
     prefixes: Prefixes,
+    /// Whether a token's bits do not depend on what it is computed with.
+    exact: bool,
     next_id: Id,
     drain: Option<Instant>,
     drained: Vec<oneshot::Sender<()>>,
@@ -67,8 +69,8 @@ impl Core {
             kv_bytes: settings.kv_bytes(),
         };
         let (metrics, shared) = watched;
-        let info = model.info();
-        let kept = if info.device == "cpu" { settings.prefix_cache_bytes } else { 0 };
+        let (info, exact) = (model.info(), model.info().device == "cpu");
+        let kept = if exact || model.reserved().is_some() { settings.prefix_bytes() } else { 0 };
         let prefixes = Prefixes::new(kept, info.kv_bytes_per_token);
         Self {
             model,
@@ -81,6 +83,7 @@ impl Core {
             sequences: HashMap::new(),
             alone: BTreeMap::new(),
             prefixes,
+            exact,
             next_id: 0,
             drain: None,
             drained: Vec::new(),
@@ -178,15 +181,15 @@ impl Core {
 
     /// Plans a step; who is admitted begins with what is kept of its prompt, in the memory that was reserved for it.
     fn schedule(&mut self, plan: &mut Plan) {
-        let Self { scheduler, prefixes, groups, sequences, alone, metrics, settings, .. } = self;
+        let Self { scheduler, prefixes, groups, sequences, alone, metrics, settings, exact, .. } = self;
         scheduler.schedule(plan, |id, reserved| {
             prefixes.shrink(settings.kv_bytes().saturating_sub(reserved));
             let (adapter, prompt, cache) = match (groups.get(&id), sequences.get_mut(&id), alone.get_mut(&id)) {
                 (Some(group), Some(sequence), _) => {
                     (group.request.adapter.as_ref(), &group.request.prompt, sequence.cache.get_or_insert_default())
                 }
-                (_, _, Some(Alone::Score(task))) => task.beginning(),
-                (_, _, Some(Alone::Classify(_)) | None) => return 0,
+                (_, _, Some(Alone::Score(task))) if *exact => task.beginning(),
+                (_, _, Some(Alone::Score(_) | Alone::Classify(_)) | None) => return 0,
             };
             metrics.prefix_cache_queries.inc_by(prompt.len() as u64);
             let Some(copy) = prefixes.begin(adapter, prompt) else { return 0 };

@@ -110,9 +110,14 @@ impl KvCache {
         })
     }
 
-    /// Returns a copy of the first `len` tokens, at most all of them, that shares no memory; none off the CPU.
+    /// Returns a copy of the first `len` tokens, at most all of them, that shares no memory but pages of a pool; none of
+    /// tensors.
     pub fn copy(&self, len: usize) -> Option<Self> {
         let len = len.min(self.len);
+        #[cfg(feature = "cuda")]
+        if let Some(pages) = &self.pages {
+            return Some(Self { len, pages: Some(pages.first(len)), ..Self::new(self.layers.len()) });
+        }
         let copy = |entry: &Option<Entry>| match entry {
             Some(Entry::Slices(held)) => Some(Some(Entry::Slices(Arc::new(held.copied(len))))),
             Some(Entry::Tensors { .. }) | None => None,
@@ -126,8 +131,12 @@ impl KvCache {
         })
     }
 
-    /// Returns whether all of it lies in memory of the CPU that it began itself.
+    /// Returns whether all of it lies in pages, or in memory of the CPU that it began itself.
     pub fn is_whole(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        if self.pages.is_some() {
+            return true;
+        }
         let own = |entry: &Option<Entry>| matches!(entry, Some(Entry::Slices(held)) if held.start() == 0);
         self.layers.iter().all(own)
     }

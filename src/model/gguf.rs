@@ -19,24 +19,29 @@ use candle_core::{DType, Device, Tensor};
 use super::ModelError;
 use super::config::{Config, Head, MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, RopeScaling};
 use super::gguf_header::{Header, TensorInfo, Value};
-use super::weights::{Fingerprint, Parts, activations, fault_in, invalid, unreadable};
+use super::weights::{Fingerprint, Parts, activations, fault_in, instead_of_quantised, invalid, unreadable};
 use crate::ops::Linear;
 
-/// Reads configuration and weights of a file. With `dequantise` the weights are turned into that format; without, they
-/// stay as they are, and activations are f32.
+/// Reads configuration and weights of a file. With `dequantise` the weights are turned into that format; without, into
+/// that of [`instead_of_quantised`], or else they stay as they are, and activations are f32.
 pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> Result<(Config, Parts), ModelError> {
     let file = File::open(path).map_err(unreadable(path))?;
     let size = file.metadata().map_err(unreadable(path))?.len();
     let header = Header::read(BufReader::new(&file), size).map_err(|fault| invalid(path, fault))?;
     let mut source = Source { path, file, size, header };
     let config = source.config()?;
+    let parameters: u64 = config.tensors().values().map(|shape| shape.iter().product::<usize>() as u64).sum();
+    let dequantise = match dequantise {
+        None => instead_of_quantised(device, parameters)?,
+        named => named,
+    };
     let dtype = dequantise.unwrap_or(DType::F32);
     let mut digest = Fingerprint::new(&config.canonical());
     let mut parts = Parts {
         matrices: BTreeMap::new(),
         vectors: BTreeMap::new(),
         fingerprint: String::new(),
-        parameters: 0,
+        parameters,
         dtype: activations(device, dtype),
         weight_format: String::new(),
     };
@@ -48,7 +53,6 @@ pub(super) fn read(path: &Path, device: &Device, dequantise: Option<DType>) -> R
             bytes = rotation_halves(&bytes, shape[0], config.head_dim);
         }
         let weights = shape.iter().product::<usize>() as u64;
-        parts.parameters += weights;
         *formats.entry(format!("{format:?}").to_lowercase()).or_default() += weights;
         match (plain(format), shape.len()) {
             (Some(stored), 2) => {

@@ -125,21 +125,33 @@ pub trait BaseModel: Send + Sync {
 /// What a model is to set aside on its device before it serves, so that nothing else can take it.
 #[derive(Debug, Clone, Copy)]
 pub struct Reserve {
-    /// Bytes of keys and values; none are half of what is free.
+    /// Bytes of keys and values; none are half of what is free and not spoken for.
     pub kv_bytes: Option<u64>,
     /// Tokens of a step.
     pub rows: usize,
     /// Sequences of a step.
     pub sequences: usize,
+    /// Bytes of the adapters in slots; none are room for one of rank 16 a sequence, a sixteenth of what is free at most.
+    pub adapter_bytes: Option<u64>,
+    /// Bytes that jobs compute in.
+    pub job_bytes: u64,
+    /// Bytes that stay free for what is loaded later.
+    pub spare_bytes: u64,
 }
 
 /// Bytes of a device that are set aside, each for one purpose.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reserved {
+    /// The model.
+    pub weights: u64,
     /// The pool of keys and values.
     pub kv_cache: u64,
     /// What steps compute with.
     pub steps: u64,
+    /// Adapters in slots.
+    pub adapters: u64,
+    /// Jobs.
+    pub jobs: u64,
 }
 
 /// A language model, or a classifier of texts.
@@ -309,8 +321,9 @@ pub type Computed<'a> = (Tensor, Backward<'a>);
 /// Reads a base model: a transformers folder or a GGUF file.
 ///
 /// `device` is `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `f32`, `bf16` or `f16`. For a folder `auto` means f32 on
-/// the CPU and the checkpoint's own format on CUDA. The weights of a GGUF file stay as they are with `auto`, under f32
-/// activations; any other value turns them into that format.
+/// the CPU, and on CUDA the checkpoint's own format, but bf16 instead of f16. The weights of a GGUF file stay as they are
+/// with `auto` on the CPU, under f32 activations, and become bf16 on CUDA where that takes half of the free memory at most;
+/// any other value turns them into that format.
 ///
 /// # Errors
 /// Names the file and its fault, the unsupported feature, or the missing device.

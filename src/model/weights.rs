@@ -16,6 +16,8 @@ use sha2::{Digest, Sha256};
 use super::ModelError;
 use super::config::{Config, Fault};
 use crate::ops::Linear;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::Gpu;
 
 /// Largest JSON file read: a shard index of a model with a hundred thousand tensors has 10 MB.
 const MAX_JSON: u64 = 64 << 20;
@@ -76,6 +78,21 @@ pub(super) fn activations(device: &Device, weights: DType) -> DType {
     if device.is_cpu() { DType::F32 } else { weights }
 }
 
+/// Returns the format that quantised weights are turned into where nothing is said: bf16 on a GPU, whose kernels take no
+/// other, if `parameters` of it are half of what is free there at most. Elsewhere, none: they stay as they are.
+#[cfg(feature = "cuda")]
+pub(super) fn instead_of_quantised(device: &Device, parameters: u64) -> Result<Option<DType>, ModelError> {
+    let Some(gpu) = Gpu::of(device) else { return Ok(None) };
+    let bytes = parameters.saturating_mul(DType::BF16.size_in_bytes() as u64);
+    Ok((bytes <= gpu.memory()?.0 as u64 / 2).then_some(DType::BF16))
+}
+
+#[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "as with the feature")]
+pub(super) fn instead_of_quantised(_: &Device, _: u64) -> Result<Option<DType>, ModelError> {
+    Ok(None)
+}
+
 /// What weights are checked against.
 pub(super) struct Needed {
     /// Tensors with their shapes, by transformers' names.
@@ -110,8 +127,13 @@ pub(super) fn read_parts(
         digest.tensor(name, format, shape, bytes);
         stored.get_or_insert(format);
     }
-    let auto = if device.is_cpu() { Some(DType::F32) } else { configured.or(stored.and_then(float)) };
-    let dtype = dtype.or(auto).unwrap_or(DType::F32);
+    let auto = match configured.or(stored.and_then(float)) {
+        _ if device.is_cpu() => DType::F32,
+        // The kernels know bf16.
+        Some(DType::F16) => DType::BF16,
+        own => own.unwrap_or(DType::F32),
+    };
+    let dtype = dtype.unwrap_or(auto);
     let mut parts = Parts {
         matrices: BTreeMap::new(),
         vectors: BTreeMap::new(),

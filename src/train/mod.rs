@@ -45,8 +45,10 @@ pub struct Context {
     pub model: Arc<dyn BaseModel>,
     /// How rows become what it takes.
     pub reader: Reader,
-    /// Bytes that a job may take on top of the base model; 0: what the machine has free when it begins.
+    /// Bytes that a job may take on top of the base model; 0: what the device has free when it begins.
     pub memory_bytes: u64,
+    /// Bytes of these that it leaves to others.
+    pub spare_bytes: u64,
 }
 
 /// How rows become what a model takes.

@@ -104,7 +104,7 @@ impl Trainer {
         };
         let estimate = Estimate::new(base, model.depth(), settings, examples.labels.len(), tokens);
         let available = match context.memory_bytes {
-            0 => free(base.device()),
+            0 => free(base.device()).saturating_sub(context.spare_bytes),
             bytes => bytes,
         };
         let recompute = fit(&estimate, settings.recompute, available)?;

@@ -101,6 +101,19 @@ def same_bits(server, new):
     return f"{sum(map(len, first))} log-probabilities, beside {len(load.answers)} other answers"
 
 
+def prompt_again(server, new):
+    """A prompt that begins like another one takes what was computed of that, and goes on as it would alone."""
+    prompt, other = peer.prompts(2, 50, server.vocab, 7)
+    hits = lambda: server.metrics()["evenkeel_prefix_cache_hits_total"]
+    alone = [server.stream(own, new, server.names[0])[0] for own in (other[:20] + prompt[20:], prompt)]
+    before = hits()
+    again = [server.stream(own, new, server.names[0])[0] for own in (prompt[:40] + other[40:], prompt)]
+    found = hits() - before
+    assert found >= 40 + 49, f"{found:.0f} tokens were taken"
+    assert again[1] == alone[1], "the prompt that came again got other tokens"
+    return f"{found:.0f} tokens of prompts were not computed again"
+
+
 def generation_of(job):
     return succeeded(job).result.generation
 
@@ -169,11 +182,12 @@ def main():
         shapes.write_adapter(model, f"{root}/a{seed}", seed)
     checks, new = checking.Checks(), 12 if options.tiny else 48
     # In f32 no token depends on the rounding of the batch that it was computed in.
-    for dtype, parts in (("f32", [("a swap under load", swap_under_load, new)]),
+    for dtype, parts in (("f32", [("a swap under load", swap_under_load, new), ("a prompt again", prompt_again, new)]),
                          ("auto", [("scores are the same bits", same_bits, new),
                                    ("memory is told", memory_is_told, options),
                                    ("a job that cannot fit", too_large_a_job, options)])):
-        with Server(options.program, folder, f"{options.work}/serving", options.device, dtype, root) as server:
+        with Server(options.program, folder, f"{options.work}/serving", options.device, dtype, root,
+                    ENGINE__PREFIX_CACHE_BYTES=64 << 20) as server:
             for name in ("a0", "a1"):
                 server.register(name, name)
             for name, check, argument in parts:

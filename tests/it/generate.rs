@@ -126,7 +126,7 @@ async fn n_completions_are_independent_and_repeat_with_their_seed() {
 
 #[tokio::test]
 async fn what_is_kept_of_ended_requests_changes_no_bit_of_an_answer() {
-    let cold = client::start_with(client::MODEL, |settings| settings.engine.prefix_cache_bytes = 0).await;
+    let cold = client::start_with(client::MODEL, |settings| settings.engine.prefix_cache_bytes = Some(0)).await;
     let warm = client::start().await;
     let prompt = "Winter light falls on the keel of a ship that has been lying in the river since autumn";
     let longer = format!("{prompt}, and nobody knows whose it is");

@@ -60,7 +60,7 @@ proptest! {
         let kv_cache_bytes = 5200 + more;
         let settings = EngineSettings {
             kv_cache_bytes: Some(kv_cache_bytes),
-            prefix_cache_bytes,
+            prefix_cache_bytes: Some(prefix_cache_bytes),
             max_step_tokens: step_tokens,
             max_running_sequences: running,
             ..EngineSettings::default()

@@ -85,7 +85,7 @@ fn what_is_kept_fits_into_its_bytes_and_into_what_runs_leave() {
     // Room of 64 tokens each.
     let settings = |kv_cache_bytes, prefix_cache_bytes| EngineSettings {
         kv_cache_bytes: Some(kv_cache_bytes),
-        prefix_cache_bytes,
+        prefix_cache_bytes: Some(prefix_cache_bytes),
         ..EngineSettings::default()
     };
     let ask = |bench: &mut Bench, from| {

@@ -30,6 +30,10 @@ mod slots;
 const _: () = assert!(PAGE == cuda::BLOCK);
 /// Largest rank for which steps are recorded.
 const RANK: usize = 64;
+/// Where nothing is said, slots have room for adapters of this rank on all linear layers,
+const USUAL_RANK: usize = 16;
+/// and take no more than this part of what is free.
+const MOST_OF_ROOM: u64 = 16;
 
 /// What a model has reserved on its device.
 #[derive(Debug)]
@@ -95,11 +99,11 @@ impl Llama {
         if !dense || !known || !heads || !even || config.layers == 0 {
             return Ok(None);
         }
+        gpu.claim(usize::try_from(reserve.job_bytes).unwrap_or(usize::MAX))?;
+        let spare = reserve.job_bytes.saturating_add(reserve.spare_bytes);
+        let room = (gpu.memory()?.0 as u64).saturating_sub(spare);
         let bytes = self.info.kv_bytes_per_token * PAGE as u64;
-        let wanted = match reserve.kv_bytes {
-            Some(wanted) => wanted,
-            None => gpu.memory()?.0 as u64 / 2,
-        };
+        let wanted = reserve.kv_bytes.unwrap_or(room / 2);
         let served = usize::try_from(wanted / bytes.max(1)).unwrap_or(usize::MAX).max(1);
         // Audits compute beside the engine, whose budget knows nothing of them.
         let total = served.saturating_add(served / 8).saturating_add(64);
@@ -109,7 +113,7 @@ impl Llama {
         let outputs = self.head.weight.outputs()?;
         let width = pages(config.context_length).min(total);
         let (few, rows) = (bucket(reserve.sequences), reserve.rows.max(reserve.sequences));
-        let room = |sizes, chosen| Room::new(&gpu, config, self.dtype, sizes, (chosen, outputs), RANK);
+        let new_room = |sizes, chosen| Room::new(&gpu, config, self.dtype, sizes, (chosen, outputs), RANK);
         let mut scratch = 0;
         for rows in (1..=reserve.sequences).map(bucket) {
             let queries = gpu.tensor((rows, config.heads * config.head_dim), self.dtype)?;
@@ -121,11 +125,22 @@ impl Llama {
             let width = widths(width).last().unwrap_or(width);
             Form { rows, sequences, width, chosen: sequences }.len()
         };
-        let decoding = room((few, numbers(few, few), scratch), few)?;
-        let other = room((rows, numbers(rows, reserve.sequences), 0), reserve.sequences)?;
+        let decoding = new_room((few, numbers(few, few), scratch), few)?;
+        let other = new_room((rows, numbers(rows, reserve.sequences), 0), reserve.sequences)?;
         let linear = site_of(0, Module::ALL[0])..site_of(config.layers, Module::ALL[0]);
-        let slots = Slots::new(&gpu, few, linear, self.dtype)?;
-        let reserved = Reserved { kv_cache: served as u64 * bytes, steps: decoding.bytes() + other.bytes() };
+        let both_sides: usize = self.sites[linear.clone()].iter().map(|site| site.input + site.output).sum();
+        let number = self.dtype.size_in_bytes() as u64;
+        let usual = (few * USUAL_RANK * both_sides) as u64 * number;
+        let of_adapters = reserve.adapter_bytes.unwrap_or(usual.min(room / MOST_OF_ROOM));
+        let size = (usize::try_from(of_adapters / number).unwrap_or(usize::MAX), self.dtype);
+        let slots = Slots::new(&gpu, few, linear, size)?;
+        let reserved = Reserved {
+            weights: self.info.parameters * number,
+            kv_cache: served as u64 * bytes,
+            steps: decoding.bytes() + other.bytes(),
+            adapters: slots.bytes(),
+            jobs: reserve.job_bytes,
+        };
         let free = gpu.memory()?.0;
         tracing::info!(device = self.info.device, ?reserved, free, "memory of the device is set aside");
         Ok(Some(Resident {
@@ -182,7 +197,7 @@ impl Llama {
         let chosen: Vec<usize> =
             places.iter().enumerate().flat_map(|(i, (rows, _))| rows.end - asked(i)..rows.end).collect();
         let placed = match state.slots.take(batch.lora) {
-            true => Some(state.slots.place(gpu, batch.lora)?),
+            true => state.slots.place(gpu, batch.lora)?,
             false => None,
         };
         let longest = places.iter().map(|(rows, _)| rows.len()).max().unwrap_or(0);

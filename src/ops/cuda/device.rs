@@ -1,7 +1,7 @@
-//! The device: memory of tensors, launches, products of cuBLAS.
+//! The device: launches, products of cuBLAS, recordings.
 //!
-//! The only place that hands addresses to the device. All work goes into one stream, in the order of the calls; during a
-//! capture into another one, which records it.
+//! Besides `memory` the only place that hands addresses to the device. All work goes into one stream, in the order of the
+//! calls; during a capture into another one, which records it.
 
 use std::sync::Arc;
 
@@ -9,11 +9,12 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::{self, CudaBlas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
+    CudaFunction, CudaGraph, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, sys,
 };
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType, bail};
+use candle_core::{CudaDevice, DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
+
+use super::memory::keep_memory;
 
 /// Opens a device. Its work goes into one stream, and is ordered by that alone.
 ///
@@ -38,6 +39,7 @@ pub fn open(index: usize) -> Result<Device> {
         unsafe {
             device.disable_event_tracking();
         }
+        keep_memory(device)?;
     }
     Ok(device)
 }
@@ -45,10 +47,16 @@ pub fn open(index: usize) -> Result<Device> {
 /// A device, and the stream that work goes to.
 #[derive(Clone)]
 pub struct Gpu {
-    device: CudaDevice,
-    stream: Arc<CudaStream>,
+    pub(super) device: CudaDevice,
+    pub(super) stream: Arc<CudaStream>,
     blas: Arc<CudaBlas>,
+    /// Memory that products compute in; none is cuBLAS's own.
+    #[expect(dead_code, reason = "it is memory that the device uses")]
+    workspace: Option<Tensor>,
 }
+
+/// Bytes that products compute in; what NVIDIA advises for compute capability 9.0.
+const WORKSPACE: usize = 32 << 20;
 
 /// What a kernel is launched with.
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +99,8 @@ impl Gpu {
     pub fn of(device: &Device) -> Option<Self> {
         match device {
             Device::Cuda(device) => {
-                Some(Self { device: device.clone(), stream: device.cuda_stream(), blas: device.cublas_handle() })
+                let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
+                Some(Self { device: device.clone(), stream, blas, workspace: None })
             }
             Device::Cpu | Device::Metal(_) => None,
         }
@@ -103,75 +112,19 @@ impl Gpu {
         Device::Cuda(self.device.clone())
     }
 
-    /// Returns the same device with a stream and a handle of cuBLAS of its own.
+    /// Returns the same device with a stream, a handle of cuBLAS and memory for its products of its own, so that what is
+    /// recorded takes none.
     ///
     /// # Errors
     /// When the device fails.
     pub fn aside(&self) -> Result<Self> {
         let stream = self.stream.context().new_stream().w()?;
-        let blas = Arc::new(CudaBlas::new(Arc::clone(&stream)).w()?);
-        Ok(Self { device: self.device.clone(), stream, blas })
-    }
-
-    /// Takes memory for a tensor; what it holds at first is not defined.
-    ///
-    /// # Errors
-    /// When the device has no memory left, or the format is none of f32, bf16, f16 and u32.
-    pub fn tensor(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        let shape = shape.into();
-        let count = shape.elem_count();
-        #[expect(clippy::wildcard_enum_match_arm, reason = "kernels know no other format")]
-        let storage = match dtype {
-            DType::F32 => self.wrapped::<f32>(count)?,
-            DType::BF16 => self.wrapped::<bf16>(count)?,
-            DType::F16 => self.wrapped::<f16>(count)?,
-            DType::U32 => self.wrapped::<u32>(count)?,
-            other => bail!("kernels know no tensors of {other:?}"),
-        };
-        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
-    }
-
-    /// Takes memory for tensors of the shapes and formats of others.
-    ///
-    /// # Errors
-    /// As [`Self::tensor`].
-    pub fn alike<const N: usize>(&self, tensors: [&Tensor; N]) -> Result<[Tensor; N]> {
-        let made = tensors.iter().map(|like| self.tensor(like.shape(), like.dtype())).collect::<Result<Vec<_>>>()?;
-        made.try_into().or_else(|_| bail!("as many tensors as there were"))
-    }
-
-    fn wrapped<T: candle_core::cuda_backend::CudaDType + DeviceRepr>(&self, count: usize) -> Result<CudaStorage> {
-        #[expect(unsafe_code, reason = "memory is written before it is read: the callers' promise")]
-        let slice: CudaSlice<T> = unsafe { self.device.alloc(count)? };
-        Ok(CudaStorage::wrap_cuda_slice(slice, self.device.clone()))
-    }
-
-    /// Copies numbers to the beginning of a tensor, behind the work given so far.
-    ///
-    /// # Errors
-    /// When the tensor is smaller or the device fails.
-    pub fn upload<T: WithDType + DeviceRepr>(&self, data: &[T], to: &Tensor) -> Result<()> {
-        if to.dtype() != T::DTYPE || to.elem_count() < data.len() {
-            bail!("{} numbers for a tensor of {:?}", data.len(), to.shape());
-        }
-        let address = self.address(to)?;
-        #[expect(unsafe_code, reason = "the tensor has room, as was checked")]
-        unsafe { result::memcpy_htod_async(address, data, self.stream.cu_stream()) }.w()
-    }
-
-    /// Copies a tensor to another one of the same format and size.
-    ///
-    /// # Errors
-    /// When they differ or the device fails.
-    pub fn copy(&self, from: &Tensor, to: &Tensor) -> Result<()> {
-        if from.dtype() != to.dtype() || from.elem_count() != to.elem_count() {
-            bail!("{:?} {:?} for {:?} {:?}", from.dtype(), from.shape(), to.dtype(), to.shape());
-        }
-        let from = from.contiguous()?;
-        let bytes = from.elem_count() * from.dtype().size_in_bytes();
-        let (source, target) = (self.address(&from)?, self.address(to)?);
-        #[expect(unsafe_code, reason = "both are of this size, as was checked")]
-        unsafe { result::memcpy_dtod_async(target, source, bytes, self.stream.cu_stream()) }.w()
+        let blas = CudaBlas::new(Arc::clone(&stream)).w()?;
+        let workspace = self.tensor(WORKSPACE / size_of::<f32>(), DType::F32)?;
+        let address = self.address(&workspace)? as *mut std::ffi::c_void;
+        #[expect(unsafe_code, reason = "the memory lives as long as the handle, beside which it is kept")]
+        unsafe { cublas::sys::cublasSetWorkspace_v2(*blas.handle(), address, WORKSPACE) }.result().w()?;
+        Ok(Self { device: self.device.clone(), stream, blas: Arc::new(blas), workspace: Some(workspace) })
     }
 
     /// Launches a kernel.
@@ -308,15 +261,6 @@ impl Gpu {
     /// When the device fails.
     pub fn wait(&self) -> Result<()> {
         self.stream.synchronize().w()
-    }
-
-    /// Returns free and total bytes of memory.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.stream.context().bind_to_thread().w()?;
-        result::mem_get_info().w()
     }
 
     /// Returns the address of a contiguous tensor on this device, for tables that kernels read.

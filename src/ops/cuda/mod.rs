@@ -15,9 +15,11 @@ mod layers;
 mod lookup;
 mod lora;
 mod loss;
+mod memory;
 mod norm;
 mod norm_backward;
 mod paged;
+mod place;
 mod rotary;
 mod sample;
 #[cfg(test)]
@@ -39,6 +41,7 @@ pub use norm::{add_rms_norm, add_rows, layer_norm, rms_norm};
 pub(super) use norm_backward::norm_of;
 pub use norm_backward::{Norm, NormGradients, norm_backward};
 pub use paged::{Rows, Seen, attend_decode, attend_rows, decode_scratch};
+pub use place::place;
 pub use rotary::{BLOCK, MOST_NUMBERS, Places, rope, rope_and_store};
 pub use sample::{Choice, Listed, NO_TOKEN, SETTINGS, choose, penalise};
 

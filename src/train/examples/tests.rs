@@ -26,7 +26,7 @@ fn context(model: &str) -> Context {
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
     let model = crate::model::load(&folder, "golden", "cpu", "f32").unwrap();
     let reader = Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) };
-    Context { model, reader, memory_bytes: 0 }
+    Context { model, reader, memory_bytes: 0, spare_bytes: 0 }
 }
 
 impl Context {
@@ -414,7 +414,7 @@ fn an_image_of_a_size_that_nothing_resizes_is_told_at_the_start() {
     let settings = Settings { task: Task::ImageClassification, ..settings() };
     let examples = |processor: &str| {
         let reader = Reader::Images(crate::model::image::Processor::parse(processor.as_bytes(), size).unwrap());
-        Examples::new(&Context { model: model.clone(), reader, memory_bytes: 0 }, &dataset, &settings)
+        Examples::new(&Context { model: model.clone(), reader, memory_bytes: 0, spare_bytes: 0 }, &dataset, &settings)
     };
     let numbers: Vec<_> =
         examples(r#"{"size": 32}"#).unwrap().train.iter().map(|e| e.image.as_ref().unwrap().row).collect();

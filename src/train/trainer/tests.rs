@@ -37,7 +37,7 @@ fn context_on(device: &str, dtype: &str) -> Context {
     let (tokenizer, chat) = Tokenizer::load(&folder).unwrap();
     let model = crate::model::load(&folder, "golden", device, dtype).unwrap();
     let reader = Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) };
-    Context { model, reader, memory_bytes: 0 }
+    Context { model, reader, memory_bytes: 0, spare_bytes: 0 }
 }
 
 fn dataset(rows: usize) -> Dataset {

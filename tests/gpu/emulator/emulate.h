@@ -243,6 +243,20 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
+// Four signed bytes of a word each.
+inline int __dp4a(int a, int b, int sum) {
+    for (int i = 0; i < 32; i += 8) sum += int(int8_t(a >> i)) * int(int8_t(b >> i));
+    return sum;
+}
+inline unsigned __vsubss4(unsigned a, unsigned b) {
+    unsigned out = 0;
+    for (int i = 0; i < 32; i += 8) {
+        int difference = int(int8_t(a >> i)) - int(int8_t(b >> i));
+        out |= unsigned(uint8_t(difference < -128 ? -128 : difference > 127 ? 127 : difference)) << i;
+    }
+    return out;
+}
+
 // Functions of 16-bit numbers that the headers give to nvcc alone.
 #define EMULATED_OF_16_BITS(name, function)                                          \
     inline __half name(__half x) { return __float2half(function(__half2float(x))); } \

@@ -52,7 +52,7 @@ for name in fibers memory streams driver products random; do
     part $name
     objects+=("$out/$name.o")
 done
-for name in affine binary cast fill indexing reduce sort ternary unary; do
+for name in affine binary cast fill indexing quantized reduce sort ternary unary; do
     kernels "$candle/$name.cu" "candle_$name"
     objects+=("$out/candle_$name.o")
 done

@@ -121,6 +121,16 @@ CUresult cuMemFreeHost(void *address) {
     std::free(address);
     return CUDA_SUCCESS;
 }
+// A pool that keeps nothing.
+CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *out, CUdevice) {
+    *out = nullptr;
+    return CUDA_SUCCESS;
+}
+CUresult cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute, void *) { return CUDA_SUCCESS; }
+CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute, void *out) {
+    *static_cast<uint64_t *>(out) = 0;
+    return CUDA_SUCCESS;
+}
 CUresult cuMemGetInfo(size_t *free, size_t *total) {
     memory(free, total);
     return CUDA_SUCCESS;

@@ -34,7 +34,14 @@ pub(crate) fn device() -> String {
 }
 
 /// What models set aside where they run on a GPU: enough for every case, one after the other.
-const RESERVE: Reserve = Reserve { kv_bytes: Some(64 << 20), rows: 64, sequences: 8 };
+const RESERVE: Reserve = Reserve {
+    kv_bytes: Some(64 << 20),
+    rows: 64,
+    sequences: 8,
+    adapter_bytes: Some(16 << 20),
+    job_bytes: 0,
+    spare_bytes: 0,
+};
 
 /// Returns the folders below `root()/part` that hold `file`, sorted.
 pub(crate) fn cases(part: &str, file: &str) -> Vec<PathBuf> {

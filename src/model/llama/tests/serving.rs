@@ -23,13 +23,15 @@ fn adapter(model: &Llama, rank: usize, seed: u64) -> Arc<Adapter> {
     Arc::new(Adapter::unnamed(sites.map(change).collect()))
 }
 
-/// The logits of the last row of each sequence in each step.
-fn served(config: &serde_json::Value, device: &str, dtype: &str) -> Vec<Vec<f32>> {
+/// The logits of the last row of each sequence in each step; slots have room for `adapter_bytes`.
+fn served(config: &serde_json::Value, device: &str, dtype: &str, adapter_bytes: Option<u64>) -> Vec<Vec<f32>> {
     let folder = tempfile::tempdir().unwrap();
     let parsed = Config::parse(config.to_string().as_bytes()).unwrap();
     write(folder.path(), config, &tensors(&parsed, 7), 1);
     let mut model = open(folder.path(), device, dtype).unwrap();
-    model.reserve(&Reserve { kv_bytes: Some(1 << 20), rows: 64, sequences: 4 }).unwrap();
+    let kv_bytes = Some(1 << 20);
+    let reserve = Reserve { kv_bytes, rows: 64, sequences: 4, adapter_bytes, job_bytes: 1 << 20, spare_bytes: 0 };
+    model.reserve(&reserve).unwrap();
     let adapters = [adapter(&model, 3, 1), adapter(&model, 8, 5)];
     let mut caches: Vec<_> = (0..3).map(|_| model.new_cache()).collect();
     let mut all = Vec::new();
@@ -50,16 +52,72 @@ fn served(config: &serde_json::Value, device: &str, dtype: &str) -> Vec<Vec<f32>
 }
 
 #[test]
+fn on_gpu_a_sequence_that_begins_with_pages_of_another_goes_its_own_way() {
+    let config = mistral();
+    let folder = tempfile::tempdir().unwrap();
+    let parsed = Config::parse(config.to_string().as_bytes()).unwrap();
+    write(folder.path(), &config, &tensors(&parsed, 7), 1);
+    let mut model = open(folder.path(), "cuda", "f32").unwrap();
+    let kv_bytes = Some(1 << 20);
+    let reserve = Reserve { kv_bytes, rows: 64, sequences: 4, adapter_bytes: None, job_bytes: 0, spare_bytes: 0 };
+    model.reserve(&reserve).unwrap();
+    let last = |cache: &mut KvCache, tokens: &[u32]| {
+        let segments = [Segment { len: tokens.len(), logits: Rows::Last(1) }];
+        let batch = Batch { tokens, segments: &segments, lora: &LoraBatch::default() };
+        model.forward(&batch, &mut [cache]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let alike = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 10.0 * ROUNDING);
+    let (prompt, other) = (ids(30, 1), ids(9, 2));
+    let mut whole = model.new_cache();
+    last(&mut whole, &prompt);
+    assert!(whole.is_whole());
+    // In the middle of a page, and at its end.
+    for begin in [21, 16] {
+        let mut branch = whole.copy(begin).unwrap();
+        assert_eq!(branch.len(), begin);
+        let continued = last(&mut branch, &other);
+        let mut alone = model.new_cache();
+        assert!(alike(continued, last(&mut alone, &[&prompt[..begin], &other].concat())));
+    }
+    // The one that was there first is what it was.
+    let mut alone = model.new_cache();
+    assert!(alike(last(&mut whole, &other), last(&mut alone, &[&prompt[..], &other].concat())));
+}
+
+/// The bytes that both adapters take in slots.
+fn both(config: &serde_json::Value, number: usize) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let parsed = Config::parse(config.to_string().as_bytes()).unwrap();
+    write(folder.path(), config, &tensors(&parsed, 7), 1);
+    let model = open(folder.path(), "cpu", "f32").unwrap();
+    let all = [adapter(&model, 3, 1), adapter(&model, 8, 5)];
+    let numbers = |adapter: &Arc<Adapter>| {
+        let sides = |change: &Change| match change {
+            Change::Linear(delta) => {
+                delta.a.elem_count().next_multiple_of(8) + delta.b.elem_count().next_multiple_of(8)
+            }
+            Change::Embedding { .. } | Change::Replaced { .. } | Change::Bias(_) => 0,
+        };
+        adapter.changes().values().map(sides).sum::<usize>()
+    };
+    (all.iter().map(numbers).sum::<usize>() * number) as u64
+}
+
+#[test]
 fn on_gpu_steps_have_the_logits_of_the_cpu() {
     for config in [mistral(), llama()] {
-        let expected = served(&config, "cpu", "f32");
+        let expected = served(&config, "cpu", "f32", None);
         let most = expected.iter().flatten().fold(0.0, |most: f32, logit| most.max(logit.abs()));
         // bf16 has 8 bits, and two blocks round about twenty times.
-        for (dtype, tolerance) in [("f32", 10.0 * ROUNDING), ("bf16", 0.05 * most)] {
-            let got = served(&config, "cuda", dtype);
-            for (row, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                let difference = got.iter().zip(expected).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
-                assert!(difference < tolerance, "{dtype}, row {row}: {difference} of {most}");
+        for (dtype, number, tolerance) in [("f32", 4, 10.0 * ROUNDING), ("bf16", 2, 0.05 * most)] {
+            let both = both(&config, number);
+            // Room for more than both; for just both; for one of them; for none, which then are tensors of their own.
+            for room in [None, Some(both), Some(both - 1), Some(number as u64)] {
+                let got = served(&config, "cuda", dtype, room);
+                for (row, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                    let difference = got.iter().zip(expected).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
+                    assert!(difference < tolerance, "{dtype}, {room:?}, row {row}: {difference} of {most}");
+                }
             }
         }
     }
