@@ -73,7 +73,7 @@ impl Default for ModelSettings {
 pub struct ServerSettings {
     /// gRPC address; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Address of /metrics, /healthz and /readyz; port 0 takes a free one.
+    /// Address of /metrics, /healthz, /readyz and /reports/{id}; port 0 takes a free one.
     pub http_listen: SocketAddr,
     /// Allows other addresses than loopback without authentication.
     pub insecure: bool,
@@ -133,8 +133,8 @@ pub struct EngineSettings {
     /// Bytes of a GPU for adapters that steps compute with: those used last stay there. None are room for as many as
     /// `max_running_sequences`, of rank 16 on all linear layers, and a sixteenth of what is free at most.
     pub adapter_slot_bytes: Option<u64>,
-    /// Of these, most that keep what ended requests computed for those that begin alike; 0 keeps nothing. None are 128 MiB on
-    /// the CPU, and all on a GPU.
+    /// Of the key and value cache, most bytes that keep what ended requests computed, for those that begin alike; 0
+    /// keeps nothing. None are 128 MiB on the CPU, and all on a GPU.
     pub prefix_cache_bytes: Option<u64>,
     /// Images that may wait for their step, of each model.
     pub max_waiting_images: usize,
@@ -180,7 +180,7 @@ pub struct RegistrySettings {
     pub memory_bytes: u64,
     /// Largest upload.
     pub max_upload_bytes: u64,
-    /// Generations kept of one adapter, the current and those that aliases point to not counted.
+    /// Generations kept of one adapter, besides the current one and those that aliases point to or jobs need.
     pub keep_generations: usize,
 }
 
@@ -408,6 +408,9 @@ impl EngineSettings {
         faults.count(self.max_step_tokens as u64, "engine.max_step_tokens");
         faults.count(self.kv_bytes(), "engine.kv_cache_bytes");
         faults.count(self.adapter_slot_bytes.unwrap_or(1), "engine.adapter_slot_bytes");
+        let most = i64::MAX as u64;
+        let kept = self.prefix_bytes() <= most;
+        faults.unless(kept, "engine.prefix_cache_bytes", format!("must be 0 to {most}"));
         faults.count(self.max_waiting_images as u64, "engine.max_waiting_images");
         faults.count(self.max_step_images as u64, "engine.max_step_images");
         for (key, value, most) in [
@@ -488,10 +491,7 @@ impl LogSettings {
             faults.unless(false, "log.filter", format!("`{}`: {e}", self.filter));
         }
         let format = self.format.as_str();
-        faults.unless(
-            ["text", "json"].contains(&format),
-            "log.format",
-            format!("must be text or json, not `{format}`"),
-        );
+        let known = ["text", "json"].contains(&format);
+        faults.unless(known, "log.format", format!("must be text or json, not `{format}`"));
     }
 }

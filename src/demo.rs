@@ -1,4 +1,5 @@
-//! A walk through the server in one command: pull, serve, chat, score, swap an adapter under a running stream, train one, audit it.
+//! A walk through the server in one command: pull, serve, chat, score, swap an adapter under a running stream, train
+//! one, audit it.
 //!
 //! A client like any other: it starts the real server on free loopback ports in a temporary folder and then knows it
 //! only through gRPC and HTTP. Every claim that it prints is checked; a claim that does not hold ends it with an error.
@@ -69,7 +70,7 @@ pub async fn run() -> anyhow::Result<()> {
         demo.score().await?;
         demo.swap().await?;
         training::Training::new(&channel).run().await?;
-        auditing::run(&channel, http).await?;
+        auditing::run(&channel).await?;
         metrics(http).await
     }
     .await;
@@ -81,7 +82,9 @@ pub async fn run() -> anyhow::Result<()> {
     title("Done");
     println!("   {:.0} seconds. To go on by hand, start a server and ask it:", began.elapsed().as_secs_f64());
     println!();
-    println!("   evenkeel serve --model {}", hub::DEFAULT_MODEL);
+    // As it was called: it need not be on the path.
+    let program = std::env::args_os().next().unwrap_or_else(|| "evenkeel".into());
+    println!("   {} serve --model {}", program.display(), hub::DEFAULT_MODEL);
     println!(
         "   grpcurl -plaintext -d '{{\"prompt\": \"The keel of a ship\"}}' 127.0.0.1:50051 \
          evenkeel.v1.InferenceService/Generate"

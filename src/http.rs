@@ -1,8 +1,8 @@
-//! The HTTP listener's pages: metrics, liveness, readiness.
+//! The HTTP listener's pages: metrics, liveness, readiness, reports.
 //!
-//! `/metrics` is Prometheus' text format 0.0.4. `/reports/{id}` shows a report of an audit, by id or name of the audit. `/healthz` answers while the process lives; `/readyz` only while the
-//! server takes requests: 503 from the first sign of a shutdown. No page changes
-//! anything, and none shows a prompt.
+//! `/metrics` is Prometheus' text format 0.0.4. `/reports/{id}` shows a report of an audit, by id or name of the audit.
+//! `/healthz` answers while the process lives; `/readyz` only while the server takes requests: 503 from the first sign
+//! of a shutdown. No page changes anything, and none shows a prompt.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! evenkeel serves a base model with hot-swappable LoRA adapters over gRPC.
+//! Serves a base model with hot-swappable LoRA adapters, fine-tunes new ones and audits them for subgroup fairness,
+//! over gRPC.
 //!
 //! ```text
 //! rpc → { engine  jobs  registry  reports  dataset }        registry → reports → audit

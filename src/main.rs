@@ -23,7 +23,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 const PURGE_DELAY_MILLISECONDS: std::ffi::c_long = 60_000;
 
-/// Serves a base model with hot-swappable LoRA adapters over gRPC.
+/// Serves a base model with hot-swappable LoRA adapters, fine-tunes new ones and audits them for subgroup fairness,
+/// over gRPC.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -39,10 +40,12 @@ enum Command {
     Demo,
     /// Brings a model into the cache and prints where it lies.
     Pull {
-        /// Name, for example `smollm2-135m`.
+        /// `smollm2-135m`, `owner/name` or `owner/name@revision`.
         name: String,
     },
-    /// Prints the settings that `serve` would use, each with its source, or every fault in them.
+    /// Prints the settings that `serve` would use and where they are from, or every fault in them.
+    ///
+    /// A setting that is decided at start, or has no value, is not in it.
     CheckConfig(SettingsArgs),
 }
 
@@ -57,7 +60,7 @@ struct SettingsArgs {
     /// Address for gRPC; port 0 takes a free one [server.listen]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Address for /metrics, /healthz and /readyz; port 0 takes a free one [server.http_listen]
+    /// Address for /metrics, /healthz, /readyz and /reports/{id}; port 0 takes a free one [server.http_listen]
     #[arg(long, value_name = "ADDR")]
     http_listen: Option<String>,
     /// Folder for everything durable [server.data_dir]

@@ -24,8 +24,8 @@ pub use served::{AdapterUse, AdapterUses};
 /// Adapters that get a label value of their own.
 pub const ADAPTER_LABELS: usize = 100;
 
-// Bounds of vLLM's buckets, so that its dashboards read them. Below those of two histograms there are finer ones: a small
-// model takes milliseconds on a CPU.
+// Bounds of vLLM's buckets, so that its dashboards read them. Below those of INTER_TOKEN_LATENCY and REQUEST_LATENCY
+// there are finer ones: a small model takes milliseconds on a CPU.
 const TIME_TO_FIRST_TOKEN: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
@@ -340,7 +340,7 @@ impl Metrics {
     /// # Errors
     /// As [`Self::new`].
     pub fn device_reserved(&self, bytes: &[(&str, u64)]) -> prometheus::Result<()> {
-        let help = "Bytes of the model's device that are set aside for serving, by use.";
+        let help = "Bytes of the model's device that are set aside, by use.";
         let gauges = Adder(&self.registry).gauges("evenkeel_device_reserved_bytes", help, &["use"])?;
         for (purpose, bytes) in bytes {
             gauges.with_label_values(&[purpose]).set(i64::try_from(*bytes).unwrap_or(i64::MAX));

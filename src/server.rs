@@ -1,4 +1,5 @@
-//! Wires the rooms together: store → registry, data sets and reports → engine → jobs → services, and takes them down in order.
+//! Wires the rooms together: store → registry, data sets and reports → engine → jobs → services, and takes them down in
+//! order.
 //!
 //! The model is loaded before: `bind` opens the listeners first, so that a taken port is found out before the adapters
 //! are read, and is ready when it returns. Signals, logs and the ready line are `main`'s.
@@ -150,9 +151,9 @@ impl Server {
         let metrics = Arc::new(Metrics::new()?);
         let info = loaded.model.info().clone();
         metrics.build_info(&loaded.name, &info.fingerprint, &info.device, &info.dtype)?;
-        if let Some(Reserved { weights, kv_cache, steps, adapters, jobs }) = reserved {
-            let kept = [("weights", weights), ("kv_cache", kv_cache), ("steps", steps), ("adapters", adapters)];
-            metrics.device_reserved(&[&kept[..], &[("jobs", jobs)]].concat())?;
+        if let Some(Reserved { weights, kv_cache, audits, steps, adapters, jobs }) = reserved {
+            let kept = [("weights", weights), ("kv_cache", kv_cache), ("audits", audits), ("steps", steps)];
+            metrics.device_reserved(&[&kept[..], &[("adapters", adapters), ("jobs", jobs)]].concat())?;
         }
 
         let (opening, counts) = (Arc::clone(&settings), Arc::clone(&metrics));
@@ -267,13 +268,13 @@ impl Server {
         self.grpc_addr
     }
 
-    /// Returns where metrics and health pages are.
+    /// Returns where the pages of metrics, health and reports are.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
     }
 
-    /// Serves until `shutdown` ends, then drains: health of each service and readiness say no, new work is refused, what runs gets
-    /// `drain_seconds` to end, connections get GOAWAY, and both listeners close.
+    /// Serves until `shutdown` ends, then drains: health of each service and readiness say no, new work is refused,
+    /// what runs gets `drain_seconds` to end, connections get GOAWAY, and both listeners close.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let grpc = tokio::spawn(self.grpc.run());
         let http_stop = self.stop.forced.clone();

@@ -1,8 +1,9 @@
 //! Turns of two kinds of work on one device: interactive steps go before slices of training, and never two at once.
 //!
-//! Knows neither: each takes its turn as a guard. Engines that take steps at the same time alternate. A slice waits while a step runs or more steps are about to come, but
-//! not for ever: when it has waited for `patience` it is the next, so that training is never starved. Nobody spins.
-//! One lock, held for a few lines; who waits sleeps on a condition.
+//! Knows neither: each takes its turn as a guard. Engines that take steps at the same time alternate. A slice waits
+//! while a step runs or more steps are about to come, but not for ever: when it has waited for `patience` it is the
+//! next, so that training is never starved. Nobody spins. One lock, held for a few lines; who waits sleeps on a
+//! condition.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -414,7 +414,11 @@ pub fn is_known(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::audit::scoring::ratio_names;
+    use crate::audit::settings::{Classifier, Normalization, Task};
 
     #[test]
     fn every_entry_is_found_by_its_name_and_judges_nothing() {
@@ -432,5 +436,39 @@ mod tests {
         assert_eq!(find("mia_control_planted_auc").map(|i| i.name), Some("control_planted_auc"));
         assert_eq!(find("accuracy_equivalence").map(|i| i.name), Some("accuracy"));
         assert_eq!(find("no such"), None);
+    }
+
+    #[test]
+    fn the_readme_lists_every_name_and_no_other() {
+        let readme = include_str!("../../README.md");
+        let section = readme.split("### Measures").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+        let names = section.lines().filter_map(|line| line.strip_prefix('|')?.split('|').nth(1));
+        let listed: BTreeSet<&str> = names.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+        let (text, normalization) = (String::new, Normalization::Sum);
+        let tasks = [
+            Task::Pairs { more: text(), less: text(), unrelated: Some(text()), normalization },
+            Task::Bbq { answers: Vec::new(), condition: text(), unknown: text(), biased: text(), normalization },
+            Task::Perplexity,
+            Task::Generation {
+                classifier: Classifier::Pronouns,
+                max_new_tokens: 1,
+                expected: Some(text()),
+                gold: Some(text()),
+            },
+        ];
+        let ratios: Vec<String> = tasks.iter().flat_map(ratio_names).collect();
+        let of_categories = ["male_rate", "female_rate", "neutral_rate"];
+        let ratios = ratios.iter().map(String::as_str).filter(|name| !of_categories.contains(name));
+        let catalogue = [&BINARY[..], &CLASSES, &MULTI_LABEL, &RATIOS];
+        for name in catalogue.into_iter().flatten().map(|info| info.name).chain(ratios) {
+            assert!(listed.contains(name), "{name} is not in the table of the README");
+        }
+        for info in ATTACKS {
+            let begin = format!("mia_ATTACK_{}", info.name);
+            assert!(listed.iter().any(|name| name.starts_with(&begin)), "{begin} is not in the table of the README");
+        }
+        for name in listed {
+            assert!(name.contains(char::is_uppercase) || is_known(name), "there is no measure {name}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Reads settings from file, environment and flags, and tells for every fault which of them it came from.
 //!
 //! Each value is tried alone on top of the defaults, so that one run reports every fault, not the first. Values from
-//! environment and flags are read as TOML where that fits the setting, else as plain text: `123` is a sound name.
+//! environment and flags are read as text, as a list between commas, or as a truth value or whole number, whichever the
+//! setting takes: `123` is a sound name.
 //! Reads the environment only where [`Sources::environment`] says so.
 
 use std::collections::BTreeMap;
@@ -352,6 +353,19 @@ mod tests {
         let faults = load(&Sources { flags, ..Sources::default() }).unwrap_err().faults;
         for key in keys {
             assert!(faults.iter().any(|fault| fault.contains(&format!("`{key}` (--set)"))), "{key}: {faults:#?}");
+        }
+    }
+
+    #[test]
+    fn what_toml_cannot_write_is_refused() {
+        for key in ["engine.prefix_cache_bytes", "engine.kv_cache_bytes", "jobs.memory_bytes"] {
+            let above = (i64::MAX as u64 + 1).to_string();
+            let faults = load(&Sources { flags: vec![flag(key, &above)], ..Sources::default() }).unwrap_err().faults;
+            assert!(faults.len() == 1 && faults[0].contains(&format!("`{key}` (--set)")), "{key}: {faults:#?}");
+        }
+        for sound in ["0", "9223372036854775807"] {
+            let flags = vec![flag("engine.prefix_cache_bytes", sound)];
+            load(&Sources { flags, ..Sources::default() }).unwrap();
         }
     }
 

@@ -23,7 +23,7 @@ const NAME: &str = "reviews";
 const PAGE: &str = "evenkeel-demo-report.html";
 
 /// Audits, prints the table, and leaves the page.
-pub(super) async fn run(channel: &Channel, http: std::net::SocketAddr) -> anyhow::Result<()> {
+pub(super) async fn run(channel: &Channel) -> anyhow::Result<()> {
     title("7. An audit: base model and adapter, by group, on the same rows");
     let mut audits = AuditServiceClient::new(channel.clone());
     let began = Instant::now();
@@ -49,7 +49,6 @@ pub(super) async fn run(channel: &Channel, http: std::net::SocketAddr) -> anyhow
     let page: PathBuf = std::env::temp_dir().join(PAGE);
     tokio::fs::write(&page, &answer.file).await?;
     println!("   the whole report, with plots: {}", page.display());
-    println!("   while a server runs: http://{http}/reports/{NAME}");
     Ok(())
 }
 

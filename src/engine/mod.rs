@@ -3,7 +3,8 @@
 //! The contract: requests in, events out. [`Engine`] (`handle`) queues; the thread behind it (`step`) owns all caches
 //! and sequences, asks `scheduler` what to compute, `sampler` for the next token and `stop` whether the text ends;
 //! `score` and `classify` compute log-probabilities and classes apart from the rest (`alone`); `pass` runs the model for
-//! all; `prefix` keeps what ended requests computed. Classifiers of images have a queue and a thread of their own ([`ImageEngine`]). Nothing here knows gRPC, names of adapters or templates.
+//! all; `prefix` keeps what ended requests computed. Classifiers of images have a queue and a thread of their own
+//! ([`ImageEngine`]). Nothing here knows gRPC, names of adapters or templates.
 
 mod alone;
 mod classify;

@@ -105,9 +105,10 @@ impl Jobs {
     /// Makes an audit with the fine-tunings that go before it.
     ///
     /// # Errors
-    /// [`JobsError::DatasetNotFound`], [`JobsError::Measure`], [`JobsError::TooManyModels`], [`JobsError::Conflict`], [`JobsError::QueueFull`];
-    /// [`RegistryError::AdapterNotFound`], [`RegistryError::NameTaken`] and [`RegistryError::GenerationMismatch`] (a model to
-    /// train has the name of an alias or adapter), [`RegistryError::RequestIdReused`]; when the disk fails.
+    /// [`JobsError::DatasetNotFound`], [`JobsError::Measure`], [`JobsError::TooManyModels`], [`JobsError::Conflict`],
+    /// [`JobsError::QueueFull`]; [`RegistryError::AdapterNotFound`], [`RegistryError::NameTaken`] and
+    /// [`RegistryError::GenerationMismatch`] (a model to train has the name of an alias or adapter),
+    /// [`RegistryError::RequestIdReused`]; when the disk fails.
     pub fn create_audit(&self, wanted: AuditWanted, request: Option<&RequestKey>) -> Result<Job, JobsError> {
         let inner = self.inner();
         if let Some(first) = inner.parts.store.read(|catalog| catalog.answered::<_, JobsError>(request))? {

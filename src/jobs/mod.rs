@@ -2,8 +2,9 @@
 //!
 //! Computes nothing itself: a [`Training`] makes the [`Work`] of a fine-tuning, whose result the registry publishes, and
 //! an [`Auditing`] that of an audit, whose report `reports` keeps. `changes` answers callers, `fan` makes audits
-//! with the fine-tunings that they need, `estimate` says what one would cost, `runner` is the one thread that takes jobs, `tune` and `audit` are what it does,
-//! `queue` puts jobs where they wait, `names` says what they publish under, `pace` lets it compute in slices. First come, first served, and no audit before the jobs that were made for it.
+//! with the fine-tunings that they need, `estimate` says what one would cost, `runner` is the one thread that takes
+//! jobs, `tune` and `audit` are what it does, `queue` puts jobs where they wait, `names` says what they publish under,
+//! `pace` lets it compute in slices. First come, first served, and no audit before the jobs that were made for it.
 //!
 //! A job is one row with its state and one row an event. An event is written before anybody sees it and never changed:
 //! what a watcher was shown stays true. A step that a restart makes necessary again has its event already and gets no

@@ -144,8 +144,10 @@ pub struct Reserve {
 pub struct Reserved {
     /// The model.
     pub weights: u64,
-    /// The pool of keys and values.
+    /// Keys and values of requests.
     pub kv_cache: u64,
+    /// Keys and values of audits, which compute beside the engine.
+    pub audits: u64,
     /// What steps compute with.
     pub steps: u64,
     /// Adapters in slots.
@@ -343,7 +345,7 @@ pub fn open(path: &Path, device: &str, dtype: &str) -> Result<Llama, ModelError>
 /// As [`open`].
 pub fn load(path: &Path, name: &str, device: &str, dtype: &str) -> Result<Arc<dyn CausalLm>, ModelError> {
     let model = open(path, device, dtype)?;
-    vision::announce(&model, name);
+    announce(&model, name);
     Ok(Arc::new(model))
 }
 
@@ -359,7 +361,7 @@ pub fn load_to_serve(
 ) -> Result<Arc<dyn CausalLm>, ModelError> {
     let mut model = open(path, device, dtype)?;
     model.reserve(reserve)?;
-    vision::announce(&model, name);
+    announce(&model, name);
     Ok(Arc::new(model))
 }
 
@@ -377,9 +379,23 @@ pub fn open_images(path: &Path, device: &str, dtype: &str) -> Result<Box<dyn Ima
 /// As [`open`].
 pub fn load_images(path: &Path, name: &str, device: &str, dtype: &str) -> Result<Arc<dyn ImageClassifier>, ModelError> {
     let model = open_images(path, device, dtype)?;
-    vision::announce(&*model, name);
+    announce(&*model, name);
     let model: Arc<dyn ImageModel> = Arc::from(model);
     Ok(model)
+}
+
+/// Says in the log that a model was loaded.
+fn announce(model: &dyn BaseModel, name: &str) {
+    let info = model.info();
+    tracing::info!(
+        model = name,
+        architecture = %info.architecture,
+        fingerprint = %info.fingerprint,
+        parameters = info.parameters,
+        dtype = %info.dtype,
+        device = %info.device,
+        "base model loaded"
+    );
 }
 
 /// Tokens of the fixed prompt of [`effect`].

@@ -14,7 +14,7 @@ use super::config::{Images, Vision};
 use super::image::Processor;
 use super::layers::Projection;
 use super::weights::{self, Needed, Parts};
-use super::{BaseModel, ImageClassifier, Input, Layout, ModelError, ModelInfo, Swin, Vit};
+use super::{ImageClassifier, Input, Layout, ModelError, ModelInfo, Swin, Vit};
 use crate::lora::{Adapter, Change, LoraBatch, Run, Site, SiteId, SiteKind};
 use crate::ops::learning::LayerNorm;
 use crate::ops::{Linear, with_slices};
@@ -367,20 +367,6 @@ pub(super) fn load_adapter(
 /// Returns a Hugging Face `config.json`.
 pub(super) fn config_json(config: &Vision, labels: Option<&[String]>) -> Result<Vec<u8>, ModelError> {
     Ok(serde_json::to_vec_pretty(&config.written(labels)).map_err(candle_core::Error::wrap)?)
-}
-
-/// Says in the log that a model was loaded.
-pub(super) fn announce(model: &dyn BaseModel, name: &str) {
-    let info = model.info();
-    tracing::info!(
-        model = name,
-        architecture = %info.architecture,
-        fingerprint = %info.fingerprint,
-        parameters = info.parameters,
-        dtype = %info.dtype,
-        device = %info.device,
-        "base model loaded"
-    );
 }
 
 pub(super) mod serving;

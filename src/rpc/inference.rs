@@ -1,7 +1,8 @@
-//! InferenceService: checks, takes a place in the queue, resolves the adapter once, hands over to the engine, and maps its
-//! events.
+//! InferenceService: checks, takes a place in the queue, resolves the adapter once, hands over to the engine, and maps
+//! its events.
 //!
-//! Computes nothing. Where the queue is full nothing is tokenized and no adapter is read. Leaving a call drops the engine's receiver, which is how the engine learns of it.
+//! Computes nothing. Where the queue is full nothing is tokenized and no adapter is read. Leaving a call drops the
+//! engine's receiver, which is how the engine learns of it.
 
 use std::pin::Pin;
 use std::sync::Arc;

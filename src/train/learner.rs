@@ -2,7 +2,8 @@
 //!
 //! The model is run block by block. Each block's graph begins at a variable of its own, so the backward goes through
 //! one block at a time, and a block can be computed again instead of being kept. Chooses no rows and no learning rate.
-//! Every block, forward or backward, is one slice, and so is a part of the update. Shapes: tokens packed without padding, as in `model`.
+//! Every block, forward or backward, is one slice, and so is a part of the update. Shapes: tokens packed without
+//! padding, as in `model`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -62,10 +62,13 @@ roots = {*site.getsitepackages(), *(path for path in sys.path if path.endswith("
 wanted = ("libcublas.so.*", "libcublasLt.so.*", "libcurand.so.*", "libnvrtc.so.*")
 found = {os.path.dirname(file) for root in roots for name in wanted
          for file in glob.glob(f"{root}/nvidia/**/{name}", recursive=True)}
-print(":".join(sorted(found)))
+# Those of the toolkit beside them would be opened first, and be other versions.
+print(":".join(sorted(found) or ["/usr/local/cuda/lib64"]))
 P
 )}
-libraries=$libraries:/usr/local/nvidia/lib64:/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+libraries=$libraries:/usr/local/nvidia/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+# What the driver compiled for one process is there for the next.
+export CUDA_CACHE_PATH=$work/compiled CUDA_CACHE_MAXSIZE=$((4 << 30))
 # Only our programs look there: torch knows where its own are.
 for name in "$programs"/*; do
     printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$@"\n' "$libraries" "$name" >"$work/bin/${name##*/}"

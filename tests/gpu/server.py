@@ -36,7 +36,8 @@ class Server(bench.Evenkeel):
                    "--http-listen", "127.0.0.1:0", "--data-dir", self.data]
         if adapters:
             command += ["--adapter-dir", adapters]
-        settings = {"MODEL__DTYPE": dtype, "ENGINE__PREFIX_CACHE_BYTES": 0} | settings
+        # Checks share a device.
+        settings = {"MODEL__DTYPE": dtype, "ENGINE__PREFIX_CACHE_BYTES": 0, "ENGINE__KV_CACHE_BYTES": 1 << 30} | settings
         environment = {f"EVENKEEL__{key}": str(value) for key, value in settings.items()}
         begin = time.perf_counter()
         with open(self.log, "a") as log:

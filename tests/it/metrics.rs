@@ -8,7 +8,7 @@ use tonic::Code;
 use super::client::{self, greedy, refused};
 
 /// Names that dashboards rely on: vLLM's, go-grpc-prometheus', the process collector's, and ours.
-const NAMES: [&str; 51] = [
+const NAMES: [&str; 55] = [
     "evenkeel_lora_requests_info",
     "evenkeel_num_requests_running",
     "evenkeel_num_requests_waiting",
@@ -20,6 +20,7 @@ const NAMES: [&str; 51] = [
     "evenkeel_prompt_tokens_total",
     "evenkeel_generation_tokens_total",
     "evenkeel_scored_tokens_total",
+    "evenkeel_images_total",
     "evenkeel_request_success_total",
     "evenkeel_time_to_first_token_seconds",
     "evenkeel_inter_token_latency_seconds",
@@ -44,6 +45,9 @@ const NAMES: [&str; 51] = [
     "evenkeel_adapter_swap_stall_seconds",
     "evenkeel_jobs",
     "evenkeel_jobs_finished_total",
+    "evenkeel_audit_items_total",
+    "evenkeel_audit_gate_checks_total",
+    "evenkeel_audit_series_dropped_total",
     "evenkeel_training_steps_total",
     "evenkeel_training_tokens_total",
     "evenkeel_training_loss",

@@ -52,6 +52,7 @@ fn examples(model: &str, contents: Vec<Content>) -> Vec<Example> {
         model: model::load(&folder, model, "cpu", "f32").unwrap(),
         reader: train::Reader::Text { tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new) },
         memory_bytes: 0,
+        spare_bytes: 0,
     };
     let row = |content| Row { content, label: None, groups: vec![], split: Split::Train, hash: [0; 32] };
     let rows = contents.into_iter().map(row).collect();

@@ -595,7 +595,7 @@ def check_client_audits(server):
     with Client(server.grpc) as client:
         train(client, "audited", lora=LORA, learning_rate=1e-2)
         settings = {
-            "task": {"label_words": {"words": [" odd", " even"]}},
+            "task": {"label_words": {"words": [" even", " odd"]}},
             "attributes": [{"values_column": "dialect"}],
             "allow_training_overlap": True,
             "statistics": {"min_group": 4},

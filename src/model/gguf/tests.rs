@@ -118,6 +118,26 @@ fn a_file_computes_what_the_folder_computes() {
     }
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn on_gpu_quantised_weights_become_bf16() {
+    let small = [GgmlDType::F16, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q5_0, GgmlDType::Q5_1];
+    let large = [GgmlDType::Q2K, GgmlDType::Q3K, GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K, GgmlDType::Q8K];
+    let of = |config: fn() -> serde_json::Value| move |format| (config(), format);
+    for (config, format) in small.into_iter().map(of(mistral)).chain(large.into_iter().map(of(wide))) {
+        let folder = pair_of(&config, format, &[], None);
+        let file = folder.path().join("model.gguf");
+        let expected = logits(folder.path(), "auto");
+        for (dtype, becomes, tolerance) in [("auto", "bf16", ROUNDED), ("f32", "f32", 10.0 * EXACT)] {
+            let model = open(&file, "cuda", dtype).unwrap();
+            assert_eq!(model.info().dtype, becomes);
+            let got = forward(&model, &[&ids(40, 1)], &mut [&mut model.new_cache()]);
+            let difference = largest_difference(&got, &expected);
+            assert!(difference < tolerance, "{format:?}, {dtype}: {difference}");
+        }
+    }
+}
+
 #[test]
 fn rope_scaling_is_that_of_the_folder() {
     let text = |kind: &str| gguf_file::Value::String(kind.into());

@@ -58,7 +58,8 @@ struct State {
     /// For all others; grows.
     other: Room,
     slots: Slots,
-    recorded: HashMap<(Form, usize), Recording>,
+    /// Steps, by what they are recorded for; none where the device did not record it.
+    recorded: HashMap<(Form, usize), Option<Recording>>,
 }
 
 impl Resident {
@@ -105,7 +106,7 @@ impl Llama {
         let bytes = self.info.kv_bytes_per_token * PAGE as u64;
         let wanted = reserve.kv_bytes.unwrap_or(room / 2);
         let served = usize::try_from(wanted / bytes.max(1)).unwrap_or(usize::MAX).max(1);
-        // Audits compute beside the engine, whose budget knows nothing of them.
+        // The engine's budget knows nothing of audits.
         let total = served.saturating_add(served / 8).saturating_add(64);
         let layer = || gpu.tensor((total, config.kv_heads, PAGE, config.head_dim), self.dtype);
         let keys = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
@@ -137,6 +138,7 @@ impl Llama {
         let reserved = Reserved {
             weights: self.info.parameters * number,
             kv_cache: served as u64 * bytes,
+            audits: (total - served) as u64 * bytes,
             steps: decoding.bytes() + other.bytes(),
             adapters: slots.bytes(),
             jobs: reserve.job_bytes,
@@ -231,14 +233,19 @@ impl Llama {
             // One recording serves every rank that its memory has room for.
             let slots = slots.map(|(slots, _)| (slots, RANK));
             let key = (form, slots.map_or(0, |(_, rank)| rank));
+            let step = |gpu: &Gpu| {
+                let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: None };
+                self.pass_on_gpu(resident, &pass, None)
+            };
             match recorded.get(&key) {
-                Some(recording) => recording.run(gpu)?,
+                Some(Some(recording)) => recording.run(gpu)?,
+                Some(None) => step(gpu)?,
                 None => {
-                    let recording = gpu.record(&resident.aside, |gpu| {
-                        let pass = Pass { gpu, room, form, slots, lora: None, chosen: &[], longest: None };
-                        self.pass_on_gpu(resident, &pass, None)
-                    })?;
-                    recorded.insert(key, recording);
+                    let recording = gpu.record(&resident.aside, step)?;
+                    if let Err(error) = &recording {
+                        tracing::warn!(error = error as &dyn std::error::Error, ?form, "a step was not recorded");
+                    }
+                    recorded.insert(key, recording.ok());
                 }
             }
         } else {
@@ -249,7 +256,7 @@ impl Llama {
         if chosen.is_empty() {
             return Tensor::zeros((0, room.logits.dim(1)?), DType::F32, &candle_core::Device::Cpu);
         }
-        room.logits.narrow(0, 0, chosen.len())?.copy()
+        gpu.own(&room.logits.narrow(0, 0, chosen.len())?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A block with a backward of its own, on the CPU: the same block as `pass_block`, on slices, without candle's graph.
 //!
-//! On a GPU `gpu_learning` does the same. What is not known here (dropout, DoRA, other formats) goes through the graph; a test compares the two.
+//! On a GPU `gpu_learning` does the same. What is not known here (dropout, DoRA, other formats) goes through the graph;
+//! a test compares the two.
 //! Shapes: `[images·rows, …]`; behind the attention of the last block class tokens alone, `[images, …]`.
 
 use candle_core::{DType, Device, Result, Tensor};

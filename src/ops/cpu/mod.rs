@@ -2,8 +2,8 @@
 //!
 //! Weights are packed once into tiles of 16 output rows (`Packed`); every product walks tiles with the form of the best
 //! instructions that this CPU has (`Level`): AMX, AVX-512 with VNNI (and BF16), AVX2 with FMA, or plain Rust. Knows slices,
-//! no tensors, models or adapters. The only folder with `unsafe` in it: raw pointers, so that threads may write into
-//! disjoint columns of one result and inner loops check no bounds; what is public here is safe.
+//! no tensors, models or adapters. Needs `unsafe`: raw pointers, so that threads may write into disjoint columns of one
+//! result and inner loops check no bounds; what is public here is safe.
 //!
 //! **A row's result does not depend on the rows beside it**, nor on the number of threads: each value is one sum over
 //! the input in ascending order, whoever computes it. So packed equals one by one, bit for bit. Different levels may

@@ -3,7 +3,8 @@
 //! Besides `memory` the only place that hands addresses to the device. All work goes into one stream, in the order of the
 //! calls; during a capture into another one, which records it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
@@ -16,11 +17,22 @@ use half::{bf16, f16};
 
 use super::memory::keep_memory;
 
-/// Opens a device. Its work goes into one stream, and is ordered by that alone.
+/// Opens a device, once a process. Its work goes into one stream, and is ordered by that alone.
 ///
 /// # Errors
 /// When there is no driver, no such device, or a library of NVIDIA's is missing.
 pub fn open(index: usize) -> Result<Device> {
+    static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = open.get(&index) {
+        return Ok(device.clone());
+    }
+    let device = open_first(index)?;
+    open.insert(index, device.clone());
+    Ok(device)
+}
+
+fn open_first(index: usize) -> Result<Device> {
     #[expect(unsafe_code, reason = "looks whether the driver's library can be opened")]
     if !unsafe { sys::is_culib_present() } {
         return Err(candle_core::Error::Msg("no NVIDIA driver here: libcuda.so.1 was not found".into()));
@@ -127,11 +139,17 @@ impl Gpu {
         Ok(Self { device: self.device.clone(), stream, blas: Arc::new(blas), workspace: Some(workspace) })
     }
 
+    /// Makes the device that of calls in this thread: any thread may be the first to give it work.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().w()
+    }
+
     /// Launches a kernel.
     ///
     /// # Errors
     /// When a tensor is not contiguous or elsewhere, or the device refuses.
     pub fn launch(&self, launch: Launch<'_>, arguments: &[Argument<'_>]) -> Result<()> {
+        self.bind()?;
         let (name, ptx) = launch.file;
         let function: CudaFunction =
             self.device.get_or_load_custom_func(launch.function, name, ptx)?.into_cuda_function();
@@ -202,6 +220,7 @@ impl Gpu {
         let [left, right, target] = [a, b, out].map(|tensor| self.address(tensor));
         let (left, right, target) = (left?, right?, target?);
         let (number, to) = (data_type(a.dtype())?, data_type(out.dtype())?);
+        self.bind()?;
         let turned =
             |turned: bool| if turned { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N };
         let (m, n, k) = (columns as i32, rows as i32, inner as i32);
@@ -236,21 +255,27 @@ impl Gpu {
     }
 
     /// Does some work once, behind what was given so far, and records it to run again; it is given `aside` to launch on.
+    /// What is returned says why, where the work was done but not recorded: for want of memory, or because it took some,
+    /// or waited for something.
     ///
     /// # Errors
-    /// When `work` fails, or does what cannot be recorded: it takes no memory and waits for nothing.
-    pub fn record(&self, aside: &Self, work: impl Fn(&Self) -> Result<()>) -> Result<Recording> {
+    /// When `work` fails.
+    pub fn record(&self, aside: &Self, work: impl Fn(&Self) -> Result<()>) -> Result<Result<Recording>> {
         aside.stream.join(&self.stream).w()?;
         // Kernels are loaded where they are launched at first, which cannot be recorded.
         work(aside)?;
         self.stream.join(&aside.stream).w()?;
-        aside.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
-        let outcome = work(aside);
+        Ok(aside.recorded(work))
+    }
+
+    fn recorded(&self, work: impl Fn(&Self) -> Result<()>) -> Result<Recording> {
+        self.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let outcome = work(self);
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = aside.stream.end_capture(flags).w();
+        let graph = self.stream.end_capture(flags).w();
         outcome?;
         match graph? {
-            Some(graph) => Ok(Recording { graph, aside: aside.clone() }),
+            Some(graph) => Ok(Recording { graph, aside: self.clone() }),
             None => bail!("the device recorded nothing"),
         }
     }
@@ -389,7 +414,7 @@ mod tests {
             gpu.product(&normed, &on_matrix, 0.0, &out)
         };
         let aside = gpu.aside().unwrap();
-        let recording = gpu.record(&aside, work).unwrap();
+        let recording = gpu.record(&aside, work).unwrap().unwrap();
         let before = out.to_vec2::<f32>().unwrap();
         for seed in 1..4 {
             let changed = values(&[rows, width], seed);
@@ -402,6 +427,9 @@ mod tests {
         }
         let refused = gpu.record(&aside, |_| bail!("changed its mind"));
         assert!(refused.unwrap_err().to_string().contains("changed its mind"));
+        // What takes memory is done, and not recorded.
+        let takes = |gpu: &Gpu| gpu.tensor(1, DType::F32).and_then(|_| work(gpu));
+        gpu.record(&aside, takes).unwrap().unwrap_err();
         work(&gpu).unwrap();
     }
 

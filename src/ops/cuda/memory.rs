@@ -69,6 +69,7 @@ impl Gpu {
             bail!("{} numbers for a tensor of {:?}", data.len(), to.shape());
         }
         let address = self.address(to)?;
+        self.bind()?;
         #[expect(unsafe_code, reason = "the tensor has room, as was checked")]
         unsafe { result::memcpy_htod_async(address, data, self.stream.cu_stream()) }.w()
     }
@@ -84,8 +85,19 @@ impl Gpu {
         let from = from.contiguous()?;
         let bytes = from.elem_count() * from.dtype().size_in_bytes();
         let (source, target) = (self.address(&from)?, self.address(to)?);
+        self.bind()?;
         #[expect(unsafe_code, reason = "both are of this size, as was checked")]
         unsafe { result::memcpy_dtod_async(target, source, bytes, self.stream.cu_stream()) }.w()
+    }
+
+    /// Returns a copy of a tensor that has memory for what it holds alone; candle's has as much as what it is a part of.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn own(&self, from: &Tensor) -> Result<Tensor> {
+        let to = self.tensor(from.shape(), from.dtype())?;
+        self.copy(from, &to)?;
+        Ok(to)
     }
 
     /// Returns free and total bytes of memory; what the device's pool keeps for the next tensors is free.
@@ -113,5 +125,45 @@ impl Gpu {
     /// When the device has no such memory left.
     pub fn claim(&self, bytes: usize) -> Result<()> {
         if bytes > 0 { self.wrapped::<u8>(bytes).map(drop) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::ops::cuda::add_rows;
+    use crate::ops::cuda::testing::{close, counts, gpu, numbers, on, values};
+
+    #[test]
+    fn on_gpu_any_thread_may_be_the_first_to_give_work() {
+        let gpu = gpu();
+        let (x, weight) = (on(&gpu, &values(&[2, 8], 1), DType::F32), on(&gpu, &values(&[8, 8], 2), DType::F32));
+        let (out, ids) = (gpu.tensor((2, 8), DType::F32).unwrap(), counts(&gpu, &[0, 0]));
+        let works: [&(dyn Fn() -> Result<()> + Sync); 4] = [
+            &|| gpu.upload(&[3_u32, 4], &ids),
+            &|| gpu.copy(&x, &out),
+            &|| gpu.product(&x, &weight, 0.0, &out),
+            &|| add_rows(&gpu, &out, &x),
+        ];
+        for work in works {
+            std::thread::scope(|scope| scope.spawn(work).join()).unwrap().unwrap();
+        }
+        assert_eq!(ids.to_vec1::<u32>().unwrap(), [3, 4]);
+        let cpu = |tensor: &Tensor| tensor.to_device(&Device::Cpu).unwrap();
+        let expected = (cpu(&x).matmul(&cpu(&weight).t().unwrap()).unwrap() + cpu(&x)).unwrap();
+        close(&out, &expected, DType::F32);
+    }
+
+    #[test]
+    fn on_gpu_what_is_one_s_own_is_no_larger_than_what_it_holds() {
+        let gpu = gpu();
+        let all = on(&gpu, &values(&[64, 8], 1), DType::F32);
+        let own = gpu.own(&all.narrow(0, 5, 2).unwrap()).unwrap();
+        assert_eq!(numbers(&own), numbers(&all)[40..56]);
+        let (storage, _) = own.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { panic!("it is elsewhere") };
+        assert_eq!(storage.as_cuda_slice::<f32>().unwrap().len(), 16);
     }
 }

@@ -1,6 +1,7 @@
 //! Counts, times and logs every call: the only place that records `grpc_server_*`.
 //!
-//! What changed something is logged at `info`, all else at `debug`, under the call's span, which has its request id. A stream is measured to its end and has the code of its trailers; one that the caller leaves counts as Canceled.
+//! What changed something is logged at `info`, all else at `debug`, under the call's span, which has its request id. A
+//! stream is measured to its end and has the code of its trailers; one that the caller leaves counts as Canceled.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -30,6 +30,9 @@ CUresult refuse(CUresult error, const std::string &why);
 // The same, and ends the process: memory is no longer what it should be.
 [[noreturn]] void die(const std::string &why);
 
+// Refuses a call of a thread that has no device yet: `cuCtxSetCurrent` comes first, in each.
+CUresult bound(const std::string &what);
+
 // Device memory: 0xFF at first, which is NaN in every format, between guards.
 CUresult take(CUdeviceptr *out, size_t bytes);
 CUresult give_back(CUdeviceptr address);

@@ -85,6 +85,10 @@ void register_kernel(const char *name, const Kernel *kernel) {
     if (!kernels().emplace(name, kernel).second) die(std::string("there are two kernels ") + name);
 }
 
+CUresult bound(const std::string &what) {
+    return current ? CUDA_SUCCESS : refuse(CUDA_ERROR_INVALID_CONTEXT, what + " in a thread that has no device");
+}
+
 const Kernel *kernel(const std::string &name) {
     auto it = kernels().find(name);
     return it == kernels().end() ? nullptr : it->second;
@@ -161,6 +165,7 @@ CUresult cuGetErrorName(CUresult error, const char **name) {
         {CUDA_ERROR_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
         {CUDA_ERROR_INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
         {CUDA_ERROR_INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
+        {CUDA_ERROR_INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
         {CUDA_ERROR_NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
         {CUDA_ERROR_ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
         {CUDA_ERROR_ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE"},
@@ -186,6 +191,7 @@ CUresult cuModuleUnload(CUmodule module) {
     return CUDA_SUCCESS;
 }
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+    if (CUresult fault = bound("a kernel is looked up")) return fault;
     std::lock_guard held(module->lock);
     auto it = module->functions.find(name);
     if (it == module->functions.end()) {
@@ -236,6 +242,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
                         unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void **arguments,
                         void **) {
     const std::string &name = function->name;
+    if (CUresult fault = bound(name + " is launched")) return fault;
     if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535 ||
         block_x * block_y * block_z == 0 || block_x * block_y * block_z > 1024 || block_z > 64)
         return refuse(CUDA_ERROR_INVALID_VALUE, name + " is launched with blocks or threads that no device has");

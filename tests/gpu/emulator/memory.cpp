@@ -109,8 +109,11 @@ void memory(size_t *free, size_t *total) {
 
 using namespace emulated;
 
-CUresult cuMemAlloc(CUdeviceptr *out, size_t bytes) { return take(out, bytes); }
-CUresult cuMemAllocAsync(CUdeviceptr *out, size_t bytes, CUstream) { return take(out, bytes); }
+CUresult cuMemAlloc(CUdeviceptr *out, size_t bytes) {
+    if (CUresult fault = bound("memory is taken")) return fault;
+    return take(out, bytes);
+}
+CUresult cuMemAllocAsync(CUdeviceptr *out, size_t bytes, CUstream) { return cuMemAlloc(out, bytes); }
 CUresult cuMemFree(CUdeviceptr address) { return give_back(address); }
 CUresult cuMemFreeAsync(CUdeviceptr address, CUstream) { return give_back(address); }
 CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned) {
@@ -145,6 +148,7 @@ CUresult inside(CUdeviceptr address, size_t bytes) {
 }
 
 CUresult set(CUdeviceptr address, unsigned char value, size_t bytes, CUstream stream) {
+    if (CUresult fault = bound("memory is set")) return fault;
     if (bytes == 0) return CUDA_SUCCESS;
     return submit(stream, [=] {
         if (CUresult fault = inside(address, bytes)) return fault;
@@ -154,6 +158,7 @@ CUresult set(CUdeviceptr address, unsigned char value, size_t bytes, CUstream st
 }
 
 CUresult copy(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    if (CUresult fault = bound("memory is copied")) return fault;
     if (bytes == 0) return CUDA_SUCCESS;
     return submit(stream, [=] {
         if (CUresult fault = inside(to, bytes)) return fault;
@@ -165,6 +170,7 @@ CUresult copy(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
 
 // A copy from or to memory of the host, which a recording would read and write long after.
 CUresult copy_host(void *to, const void *from, size_t bytes, CUdeviceptr device) {
+    if (CUresult fault = bound("memory is copied")) return fault;
     if (bytes == 0) return CUDA_SUCCESS;
     if (recording())
         return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a copy of the host's memory while a stream records");

@@ -100,6 +100,7 @@ int give(const Handle *handle, const Product &product) {
         if (format != F32 && format != F64 && format != F16 && format != BF16) return NOT_SUPPORTED;
     }
     if (handle->pointer_mode != 0) return NOT_SUPPORTED;
+    if (bound("a product is asked for")) return EXECUTION_FAILED;
     CUresult done = submit(handle->stream, [product] {
         const auto &[m, n, k, alpha, beta, a, b, c, batch] = product;
         if (!inside(a, m, k, batch) || !inside(b, k, n, batch) || !inside(c, m, n, batch))

@@ -41,8 +41,9 @@ class AdapterServiceStub(object):
     first answer, with other content it fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), ADAPTER_NOT_FOUND or ALIAS_NOT_FOUND (NOT_FOUND),
-    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
-    INTERNAL; and those of every service, see ServerService.
+    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT
+    (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something), INTERNAL; and those of every service, see
+    ServerService.
     """
 
     def __init__(self, channel):
@@ -123,8 +124,9 @@ class AdapterServiceServicer(object):
     first answer, with other content it fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), ADAPTER_NOT_FOUND or ALIAS_NOT_FOUND (NOT_FOUND),
-    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
-    INTERNAL; and those of every service, see ServerService.
+    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT
+    (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something), INTERNAL; and those of every service, see
+    ServerService.
     """
 
     def UploadAdapter(self, request_iterator, context):
@@ -163,7 +165,8 @@ class AdapterServiceServicer(object):
     def DeleteAdapter(self, request, context):
         """Deletes an adapter and all of its generations. Requests that run finish on it.
 
-        Errors: ADAPTER_IN_USE (FAILED_PRECONDITION) while an alias points to it; GENERATION_MISMATCH (ABORTED).
+        Errors: ADAPTER_IN_USE (FAILED_PRECONDITION) while an alias points to it or an unfinished job needs one of its
+        generations; GENERATION_MISMATCH (ABORTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,7 +205,8 @@ class AdapterServiceServicer(object):
 
         Errors: GENERATION_MISMATCH (ABORTED) when `expected_generation` is not what the alias points to; NAME_TAKEN
         (ALREADY_EXISTS) when an adapter has the name; POLICY_NOT_FOUND (NOT_FOUND); AUDIT_GATE_FAILED (FAILED_PRECONDITION)
-        when the generation has no report that its policy passes: the PreconditionFailure names every rule that fails.
+        when the generation has no report that its policy passes: the PreconditionFailure names up to 20 of the rules that
+        fail.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -316,8 +320,9 @@ class AdapterService(object):
     first answer, with other content it fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), ADAPTER_NOT_FOUND or ALIAS_NOT_FOUND (NOT_FOUND),
-    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something),
-    INTERNAL; and those of every service, see ServerService.
+    BASE_MODEL_NOT_FOUND (NOT_FOUND, methods that take a `base_model`), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT
+    (DATA_LOSS), DRAINING (UNAVAILABLE, methods that change something), INTERNAL; and those of every service, see
+    ServerService.
     """
 
     @staticmethod

@@ -37,7 +37,8 @@ class AuditServiceStub(object):
     fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS),
-    DRAINING (UNAVAILABLE, methods that change something), INTERNAL; and those of every service, see ServerService.
+    DRAINING (UNAVAILABLE, methods that change or compute something), INTERNAL; and those of every service, see
+    ServerService.
     """
 
     def __init__(self, channel):
@@ -107,7 +108,8 @@ class AuditServiceServicer(object):
     fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS),
-    DRAINING (UNAVAILABLE, methods that change something), INTERNAL; and those of every service, see ServerService.
+    DRAINING (UNAVAILABLE, methods that change or compute something), INTERNAL; and those of every service, see
+    ServerService.
     """
 
     def CreateAudit(self, request, context):
@@ -281,7 +283,8 @@ class AuditService(object):
     fails with REQUEST_ID_REUSED (INVALID_ARGUMENT).
 
     Errors of every method: INVALID_FIELD (INVALID_ARGUMENT), STORAGE_FULL (RESOURCE_EXHAUSTED), DATA_CORRUPT (DATA_LOSS),
-    DRAINING (UNAVAILABLE, methods that change something), INTERNAL; and those of every service, see ServerService.
+    DRAINING (UNAVAILABLE, methods that change or compute something), INTERNAL; and those of every service, see
+    ServerService.
     """
 
     @staticmethod

@@ -128,11 +128,12 @@ class InferenceServiceServicer(object):
         transparency is laid on white; of its other properties only the pixels count.
 
         Errors: INVALID_FIELD also for an input longer than the context and for an image that cannot be decoded or is too
-        large, alone or with the others (see the limits of GetServerInfo); for rows the field is `rows` and the text names the
-        row; DATASET_NOT_FOUND and BASE_MODEL_NOT_FOUND (NOT_FOUND); ADAPTER_MISMATCH (FAILED_PRECONDITION) for an adapter of another base model;
-        NO_IMAGE_MODEL (FAILED_PRECONDITION) for images where no model takes them; CHAT_TEMPLATE (INVALID_ARGUMENT) when the template
-        refuses the messages; NO_CLASSIFIER (FAILED_PRECONDITION) when neither base model nor adapter has a classification
-        head; KV_CACHE_TOO_SMALL (RESOURCE_EXHAUSTED) when an input can never fit.
+        large, alone or with the others (see the limits of GetServerInfo); for rows the field is `rows` and the text names
+        the row; DATASET_NOT_FOUND and BASE_MODEL_NOT_FOUND (NOT_FOUND); ADAPTER_MISMATCH (FAILED_PRECONDITION) for an
+        adapter of another base model; NO_IMAGE_MODEL (FAILED_PRECONDITION) for images where no model takes them;
+        CHAT_TEMPLATE (INVALID_ARGUMENT) when the template refuses the messages; NO_CLASSIFIER (FAILED_PRECONDITION) when
+        neither base model nor adapter has a classification head; KV_CACHE_TOO_SMALL (RESOURCE_EXHAUSTED) when an input can
+        never fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -130,7 +130,8 @@ class JobServiceServicer(object):
 
         Errors: JOB_NOT_RESUMABLE (FAILED_PRECONDITION) when it has no checkpoint, or neither failed nor was cancelled;
         JOB_CONFLICT (FAILED_PRECONDITION) when another job makes the same adapter, checkpoint or alias; QUEUE_FULL
-        (RESOURCE_EXHAUSTED, with RetryInfo).
+        (RESOURCE_EXHAUSTED, with RetryInfo); DATASET_NOT_FOUND and ADAPTER_NOT_FOUND (NOT_FOUND) when what it needs was
+        deleted meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

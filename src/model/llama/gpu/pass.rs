@@ -45,14 +45,14 @@ impl Llama {
                     cuda::add_rows(gpu, &stream, &back)?;
                 }
                 added = true;
-                seen(&stream.copy()?.to_dtype(self.dtype)?);
+                seen(&gpu.own(&stream)?.to_dtype(self.dtype)?);
             }
             self.block_on_gpu(layer, resident, pass, [&stream, &back], added)?;
             added = false;
         }
         cuda::add_rows(gpu, &stream, &back)?;
         if let Some(seen) = &mut seen {
-            seen(&stream.copy()?.to_dtype(self.dtype)?);
+            seen(&gpu.own(&stream)?.to_dtype(self.dtype)?);
         }
         if form.chosen == 0 {
             return Ok(());
@@ -71,7 +71,7 @@ impl Llama {
         let ids = pass.room.part(pass.form, Part::Ids)?;
         cuda::take(pass.gpu, table, &ids, stream)?;
         match pass.lora.filter(|lora| lora.changes(EMBEDDING)) {
-            Some(lora) => pass.gpu.copy(&lora.embedding(EMBEDDING, &ids, stream.copy()?)?, stream),
+            Some(lora) => pass.gpu.copy(&lora.embedding(EMBEDDING, &ids, pass.gpu.own(stream)?)?, stream),
             None => Ok(()),
         }
     }
@@ -177,7 +177,7 @@ fn project(pass: &Pass<'_>, x: &Tensor, layers: &[(&Projection, &Tensor)]) -> Re
         gpu.product(x, weight_of(layer)?, 0.0, out)?;
         match pass.lora.filter(|lora| lora.changes(layer.site)) {
             Some(lora) => {
-                let changed = lora.linear(layer.site, x, out.copy()?, layer.bias.as_ref())?;
+                let changed = lora.linear(layer.site, x, gpu.own(out)?, layer.bias.as_ref())?;
                 gpu.copy(&changed, out)?;
             }
             None => {

@@ -28,7 +28,7 @@ __device__ __forceinline__ unsigned entry_of(const Entry *table, unsigned tensor
 }
 
 // g ← factor·g; m ← β₁·m + (1-β₁)·g; v ← β₂·v + (1-β₂)·g²; w ← keep·w - step·m / (√v / root + ε), keep where it decays.
-extern "C" __global__ void adamw(
+extern "C" __global__ void __launch_bounds__(512) adamw(
     const Entry *table, unsigned tensors, float factor, float beta1, float rest1, float beta2, float rest2, float keep,
     float step, float root, float epsilon) {
     Entry entry = table[entry_of(table, tensors)];
@@ -44,7 +44,7 @@ extern "C" __global__ void adamw(
 }
 
 // parts[block] = Σ g² of its values.
-extern "C" __global__ void squares(const Entry *table, unsigned tensors, float *parts) {
+extern "C" __global__ void __launch_bounds__(512) squares(const Entry *table, unsigned tensors, float *parts) {
     Entry entry = table[entry_of(table, tensors)];
     unsigned first = (blockIdx.x - entry.block) * CHUNK, end = min(entry.count - first, CHUNK) + first;
     float sum = 0;
@@ -54,7 +54,7 @@ extern "C" __global__ void squares(const Entry *table, unsigned tensors, float *
 }
 
 // sums[tensor] = Σ of its parts. One block a tensor.
-extern "C" __global__ void square_sums(const Entry *table, unsigned tensors, const float *parts, float *sums) {
+extern "C" __global__ void __launch_bounds__(512) square_sums(const Entry *table, unsigned tensors, const float *parts, float *sums) {
     Entry entry = table[blockIdx.x];
     unsigned blocks = (entry.count + CHUNK - 1) / CHUNK;
     float sum = 0;

@@ -62,11 +62,11 @@ __device__ void binary_cross_entropy(
 }
 
 #define LOSSES(T, NAME) \
-    extern "C" __global__ void cross_entropy_##NAME( \
+    extern "C" __global__ void __launch_bounds__(512) cross_entropy_##NAME( \
         const T *logits, const unsigned *targets, float *losses, T *gradient, unsigned classes, float weight) { \
         cross_entropy(logits, targets, losses, gradient, classes, weight); \
     } \
-    extern "C" __global__ void binary_cross_entropy_##NAME( \
+    extern "C" __global__ void __launch_bounds__(512) binary_cross_entropy_##NAME( \
         const T *logits, const float *targets, float *losses, T *gradient, unsigned classes, float weight) { \
         binary_cross_entropy(logits, targets, losses, gradient, classes, weight); \
     }

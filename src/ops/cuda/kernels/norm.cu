@@ -83,16 +83,17 @@ template <typename W> __device__ __forceinline__ void add_rows(float *x, const W
 }
 
 #define NORMS(name, X, W)                                                                                              \
-    extern "C" __global__ void rms_norm_##name(X *x, const W *weight, W *out, unsigned width, float eps) {             \
+    extern "C" __global__ void __launch_bounds__(1024) rms_norm_##name(                                                \
+        X *x, const W *weight, W *out, unsigned width, float eps) {                                                    \
         rms_norm<X, W>(x, nullptr, weight, out, width, eps);                                                           \
     }                                                                                                                  \
-    extern "C" __global__ void layer_norm_##name(                                                                      \
+    extern "C" __global__ void __launch_bounds__(1024) layer_norm_##name(                                              \
         const X *x, const W *weight, const W *bias, W *out, unsigned width, float eps) {                               \
         layer_norm(x, weight, bias, out, width, eps);                                                                  \
     }
 
 #define SUMS(name, W)                                                                                                  \
-    extern "C" __global__ void add_rms_norm_##name(                                                                    \
+    extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_##name(                                            \
         float *x, const W *delta, const W *weight, W *out, unsigned width, float eps) {                                \
         rms_norm<float, W>(x, delta, weight, out, width, eps);                                                         \
     }                                                                                                                  \
