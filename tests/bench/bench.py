@@ -152,23 +152,38 @@ def first(answer, _):
     return 1e3 * answer["first"]
 
 
+# How many adapters are asked for beside none, and what a title says of that.
+ADAPTERS = {1: ", 1 adapter", 8: ", 8 adapters"}
+
+
 def cases():
-    """Title, figure, what is asked."""
-    for adapters, suffix in [(0, ""), (1, ", 1 adapter")]:
-        for streams, prompt in [(1, 512), (8, 64), (32, 32)]:
-            asked = dict(streams=streams, prompt=prompt, new=1, adapters=adapters)
-            yield f"prefill {streams} x {prompt}{suffix}, tokens/s", prefill, asked
-        for streams, new in [(1, 64), (8, 32), (32, 32)]:
-            asked = dict(streams=streams, prompt=8, new=new, adapters=adapters)
-            yield f"decode {streams} x {new}{suffix}, tokens/s", decode, asked
-        for streams in [8, 32]:
-            asked = dict(streams=streams, prompt=32, new=32, adapters=adapters)
-            yield f"{streams} streams 32+32{suffix}, new tokens/s", both, asked
-        yield f"first token after 128{suffix}, ms", first, dict(streams=1, prompt=128, new=2, adapters=adapters)
-    # The peers run one adapter at a time.
-    for streams in [8, 32]:
-        asked = dict(streams=streams, prompt=32, new=32, adapters=8)
-        yield f"{streams} streams 32+32, 8 adapters, new tokens/s", both, asked
+    """Title, figure, what is asked: with adapters right after without, so that drift of the machine cancels there too."""
+    listed = [(f"prefill {streams} x {prompt}", "tokens/s", prefill, dict(streams=streams, prompt=prompt, new=1))
+              for streams, prompt in [(1, 512), (8, 64), (32, 32)]]
+    listed += [(f"decode {streams} x {new}", "tokens/s", decode, dict(streams=streams, prompt=8, new=new))
+               for streams, new in [(1, 64), (8, 32), (32, 32)]]
+    listed += [(f"{streams} streams 32+32", "new tokens/s", both, dict(streams=streams, prompt=32, new=32))
+               for streams in [8, 32]]
+    listed.append(("first token after 128", "ms", first, dict(streams=1, prompt=128, new=2)))
+    for name, unit, figure, asked in listed:
+        for adapters, suffix in {0: "", **ADAPTERS}.items():
+            # The peers run one adapter at a time.
+            if adapters <= 1 or figure is both:
+                yield f"{name}{suffix}, {unit}", figure, asked | dict(adapters=adapters)
+
+
+def cost_of_adapters(figures, systems):
+    """Rows of a table: each system's speed with adapters over its own without, in the same round; figures by title and
+    name."""
+    rows = []
+    for title, by_name in figures.items():
+        for suffix in ADAPTERS.values():
+            plain = figures.get(title.replace(suffix, ""))
+            if suffix not in title or title.startswith(peer.BUSY) or not plain or title.endswith(", ms"):
+                continue
+            ratios = [peer.ratio(by_name[name], plain[name]) if name in by_name else None for name in systems]
+            rows.append([title.rsplit(", ", 1)[0], *(f"{ratio:.2f}" if ratio else "" for ratio in ratios)])
+    return rows
 
 
 def shrunk(asked):
@@ -236,6 +251,8 @@ def main():
         pairs = [names[:2], names[2:]]
         rows.append([title, *(cell for ours, theirs in pairs for cell in peer.cells(by_name.get(ours), by_name.get(theirs)))])
     print(peer.table(["figure", *names[:2], "ratio", *names[2:], "ratio"], rows))
+    if rows := cost_of_adapters(figures, names):
+        print("\n" + peer.table(["speed with adapters over that without", *names], rows))
     if options.busy:
         rows = [[title, *(peer.left(figures, title, name) for name in names)]
                 for title in figures if peer.BUSY + title in figures]

@@ -178,8 +178,9 @@ def compare(options, work, name, source, table):
     table[(name, "start to ready, s")] = {"evenkeel": [ours.seconds_to_ready]}
     for system in systems.values():
         system.close()
-    return [[f"{name}, {title}", *(peer.left(figures, title, system) for system in SYSTEMS)]
+    left = [[f"{name}, {title}", *(peer.left(figures, title, system) for system in SYSTEMS)]
             for title in figures if peer.BUSY + title in figures]
+    return left, [[f"{name}, {title}", *cells] for title, *cells in bench.cost_of_adapters(figures, SYSTEMS)]
 
 
 def scoring(options, work, folder, table):
@@ -219,12 +220,13 @@ def main():
     options = parser.parse_args()
     work = os.path.abspath(options.work)
     folder = f"{work}/smollm2-f32"
-    table, left = {}, []
+    table, left, adapted = {}, [], []
     for name in FORMATS:
         if options.only and options.only in "256 items":
             quantised(work, name, options.gguf)
         else:
-            left += compare(options, work, name, options.gguf, table)
+            rows = compare(options, work, name, options.gguf, table)
+            left, adapted = left + rows[0], adapted + rows[1]
     if options.only in "256 items":
         scoring(options, work, folder, table)
 
@@ -239,6 +241,8 @@ def main():
         for other, figures in values.items():
             ratio = statistics.median(a / b for a, b in zip(own, figures))
             print(f"{start} {other} | {statistics.median(figures):.4g} | {ratio:.2f} |")
+    if adapted:
+        print("\n" + peer.table(["speed with adapters over that without", *SYSTEMS], adapted))
     if left:
         print("\n" + peer.table(["share of the speed that is left beside a busy process", *SYSTEMS], left))
 
