@@ -98,10 +98,12 @@ macro_rules! step {
 }
 
 mod layers;
+mod search;
 
 pub use layers::{
     dot, gelu, gelu_backward, layer_norm, layer_norm_backward, layer_norm_weight, shift, unit, unit_backward,
 };
+pub use search::{first_fault, first_largest, sum_of_powers};
 
 step! {
     /// Writes x / √(mean(x²) + eps) · weight; `x` and `out` are `[rows, hidden]`, `weight` is `[hidden]`.
