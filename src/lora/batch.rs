@@ -69,7 +69,9 @@ impl LoraBatch {
             return Ok(None);
         }
         match self.touching(site, rows)?.as_slice() {
-            [(Run { rows: of, scale, .. }, Change::Linear(delta))] if of.len() == rows && !is_scaled(*scale) => {
+            [(Run { rows: of, scale, .. }, Change::Linear(delta))]
+                if of.len() == rows && !is_scaled(*scale) && delta.a.dtype() == DType::F32 =>
+            {
                 let LinearDelta { a, b, b_bias: None, magnitude: None, bias: None, .. } = delta else {
                     return Ok(None);
                 };
@@ -232,7 +234,8 @@ fn low_rank(
     if let Some(dropout) = dropout {
         x = (x.clone() * kept(dropout, x.dims(), x.device())?)?;
     }
-    let mut change = matmul(&matmul(&x, &delta.a)?, &delta.b)?;
+    let [a, b] = [&delta.a, &delta.b].map(|matrix| matrix.to_dtype(DType::F32));
+    let mut change = matmul(&matmul(&x, &a?)?, &b?)?;
     if let Some(bias) = &delta.b_bias {
         change = change.broadcast_add(bias)?;
     }

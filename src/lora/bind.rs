@@ -77,7 +77,8 @@ impl Binder<'_> {
         let bias = if self.config.biases != Biases::None && site.bias { parts.take(Part::BaseBias) } else { None };
         let bias = bias.map(|bias| self.vector(site, &bias)).transpose()?;
         // A stays in its rows, as products on the CPU read it.
-        let (a, b) = (a.t()?, b.t()?.contiguous()?);
+        let format = self.base.low_rank_format(id);
+        let (a, b) = (a.to_dtype(format)?.t()?, b.t()?.contiguous()?.to_dtype(format)?);
         Ok(Change::Linear(LinearDelta { a, b, b_bias, scaling, magnitude, bias }))
     }
 

@@ -2,9 +2,9 @@
 //! `forward`.
 //!
 //! Holds the types; reading is in `peft`, applying in `batch`. Does not name adapters, count their bytes against a
-//! budget or open files: that is `registry`'s. Matrices are f32 on the base model's device: PEFT computes adapters in
-//! f32 over a half-precision base too, they are small, and candle's half-precision products on the CPU widen both
-//! sides at every call.
+//! budget or open files: that is `registry`'s. Matrices are f32 on the base model's device, as PEFT has them over a
+//! half-precision base too; on the CPU those of low rank are bf16 beside weights that have no more bits than that
+//! ([`Base::low_rank_format`]), since a step of many adapters mostly reads them. All is computed in f32.
 
 mod batch;
 mod bind;
@@ -244,9 +244,14 @@ pub trait Base {
 
     /// Returns the number format of activations.
     fn dtype(&self) -> DType;
+
+    /// Returns the number format of low-rank matrices beside the weight of a site.
+    fn low_rank_format(&self, _site: SiteId) -> DType {
+        DType::F32
+    }
 }
 
-/// What an adapter does at one site. All tensors are f32.
+/// What an adapter does at one site. All tensors are f32, but for low-rank matrices that lie in the base's own format.
 #[derive(Debug)]
 pub enum Change {
     /// y = Wx + s·B(Ax), with the refinements of PEFT.

@@ -9,8 +9,8 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::batch::{as_matrix, is_scaled};
 use super::{Change, LinearDelta, LoraBatch, SiteId};
-use crate::ops::cpu::{dots, each, multiply_rows, prefetch, steps, threads};
-use crate::ops::{matmul, with_slices};
+use crate::ops::cpu::{add_low_rank, each, threads};
+use crate::ops::{matmul, with_factors, with_slices};
 
 /// Rows that one thread takes at a time.
 const ROWS: usize = 32;
@@ -39,6 +39,10 @@ impl LoraBatch {
     /// # Errors
     /// When the runs do not fit the rows.
     pub fn is_replaced(&self, site: SiteId, rows: usize) -> Result<bool> {
+        // A run of some rows alone replaces nothing for all.
+        if !matches!(self.runs.as_slice(), [run] if run.rows.len() == rows) {
+            return Ok(false);
+        }
         let touching = self.touching(site, rows)?;
         Ok(matches!(touching.as_slice(), [(run, Change::Replaced { .. })] if run.rows.len() == rows))
     }
@@ -68,8 +72,12 @@ impl LoraBatch {
             }
             add_bias(rest, bias)?;
         }
-        let (whole, parts): (Vec<_>, _) = parts.into_iter().partition(|p| matches!(p.change, Change::Replaced { .. }));
-        whole.into_iter().try_for_each(Part::finish)?;
+        let is_whole = |part: &Part<'_>| matches!(part.change, Change::Replaced { .. });
+        if parts.iter().any(is_whole) {
+            let whole;
+            (whole, parts) = parts.into_iter().partition::<Vec<_>, _>(is_whole);
+            whole.into_iter().try_for_each(Part::finish)?;
+        }
         let fault = Mutex::new(None);
         each(parts, |part: Part<'_>| {
             if let Err(error) = part.finish() {
@@ -138,17 +146,8 @@ fn low_rank(
     (out, output): (&mut [f32], usize),
     bias: Option<&Tensor>,
 ) -> Result<()> {
-    let rank = delta.b.dim(0)?;
-    with_slices([&delta.a.t()?, &delta.b], |[a, b]| {
-        let rows = x.len() / input.max(1);
-        let mut inner = vec![0.0; rows * rank];
-        [a, b].into_iter().for_each(prefetch);
-        dots((x, rows, input), (a, input), &mut inner)?;
-        if is_scaled(scale) {
-            steps::scale(&mut inner, scale);
-        }
-        Ok(multiply_rows((&inner, rows, rank), (b, output), (out, output), true)?)
-    })?;
+    let rows = x.len() / input.max(1);
+    with_factors(&delta.a, &delta.b, |factors| Ok(add_low_rank((x, rows), factors, scale, out)?))?;
     if let Some(b_bias) = &delta.b_bias {
         let b_bias = if is_scaled(scale) { (b_bias * f64::from(scale))? } else { b_bias.clone() };
         add_bias(out, Some(&b_bias))?;

@@ -21,6 +21,8 @@ mod full;
 struct Small {
     sites: Vec<Site>,
     weights: Vec<Tensor>,
+    /// Of low-rank matrices.
+    format: DType,
 }
 
 const VOCAB: usize = 11;
@@ -44,7 +46,8 @@ impl Small {
             site("head", SiteKind::Head, 6, 4, false),
         ];
         let shapes: [&[usize]; 4] = [&[VOCAB, 6], &[9, 6], &[5, 6], &[4, 6]];
-        Self { sites, weights: shapes.iter().enumerate().map(|(i, shape)| tensor(shape, i as u64)).collect() }
+        let weights = shapes.iter().enumerate().map(|(i, shape)| tensor(shape, i as u64)).collect();
+        Self { sites, weights, format: DType::F32 }
     }
 }
 
@@ -71,6 +74,10 @@ impl Base for Small {
 
     fn dtype(&self) -> DType {
         DType::F32
+    }
+
+    fn low_rank_format(&self, _: SiteId) -> DType {
+        self.format
     }
 }
 
@@ -175,6 +182,24 @@ fn merged_equals_unmerged_with_patterns_and_both_scalings() {
         let down = x.matmul(&merged(&stored, DOWN, "block.1.down", 5.0 / root(2.0)).t().unwrap()).unwrap();
         assert_close(&apply(&lora, DOWN, &x, None), &down);
     }
+}
+
+#[test]
+fn matrices_of_bf16_are_computed_with_in_f32() {
+    let stored = pairs(2, 2, 60);
+    let read = |format| {
+        let base = Small { format, ..Small::new() };
+        peft::read(config(&json!({})).to_string().as_bytes(), &file(&stored), &base).unwrap()
+    };
+    let [wide, narrow] = [DType::F32, DType::BF16].map(read);
+    assert_eq!(wide.generation, narrow.generation);
+    assert_eq!(wide.info.bytes, 2 * narrow.info.bytes);
+    let x = tensor(&[40, 6], 1);
+    let [wide, narrow] = [wide, narrow].map(|adapter| apply(&one(adapter, 0..40), UP, &x, None));
+    let largest = |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    let difference = largest(&(&wide - narrow).unwrap()) / largest(&wide);
+    // Each number of both loses up to 1/512 of itself.
+    assert!(difference > 0.0 && difference < 2.0 / 512.0, "{difference}");
 }
 
 #[test]

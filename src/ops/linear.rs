@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::cpu::{Packed, Prepared, each, product, product_exact, product_transposed, products, threads};
+use super::cpu::{Format, Packed, Prepared, each, product, product_exact, product_transposed, products, threads};
 use super::elements::add_bias;
 use super::explicit::{Value, explicit};
 use super::learning::add_low_rank;
@@ -62,6 +62,11 @@ impl Linear {
             Weight::Dense(weight) => Some(weight),
             Weight::Packed(_) | Weight::Quantized(_) => None,
         }
+    }
+
+    /// Returns whether the kernels have it in a format that says no more of a number than bf16 does.
+    pub fn is_narrow(&self) -> bool {
+        self.packed().is_some_and(|packed| packed.is_quantised() || packed.format() == Format::Bf16)
     }
 
     /// Returns whether the weight is in a GPU's memory.

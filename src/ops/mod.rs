@@ -33,4 +33,4 @@ pub use groups::{Cosine, attend_cosine, attend_groups};
 pub use layer_norm::layer_norm;
 pub use linear::{Linear, dense_product, matmul};
 pub use loss::{binary_cross_entropy, cross_entropy};
-pub use slices::with_slices;
+pub use slices::{with_factors, with_slices};

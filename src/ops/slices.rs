@@ -2,9 +2,9 @@
 //!
 //! The bridge between candle's tensors and the kernels of `cpu`. Everything else is left to the caller's composition.
 
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 
-use super::cpu::{View, multiply};
+use super::cpu::{Factors, View, multiply};
 
 /// Returns whether a tensor is f32 on the CPU.
 pub(super) fn is_plain(tensor: &Tensor) -> bool {
@@ -27,6 +27,34 @@ pub fn with_slices<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([
         *slice = &data[start..end];
     }
     work(slices)
+}
+
+/// Calls `work` with the numbers of `a` `[input, r]`, by columns, and of `b` `[r, output]`, by rows, without a copy where they
+/// lie so: f32 or bf16 on the CPU.
+///
+/// # Errors
+/// When they are something else, or `work` fails.
+pub fn with_factors<R>(a: &Tensor, b: &Tensor, work: impl FnOnce(Factors<'_>) -> Result<R>) -> Result<R> {
+    let by_columns = |layout: &Layout| {
+        let [input, rank] = *layout.dims() else { return None };
+        let [row, column] = *layout.stride() else { return None };
+        let lies = (row == 1 || input == 1) && (column == input || rank == 1);
+        lies.then_some(layout.start_offset()..layout.start_offset() + input * rank)
+    };
+    let by_rows = |layout: &Layout| layout.contiguous_offsets().map(|(start, end)| start..end);
+    let (Some(of_a), Some(of_b)) = (by_columns(a.layout()), by_rows(b.layout())) else {
+        return with_factors(&a.t()?.contiguous()?.t()?, &b.contiguous()?, work);
+    };
+    let (a, b) = (a.storage_and_layout().0, b.storage_and_layout().0);
+    match (&*a, &*b) {
+        (Storage::Cpu(CpuStorage::F32(a)), Storage::Cpu(CpuStorage::F32(b))) => {
+            work(Factors::F32([&a[of_a], &b[of_b]]))
+        }
+        (Storage::Cpu(CpuStorage::BF16(a)), Storage::Cpu(CpuStorage::BF16(b))) => {
+            work(Factors::Bf16([&a[of_a], &b[of_b]]))
+        }
+        _ => candle_core::bail!("low-rank matrices are neither f32 nor bf16 on the CPU"),
+    }
 }
 
 /// Returns the product of two f32 matrices on the CPU, however they lie in memory.

@@ -58,4 +58,11 @@ impl Base for Llama {
     fn dtype(&self) -> DType {
         self.dtype
     }
+
+    fn low_rank_format(&self, site: SiteId) -> DType {
+        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
+        let block = inside.and_then(|(layer, module)| Some((self.blocks.get(layer)?, Module::ALL[module])));
+        let narrow = block.is_some_and(|(block, module)| block.projection(module).weight.is_narrow());
+        if narrow { DType::BF16 } else { DType::F32 }
+    }
 }

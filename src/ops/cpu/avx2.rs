@@ -177,6 +177,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn brains(self, from: *const half::bf16) -> F {
+        unsafe {
+            let bits = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(8).cast())];
+            bits.map(|bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16) {
         unsafe { super::plain::Plain.to_bf16(from, to) }
     }

@@ -147,6 +147,14 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     }
 
     #[inline(always)]
+    unsafe fn brains(self, from: *const half::bf16) -> __m512 {
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16) {
         unsafe {
             let bits = _mm512_castps_si512(_mm512_loadu_ps(from));

@@ -4,7 +4,7 @@
 //! distances it has, so that no matrix is ever transposed in memory. Shapes stand at each function.
 
 use super::product::{Misfit, fits};
-use super::simd::{LANES, Level, Simd, Work};
+use super::simd::{LANES, Level, Number, Simd, Work};
 use super::team::each;
 use super::tile::{Floats, Out, Sweep};
 
@@ -129,9 +129,9 @@ impl Shared {
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn multiply_rows(
+pub(in crate::ops) fn multiply_rows<N: Number>(
     (x, rows, stride): (&[f32], usize, usize),
-    (b, outputs): (&[f32], usize),
+    (b, outputs): (&[N], usize),
     (out, width): (&mut [f32], usize),
     add: bool,
 ) -> Result<(), Misfit> {
@@ -147,7 +147,7 @@ pub fn multiply_rows(
     let (tiles, out) = (outputs.div_ceil(LANES), Out(out.as_mut_ptr()));
     // A tile is read 16 wide, beyond the end of its row: that is the next row, but for the last ones.
     let inside = (b.len().saturating_sub(tiles * LANES) / outputs + usize::from(b.len() >= tiles * LANES)).min(inputs);
-    let kernel = |x: *const f32, weights: *const f32, step: usize, inputs: usize| Floats {
+    let kernel = |x: *const f32, weights: *const N, step: usize, inputs: usize| Floats {
         x,
         row: stride,
         input: 1,
@@ -159,7 +159,7 @@ pub fn multiply_rows(
     let sweep = |kernel, add| Sweep { kernel, rows: 0..rows, tiles: 0..tiles, outputs, out, width, add };
     level.run(sweep(kernel(x.as_ptr(), b.as_ptr(), outputs, inside), add));
     if inside < inputs {
-        let mut rest = vec![0.0; (inputs - inside) * tiles * LANES];
+        let mut rest = vec![N::ZERO; (inputs - inside) * tiles * LANES];
         for (to, from) in rest.chunks_exact_mut(tiles * LANES).zip(b[inside * outputs..].chunks_exact(outputs)) {
             to[..outputs].copy_from_slice(from);
         }
@@ -168,30 +168,14 @@ pub fn multiply_rows(
     Ok(())
 }
 
-/// Asks for numbers that are read soon, all at once: what lies in short rows would be waited for row by row.
-pub fn prefetch(numbers: &[f32]) {
-    struct Lines<'a>(&'a [f32]);
-
-    impl Work for Lines<'_> {
-        type Output = ();
-
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            self.0.chunks(LANES).for_each(|line| s.prefetch(line.as_ptr().cast()));
-        }
-    }
-
-    Level::best().run(Lines(numbers));
-}
-
 /// Writes x·aᵀ on one thread; `x` is `[rows, inputs]` with rows `stride` apart, `a` `[outputs, inputs]` packed, the result
 /// `[rows, outputs]` packed. For few outputs: each number is summed by itself.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn dots(
+pub(in crate::ops) fn dots<N: Number>(
     (x, rows, stride): (&[f32], usize, usize),
-    (a, inputs): (&[f32], usize),
+    (a, inputs): (&[N], usize),
     out: &mut [f32],
 ) -> Result<(), Misfit> {
     let outputs = a.len() / inputs.max(1);
@@ -204,17 +188,17 @@ pub fn dots(
     Ok(())
 }
 
-struct Dots<'a> {
+struct Dots<'a, N> {
     x: &'a [f32],
     rows: usize,
     stride: usize,
-    a: &'a [f32],
+    a: &'a [N],
     inputs: usize,
     outputs: usize,
     out: &'a mut [f32],
 }
 
-impl Work for Dots<'_> {
+impl<N: Number> Work for Dots<'_, N> {
     type Output = ();
 
     #[inline(always)]
@@ -230,19 +214,25 @@ impl Work for Dots<'_> {
     }
 }
 
-impl Dots<'_> {
+impl<N: Number> Dots<'_, N> {
     /// All outputs of `R` rows.
     #[inline(always)]
     fn columns<S: Simd, const R: usize>(&mut self, s: S, row: usize) {
+        let mut eights = 0;
+        if const { S::ROWS >= 8 && R == 1 } {
+            // One sum after another would wait for itself.
+            eights = self.outputs / 8 * 8;
+            (0..eights).step_by(8).for_each(|column| self.block::<S, R, 8>(s, row, column));
+        }
         let fours = self.outputs / 4 * 4;
-        (0..fours).step_by(4).for_each(|column| self.block::<S, R, 4>(s, row, column));
+        (eights..fours).step_by(4).for_each(|column| self.block::<S, R, 4>(s, row, column));
         (fours..self.outputs).for_each(|column| self.block::<S, R, 1>(s, row, column));
     }
 
     #[inline(always)]
     fn block<S: Simd, const R: usize, const C: usize>(&mut self, s: S, row: usize, column: usize) {
         let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * self.stride..][..self.inputs]);
-        let a: [&[f32]; C] = std::array::from_fn(|c| &self.a[(column + c) * self.inputs..][..self.inputs]);
+        let a: [&[N]; C] = std::array::from_fn(|c| &self.a[(column + c) * self.inputs..][..self.inputs]);
         let whole = self.inputs / LANES * LANES;
         let mut sums = [[s.zero(); C]; R];
         for at in (0..whole).step_by(LANES) {
@@ -250,7 +240,7 @@ impl Dots<'_> {
             unsafe {
                 let mut w = [s.zero(); C];
                 for c in 0..C {
-                    w[c] = s.load(a[c].as_ptr().add(at));
+                    w[c] = N::load(s, a[c].as_ptr().add(at));
                 }
                 for r in 0..R {
                     let x = s.load(x[r].as_ptr().add(at));
@@ -262,7 +252,7 @@ impl Dots<'_> {
         }
         for r in 0..R {
             for c in 0..C {
-                let rest = (whole..self.inputs).map(|at| x[r][at] * a[c][at]);
+                let rest = (whole..self.inputs).map(|at| x[r][at] * a[c][at].wide());
                 self.out[(row + r) * self.outputs + column + c] = rest.fold(s.sum(sums[r][c]), |sum, x| sum + x);
             }
         }

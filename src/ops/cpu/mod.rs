@@ -27,6 +27,7 @@ mod dense;
 #[expect(unsafe_code, reason = "threads write disjoint rows and heads of one result")]
 mod groups;
 mod keys_values;
+mod low_rank;
 #[expect(unsafe_code, reason = "memory that holds bytes and numbers of several formats")]
 mod packed;
 #[expect(unsafe_code, reason = "the form without vector instructions has the interface of those with them")]
@@ -51,9 +52,10 @@ pub(super) use attention::attend_backward;
 pub use attention::{Heads, Sequence, attend};
 pub(super) use blocks::Format;
 pub(super) use dense::{View, multiply};
-pub use dense::{dots, multiply_rows, prefetch};
+pub(super) use dense::{dots, multiply_rows};
 pub use groups::{Groups, Scores, attend_groups, attend_groups_backward};
 pub use keys_values::KeysValues;
+pub use low_rank::{Factors, add_low_rank};
 pub(super) use packed::Packed;
 pub use prepared::Prepared;
 pub use product::Misfit;

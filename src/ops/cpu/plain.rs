@@ -146,6 +146,11 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    unsafe fn brains(self, from: *const half::bf16) -> F {
+        unsafe { from.cast::<[half::bf16; LANES]>().read_unaligned() }.map(half::bf16::to_f32)
+    }
+
+    #[inline(always)]
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16) {
         let x = unsafe { self.load(from) };
         let rounded: [u16; LANES] = from_fn(|i| {

@@ -27,7 +27,7 @@ pub(super) const LANES: usize = 16;
 ///
 /// # Safety
 /// Functions marked unsafe read or write the 16 numbers behind a pointer, which needs no alignment.
-pub(super) trait Simd: Copy {
+pub(in crate::ops) trait Simd: Copy {
     /// 16 f32.
     type F: Copy;
     /// 16 i32, or 64 bytes.
@@ -77,6 +77,8 @@ pub(super) trait Simd: Copy {
     fn pairs(self, x: Self::I) -> (Self::F, Self::F);
     /// Adds the products of 16 pairs of bf16; only with [`Self::BF16`].
     fn dot_bf16(self, sum: Self::F, a: Self::I, b: Self::I) -> Self::F;
+    /// 16 bf16 as f32.
+    unsafe fn brains(self, from: *const half::bf16) -> Self::F;
     /// Rounds 16 f32 to bf16, nearest even.
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16);
     /// Turns 32 f32 into bytes from -127 to 127; returns what one step is worth (NaN where
@@ -90,6 +92,49 @@ pub(super) trait Simd: Copy {
 
     fn zero(self) -> Self::F {
         self.splat(0.0)
+    }
+}
+
+/// A number that is read as f32.
+pub(in crate::ops) trait Number: Copy + Send + Sync {
+    const ZERO: Self;
+
+    /// 16 of them.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F;
+
+    fn wide(self) -> f32;
+}
+
+impl Number for f32 {
+    const ZERO: Self = 0.0;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(from) }
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+}
+
+impl Number for half::bf16 {
+    const ZERO: Self = Self::ZERO;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.brains(from) }
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self.to_f32()
     }
 }
 

@@ -167,6 +167,28 @@ fn exact_and_transposed_products_round_no_rows() {
 }
 
 #[test]
+fn low_ranks_are_added_and_no_row_depends_on_another() {
+    for (rows, inputs, rank, outputs) in [(1, 576, 8, 192), (33, 70, 3, 50), (40, 96, 17, 33)] {
+        let (x, a, b) = (values(rows * inputs, 1), values(rank * inputs, 2), values(rank * outputs, 3));
+        let b_t: Vec<f32> = (0..b.len()).map(|i| b[i % rank * outputs + i / rank]).collect();
+        let expected = reference(&b_t, &reference(&a, &x, inputs), rank);
+        let expected: Vec<f32> = expected.iter().map(|x| 1.0 + 0.5 * x).collect();
+        let [narrow_a, narrow_b] = [&a, &b].map(|x| x.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>());
+        // Sums of up to 576 products below 1 times as many as the rank; bf16 loses 1/512 of each number.
+        let wide = Factors::F32([&a, &b]);
+        for (factors, tolerance) in [(wide, 1e-3), (Factors::Bf16([&narrow_a, &narrow_b]), 0.5)] {
+            let mut got = vec![1.0; rows * outputs];
+            add_low_rank((&x, rows), factors, 0.5, &mut got).unwrap();
+            close(&got, &expected, tolerance, &format!("{rows} {inputs} {rank} {outputs}"));
+            let mut last = vec![1.0; outputs];
+            add_low_rank((&x[(rows - 1) * inputs..], 1), factors, 0.5, &mut last).unwrap();
+            assert_eq!(last, got[(rows - 1) * outputs..]);
+        }
+        add_low_rank((&x, rows), wide, 0.5, &mut vec![1.0; rows * (outputs + 1)]).unwrap_err();
+    }
+}
+
+#[test]
 fn matrices_multiply_however_they_lie() {
     for (rows, inputs, outputs) in [(1, 1, 1), (3, 40, 8), (70, 33, 50), (130, 64, 200), (8, 130, 3), (300, 200, 17)] {
         let (a, b) = (values(rows * inputs, 8), values(inputs * outputs, 9));

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::blocks::{BLOCK, Header, Shape};
-use super::simd::{LANES, Simd, Work};
+use super::simd::{LANES, Number, Simd, Work};
 
 /// Where a result goes: threads write disjoint parts of it.
 #[derive(Debug, Clone, Copy)]
@@ -164,21 +164,21 @@ unsafe fn end<S: Simd, const R: usize, const T: usize>(s: S, (out, width): (*mut
     }
 }
 
-/// f32 times f32, whatever the distances: tiles need not be packed.
+/// f32 times f32, or what is read as such, whatever the distances: tiles need not be packed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Floats {
+pub(super) struct Floats<N = f32> {
     /// Rows, and the distances of rows and of inputs.
     pub(super) x: *const f32,
     pub(super) row: usize,
     pub(super) input: usize,
     /// Weights, and the distances of tiles and of inputs.
-    pub(super) weights: *const f32,
+    pub(super) weights: *const N,
     pub(super) tile: usize,
     pub(super) step: usize,
     pub(super) inputs: usize,
 }
 
-impl Kernel for Floats {
+impl<N: Number> Kernel for Floats<N> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const R: usize, const T: usize>(
         self,
@@ -195,7 +195,7 @@ impl Kernel for Floats {
             for _ in 0..self.inputs {
                 let mut w = [s.zero(); T];
                 for (t, w) in w.iter_mut().enumerate() {
-                    *w = s.load(weights.add(t * self.tile));
+                    *w = N::load(s, weights.add(t * self.tile));
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let x = s.splat(*x.add(r * self.row));
