@@ -36,6 +36,8 @@ mod plain;
 mod prepared;
 #[expect(unsafe_code, reason = "threads write disjoint columns of one result")]
 mod product;
+#[expect(unsafe_code, reason = "inner loops without checks of bounds")]
+mod quants;
 #[expect(unsafe_code, reason = "loads and stores of vectors")]
 mod simd;
 #[expect(unsafe_code, reason = "loads and stores of vectors")]

@@ -10,9 +10,10 @@ use super::amx::{self, Part};
 use super::blocks::{BLOCK, Format};
 use super::packed::Packed;
 use super::prepared::Prepared;
+use super::quants::Quants;
 use super::simd::{LANES, Level};
 use super::team::{each, each_with};
-use super::tile::{Brains, Floats, Halves, Out, Quants, Sweep};
+use super::tile::{Ahead, Brains, Floats, Halves, Out, Sweep};
 
 /// Products of numbers below which threads are not asked to help.
 const ALONE: usize = 1 << 16;
@@ -20,8 +21,8 @@ const ALONE: usize = 1 << 16;
 const PIECES: usize = 4;
 /// Tiles of a piece whose weights are unpacked first.
 const UNPACKED: usize = 3;
-/// Rows up to which waiting for weights counts for more than multiplying with them.
-const FEW: usize = 32;
+/// Rows up to which waiting for weights counts beside multiplying with them.
+const FEW: usize = 64;
 /// Rows below which a piece of an unpacked product is not divided further: unpacking costs as much as some rows.
 const UNPACKED_ROWS: usize = 256;
 
@@ -105,12 +106,15 @@ pub(super) fn products_at(
     let prepared = &*prepared;
     let total: usize = jobs.iter().map(|(weights, _)| weights.tiles()).sum();
     let outs: Vec<(&Packed, Out)> = jobs.iter_mut().map(|(weights, out)| (*weights, Out(out.as_mut_ptr()))).collect();
-    let run = |piece: Piece| {
+    let run = |piece: Piece, then: *const u8| {
         let (weights, out) = outs[piece.job];
-        sweep(level, weights, (x, prepared), (piece.rows, piece.tiles), out);
+        let few = piece.rows.len() <= FEW;
+        let ahead = Ahead { row: if few { piece.rows.start } else { usize::MAX }, end: piece.tiles.end, then };
+        sweep(level, weights, (x, prepared), (piece.rows, piece.tiles), ahead, out);
     };
     if rows * inputs * total * LANES < ALONE {
-        (0..outs.len()).for_each(|job| run(Piece { job, tiles: 0..outs[job].0.tiles(), rows: 0..rows }));
+        let whole = |job: usize| Piece { job, tiles: 0..outs[job].0.tiles(), rows: 0..rows };
+        (0..outs.len()).for_each(|job| run(whole(job), std::ptr::null()));
         return Ok(());
     }
     let pieces = rayon::current_num_threads() * PIECES;
@@ -127,7 +131,16 @@ pub(super) fn products_at(
             }
         }
     }
-    each(list, run);
+    // Threads take pieces in turn: what one takes next is most likely as many further as there are threads.
+    let threads = rayon::current_num_threads();
+    let starts: Vec<_> = list.iter().map(|piece| (piece.job, piece.tiles.start)).collect();
+    each(list.into_iter().enumerate().collect(), |(i, piece)| {
+        let start = |&(job, tile): &(usize, usize)| {
+            let weights = outs[job].0;
+            weights.bytes().as_ptr().wrapping_add(tile * weights.tile_bytes())
+        };
+        run(piece, starts.get(i + threads).map_or(std::ptr::null(), start));
+    });
     Ok(())
 }
 
@@ -137,6 +150,7 @@ fn sweep(
     weights: &Packed,
     (x, prepared): (&[f32], &Prepared),
     (rows, tiles): (Range<usize>, Range<usize>),
+    ahead: Ahead,
     out: Out,
 ) {
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
@@ -156,7 +170,7 @@ fn sweep(
                 weights: bytes,
                 blocks: inputs / BLOCK,
                 groups: inputs / 4 / (inputs / BLOCK).max(1),
-                asks: if rows.len() <= FEW { rows.start } else { usize::MAX },
+                ahead,
             })
         };
     }
@@ -169,7 +183,9 @@ fn sweep(
             // SAFETY: the level is there; rows and weights are as long as the part needs them.
             unsafe { amx::multiply(prepared.narrow.as_ptr(), bytes, inputs, &part) };
         }
-        Format::Bf16 => sweep!(Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights: bytes, inputs }),
+        Format::Bf16 => {
+            sweep!(Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights: bytes, inputs, ahead })
+        }
         Format::Q40 => quants!(0, true),
         Format::Q50 | Format::Q80 => quants!(0, false),
         Format::Q41 => quants!(1, true),
@@ -318,7 +334,8 @@ fn narrow(level: Level, (x, rows): (&[f32], usize), weights: &Packed, out: &mut 
                 // SAFETY: the level is there; rows and weights are as long as the part needs them.
                 return unsafe { amx::multiply(prepared.narrow.as_ptr(), weights, inputs, &part) };
             }
-            let kernel = Brains { x: x.as_ptr(), narrow: prepared.narrow.as_ptr(), weights, inputs };
+            let (narrow, ahead) = (prepared.narrow.as_ptr(), Ahead::NOTHING);
+            let kernel = Brains { x: x.as_ptr(), narrow, weights, inputs, ahead };
             level.run(Sweep {
                 kernel,
                 rows: piece.rows,

@@ -4,7 +4,6 @@
 //! Knows no layout. Whoever holds a value that implements [`Simd`] may use its instructions: that is checked where the
 //! value is made, here.
 
-#[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
 #[cfg(target_arch = "x86_64")]
@@ -171,9 +170,10 @@ impl Level {
         all.into_iter().filter(|level| level.is_available())
     }
 
-    /// Returns the best that this CPU has.
+    /// Returns the best that this CPU has; looked for once, since short steps ask again and again.
     pub(in crate::ops) fn best() -> Self {
-        Self::available().next().unwrap_or(Self::Plain)
+        static BEST: LazyLock<Level> = LazyLock::new(|| Level::available().next().unwrap_or(Level::Plain));
+        *BEST
     }
 
     /// Returns whether rows of `inputs` are rounded to bf16 for weights of bf16.
@@ -223,8 +223,8 @@ impl Level {
             fn with_bf16<W: Work>(work: W) -> W::Output {
                 work.run(Avx512::<true>)
             }
-            if self.is_available() {
-                // SAFETY: the instructions were just found to be there.
+            if self == Self::best() || self.is_available() {
+                // SAFETY: the instructions were found to be there.
                 match self {
                     Self::Plain => {}
                     Self::Avx2 => return unsafe { with_avx2(work) },
