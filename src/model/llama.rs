@@ -17,8 +17,8 @@ use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
 use super::{
-    BaseModel, Batch, CausalLm, Computed, Differentiable, Input, Layout, ModelError, ModelInfo, Reserve, Rows, Segment,
-    Sequences,
+    BaseModel, Batch, CausalLm, Computed, Differentiable, Ends, Input, Layout, ModelError, ModelInfo, Reserve, Rows,
+    Segment, Sequences,
 };
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::cpu::together;
@@ -466,6 +466,10 @@ impl Differentiable for Llama {
         lora: &'a LoraBatch,
     ) -> Result<Option<Computed<'a>>, ModelError> {
         self.learn_block(layer, x, layout.tokens()?, lora)
+    }
+
+    fn learn_ends<'a>(&'a self, lora: &'a LoraBatch, rows: usize) -> Result<Ends<'a>, ModelError> {
+        Ok(self.ends(lora, rows)?)
     }
 
     fn head(&self, x: &Tensor, lora: &LoraBatch, classify: bool) -> Result<Tensor, ModelError> {

@@ -38,6 +38,7 @@ pub use self::swin::Swin;
 pub use self::vision::{HiddenStates, ImageModel};
 pub use self::vit::Vit;
 use crate::lora::{self, Adapter, LoraBatch, LoraError, Run};
+use crate::ops::Head;
 use crate::ops::learning::Learnt;
 
 /// What the rest of the house needs to know of a base model.
@@ -286,6 +287,15 @@ pub trait Differentiable: Send + Sync {
         lora: &'a LoraBatch,
     ) -> Result<Option<Computed<'a>>, ModelError>;
 
+    /// Returns what stands before the first block and behind the last one as far as it has a backward of its own; `lora` is
+    /// that of all `rows`.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows.
+    fn learn_ends<'a>(&'a self, _lora: &'a LoraBatch, _rows: usize) -> Result<Ends<'a>, ModelError> {
+        Ok(Ends::default())
+    }
+
     /// Returns logits of rows of the last block's output, `[rows, vocab]`, or `[rows, labels]` with `classify`; the
     /// adapters of `lora` are those of these rows.
     ///
@@ -319,6 +329,15 @@ pub type Backward<'a> = Box<dyn Fn(&Tensor) -> Result<(Tensor, Vec<Learnt>), Mod
 
 /// The output of a block, and its backward.
 pub type Computed<'a> = (Tensor, Backward<'a>);
+
+/// The ends of a model in training that need no graph.
+#[derive(Debug, Default)]
+pub struct Ends<'a> {
+    /// A language model's head.
+    pub head: Option<Head<'a>>,
+    /// The weight `[vocab, hidden]` whose rows are the input of the first block, where it learns whole.
+    pub embedding: Option<&'a Tensor>,
+}
 
 /// Reads a base model: a transformers folder or a GGUF file.
 ///

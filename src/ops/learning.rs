@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::cpu::{View, dots, multiply, multiply_rows, product_transposed, steps, threads};
+use super::cpu::{View, dots, multiply, multiply_rows, product_transposed, steps, threads, transpose};
 use super::elements::sum_of_rows;
 use super::layer_norm::of_weight;
 use super::linear::{Linear, trained_product};
@@ -92,7 +92,7 @@ impl Weight<'_> {
                 let (output, input) = weight.dims2()?;
                 let mut out = Buffer::new(rows * output);
                 with_slices([weight], |[weight]| {
-                    Ok(multiply(view(x, (rows, input))?, turned(weight, (input, output))?, &mut out)?)
+                    Ok(multiply(view(x, (rows, input))?, turned(weight, (input, output))?, &mut out, false)?)
                 })?;
                 Ok((out, Buffer::default()))
             }
@@ -124,10 +124,11 @@ impl Weight<'_> {
                 let (output, input) = weight.dims2()?;
                 let (mut for_x, mut for_weight) = (Buffer::new(rows * input), Buffer::new(output * input));
                 with_slices([weight], |[weight]| {
-                    multiply(view(gradient, (rows, output))?, view(weight, (output, input))?, &mut for_x)?;
+                    multiply(view(gradient, (rows, output))?, view(weight, (output, input))?, &mut for_x, false)?;
                     // Laid out anew: columns of many rows are far apart.
-                    let turned = transposed(gradient, rows, output);
-                    Ok(multiply(view(&turned, (output, rows))?, view(x, (rows, input))?, &mut for_weight)?)
+                    let mut turned = Buffer::new(gradient.len());
+                    transpose(gradient, rows, output, &mut turned);
+                    Ok(multiply(view(&turned, (output, rows))?, view(x, (rows, input))?, &mut for_weight, false)?)
                 })?;
                 learnt
                     .push(((*weight).clone(), Tensor::from_vec(for_weight.into_vec(), (output, input), &Device::Cpu)?));
@@ -158,30 +159,15 @@ fn known(weight: &Linear) -> Result<&super::cpu::Packed> {
     Ok(packed)
 }
 
-fn view(data: &[f32], shape: (usize, usize)) -> Result<View<'_>> {
+pub(super) fn view(data: &[f32], shape: (usize, usize)) -> Result<View<'_>> {
     let Some(view) = View::new(data, shape, (shape.1, 1)) else { bail!("{} numbers are not {shape:?}", data.len()) };
     Ok(view)
 }
 
 /// The transpose of what lies there, whose shape is `shape`.
-fn turned(data: &[f32], shape: (usize, usize)) -> Result<View<'_>> {
+pub(super) fn turned(data: &[f32], shape: (usize, usize)) -> Result<View<'_>> {
     let Some(view) = View::new(data, shape, (1, shape.0)) else { bail!("{} numbers are not {shape:?}", data.len()) };
     Ok(view)
-}
-
-/// Returns the transpose of `[rows, columns]`.
-fn transposed(data: &[f32], rows: usize, columns: usize) -> Buffer {
-    const TOGETHER: usize = 16;
-    let mut out = Buffer::new(data.len());
-    out.par_chunks_mut((TOGETHER * rows).max(1)).enumerate().for_each(|(part, out)| {
-        let first = part * TOGETHER;
-        for (row, data) in data.chunks_exact(columns).enumerate() {
-            for (column, value) in data[first..columns.min(first + TOGETHER)].iter().enumerate() {
-                out[column * rows + row] = *value;
-            }
-        }
-    });
-    out
 }
 
 /// Writes x·aᵀ; `a` is `[r, inputs]`.

@@ -24,14 +24,30 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32], weight: f32) -> Result<(V
         let targets = Tensor::new(targets, &Device::Cpu)?;
         return cuda::losses_of(&gpu, logits, cuda::Targets::Class(&targets), weight);
     }
-    with_rows(logits, |row, i| {
-        let target = targets[i] as usize;
-        let at_target = row[target];
-        let (max, sum) = steps::powers(row, 1.0);
-        steps::scale(row, weight / sum);
-        row[target] -= weight;
-        f64::from(max - at_target) + f64::from(sum).ln()
-    })
+    with_rows(logits, |row, i| entropy(row, targets[i] as usize, weight))
+}
+
+/// Returns the loss of one row, which becomes the gradient of weight·loss.
+fn entropy(row: &mut [f32], target: usize, weight: f32) -> f64 {
+    let at_target = row[target];
+    let (max, sum) = steps::powers(row, 1.0);
+    steps::scale(row, weight / sum);
+    row[target] -= weight;
+    f64::from(max - at_target) + f64::from(sum).ln()
+}
+
+/// Returns `-log softmax(logits)[target]` of each row of `[targets, classes]` on the CPU, which becomes the gradient of
+/// Σ weight·loss.
+///
+/// # Errors
+/// When a target is out of range or shapes do not fit.
+pub(super) fn cross_entropies(logits: &mut [f32], targets: &[u32], weight: f32) -> Result<Vec<f64>> {
+    let classes = logits.len() / targets.len().max(1);
+    if logits.len() != classes * targets.len() || targets.iter().any(|target| *target as usize >= classes) {
+        bail!("{} targets do not fit {} logits", targets.len(), logits.len());
+    }
+    let rows = logits.par_chunks_mut(classes.max(1)).zip(targets);
+    Ok(rows.map(|(row, target)| entropy(row, *target as usize, weight)).collect())
 }
 
 /// Returns the mean over classes of the binary cross-entropies of each row, and the gradient of Σ weight·loss.

@@ -74,6 +74,6 @@ pub(super) fn product_of(a: &Tensor, b: &Tensor) -> Result<Vec<f32>> {
         views.extend(View::new(&data[layout.start_offset()..], shape, (stride[0], stride[1])));
     }
     let [a, b] = views[..] else { candle_core::bail!("a matrix reaches beyond its memory") };
-    multiply(a, b, &mut out)?;
+    multiply(a, b, &mut out, false)?;
     Ok(out)
 }

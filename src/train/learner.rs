@@ -18,8 +18,8 @@ use super::sums::Sums;
 use super::{Average, MicroBatch, Pixels, RowLoss, Settings, Task, TrainError};
 use crate::dataset::Label;
 use crate::lora::{Adapter, Change, Dropout, LoraBatch, Run, SiteId};
-use crate::model::{Backward, BaseModel, Differentiable, Input, Layout, ModelError};
-use crate::ops::{binary_cross_entropy, buffer, cross_entropy, seed};
+use crate::model::{Backward, BaseModel, Differentiable, Ends, Input, Layout, ModelError};
+use crate::ops::{Head, binary_cross_entropy, buffer, cross_entropy, seed};
 use crate::turns::Slices;
 
 /// Values of parameters that are looked at or changed in one slice, on the CPU and on a GPU.
@@ -319,7 +319,11 @@ impl Learner {
         };
         let embedded = pass.slice(|| Ok(pass.model.embed(&layout, &lora)?))?;
         let (last, kept) = pass.forward(&layout, &lora, &embedded, keep)?;
-        let (losses, gradient) = self.head(pass, (batch, &input), &last, &mut learn)?;
+        let Ends { head, embedding } = match &learn {
+            Some(_) => pass.model.learn_ends(&lora, layout.rows()?)?,
+            None => Ends::default(),
+        };
+        let (losses, gradient) = self.head(pass, (batch, &input), (&last, head), &mut learn)?;
         let Some((_, sums)) = learn else { return Ok(losses) };
         if self.settings.method == super::Method::HeadOnly {
             return Ok(losses);
@@ -346,7 +350,9 @@ impl Learner {
                 }
             })?;
         }
-        if embedded.track_op() {
+        if let Some(embedding) = embedding {
+            pass.slice(|| sums.add_rows(embedding, &batch.tokens, &gradient))?;
+        } else if embedded.track_op() {
             pass.slice(|| sums.take(seed(&embedded, gradient.clone())?.backward()?).map(drop))?;
         }
         Ok(losses)
@@ -357,7 +363,7 @@ impl Learner {
         &self,
         pass: &Pass<'_>,
         (batch, input): (&MicroBatch, &Input<'_>),
-        last: &Tensor,
+        (last, own): (&Tensor, Option<Head<'_>>),
         learn: &mut Option<(f64, &mut Sums<'_>)>,
     ) -> Result<(Vec<RowLoss>, Tensor), TrainError> {
         let classify = self.settings.task.has_classes();
@@ -369,11 +375,20 @@ impl Learner {
         let mut losses = Vec::with_capacity(rows.len());
         let mut correct = Vec::new();
         let mut gradient = last.zeros_like()?;
+        let mut own = own.filter(|_| !classify);
         let at_once = logit_rows(last.device());
         for (chunk, rows) in rows.chunks(at_once).enumerate() {
             pass.slice(|| {
                 let index = Tensor::new(rows.iter().map(|row| *row as u32).collect::<Vec<_>>(), last.device())?;
-                let x = Var::from_tensor(&last.index_select(&index, 0)?)?;
+                let x = last.index_select(&index, 0)?;
+                if let Some(own) = &mut own {
+                    let targets: Vec<u32> = rows.iter().filter_map(|row| batch.targets[*row]).collect();
+                    let (loss, part) = own.learn(&x, &targets, share)?;
+                    losses.extend(loss);
+                    gradient = gradient.index_add(&index, &part, 0)?;
+                    return Ok(());
+                }
+                let x = Var::from_tensor(&x)?;
                 let logits = pass.model.head(x.as_tensor(), &pass.lora(rows.len()), classify)?;
                 let (loss, for_logits) = if classify {
                     let from = chunk * at_once;
@@ -392,6 +407,9 @@ impl Learner {
                 }
                 Ok(())
             })?;
+        }
+        if let (Some(own), Some((_, sums))) = (own, learn) {
+            pass.slice(|| sums.add(own.learnt()?))?;
         }
         Ok((by_row(batch, classify, &rows, &losses, &correct), gradient))
     }

@@ -10,8 +10,10 @@ use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Va
 use rayon::prelude::*;
 
 use super::parameters::Parameter;
+use crate::ops::cpu::steps;
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::{self, Gpu, Trained, Update, adamw};
+use crate::ops::with_slices;
 
 /// Values that one thread changes at a time.
 const CHUNK: usize = 1 << 14;
@@ -145,7 +147,16 @@ pub(super) fn squares(tensors: &[Tensor]) -> Result<Vec<f32>> {
     if let Some(gpu) = tensors.first().and_then(|first| Gpu::of(first.device())) {
         return cuda::squares(&gpu, tensors);
     }
-    tensors.iter().map(|tensor| tensor.sqr()?.sum_all()?.to_scalar::<f32>()).collect()
+    let square = |tensor: &Tensor| {
+        if !tensor.device().is_cpu() {
+            return tensor.sqr()?.sum_all()?.to_scalar::<f32>();
+        }
+        with_slices([tensor], |[values]| {
+            let parts: Vec<f32> = values.par_chunks(CHUNK).map(|part| steps::dot(part, part)).collect();
+            Ok(parts.iter().map(|part| f64::from(*part)).sum::<f64>() as f32)
+        })
+    };
+    tensors.iter().map(square).collect()
 }
 
 /// moment ← β·moment + (1-β)·(factor·g), or its square.
@@ -216,17 +227,17 @@ impl InplaceOp3 for Change {
     }
 }
 
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(data), Some((start, end))) => Ok(&data[start..end]),
-        _ => bail!("an optimiser's tensor is not f32 in one piece"),
+        _ => bail!("a tensor in training is not f32 in one piece"),
     }
 }
 
-fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+pub(super) fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
-        _ => bail!("an optimiser's tensor is not f32 in one piece"),
+        _ => bail!("a tensor in training is not f32 in one piece"),
     }
 }
 

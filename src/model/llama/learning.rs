@@ -7,15 +7,15 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::Llama;
+use super::{EMBEDDING, Llama};
 use crate::lora::{Change, LoraBatch, SiteId};
 use crate::model::layers::{learning, run_backward};
-use crate::model::{Computed, ModelError, Sequences};
+use crate::model::{Computed, Ends, ModelError, Sequences};
 use crate::ops::buffer::Buffer;
 use crate::ops::cpu::Heads;
 use crate::ops::cpu::threads::{add, gated, gated_backward, rope};
 use crate::ops::learning::{Layer, Learnt, Norm};
-use crate::ops::{attend_whole, attend_whole_backward, with_slices};
+use crate::ops::{Head, attend_whole, attend_whole_backward, with_slices};
 
 /// A block, and what its backward needs of its forward.
 struct Learning<'a> {
@@ -97,6 +97,24 @@ impl Llama {
                 run_backward(&learning.input, gradient, |x, gradient, learnt| learning.backward(x, gradient, learnt))
             }),
         )))
+    }
+}
+
+impl Llama {
+    /// Returns the ends that are known here: on the CPU, a head that is frozen, adapted or learns whole.
+    pub(super) fn ends<'a>(&'a self, lora: &'a LoraBatch, rows: usize) -> candle_core::Result<Ends<'a>> {
+        if !self.device.is_cpu() {
+            return Ok(Ends::default());
+        }
+        let embedding = match lora.touching(EMBEDDING, rows)?.as_slice() {
+            [(run, Change::Replaced { weight, .. })] if run.rows.len() == rows => Some(weight),
+            _ => None,
+        };
+        let norm = norm_at(lora, self.last_norm(), &self.norm, self.config.rms_norm_eps, rows)?;
+        let norm = norm.filter(|norm| norm.weight.dtype() == DType::F32 && self.info.labels.is_none());
+        let layer = learning([&self.head], lora, rows)?;
+        let head = norm.zip(layer).map(|(norm, [layer])| Head::new(norm, layer));
+        Ok(Ends { head, embedding })
     }
 }
 

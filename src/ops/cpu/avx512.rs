@@ -180,6 +180,68 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     }
 
     #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, stride: usize, to: *mut f32, width: usize) {
+        unsafe {
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_ps(from.add(i * stride));
+            }
+            // Squares of 4 within lanes of 4 numbers, then lanes.
+            let mut squares = rows;
+            for i in (0..16).step_by(4) {
+                let low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i], rows[i + 1]));
+                let high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i], rows[i + 1]));
+                let next_low = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2], rows[i + 3]));
+                let next_high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i + 2], rows[i + 3]));
+                squares[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
+                squares[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
+                squares[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
+                squares[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
+            }
+            for i in 0..4 {
+                let [a, b, c, d] = [squares[i], squares[i + 4], squares[i + 8], squares[i + 12]];
+                let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d)];
+                let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d)];
+                _mm512_storeu_ps(to.add(i * width), _mm512_shuffle_f32x4::<0x88>(even[0], even[1]));
+                _mm512_storeu_ps(to.add((i + 4) * width), _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]));
+                _mm512_storeu_ps(to.add((i + 8) * width), _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]));
+                _mm512_storeu_ps(to.add((i + 12) * width), _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_pairs(self, from: *const u16, to: *mut u16) {
+        unsafe {
+            // Two inputs of two outputs change places: a0 a1 b0 b1 becomes a0 b0 a1 b1. Then 8 x 8 of such fours.
+            let order = _mm512_set4_epi32(0x0f0e_0b0a, 0x0d0c_0908, 0x0706_0302, 0x0504_0100);
+            let mut lines = [_mm512_setzero_si512(); 8];
+            for (i, line) in lines.iter_mut().enumerate() {
+                *line = _mm512_shuffle_epi8(_mm512_loadu_si512(from.add(32 * i).cast()), order);
+            }
+            let mut pairs = lines;
+            for i in (0..8).step_by(2) {
+                pairs[i] = _mm512_unpacklo_epi64(lines[i], lines[i + 1]);
+                pairs[i + 1] = _mm512_unpackhi_epi64(lines[i], lines[i + 1]);
+            }
+            for i in 0..2 {
+                let [a, b, c, d] = [pairs[i], pairs[i + 2], pairs[i + 4], pairs[i + 6]];
+                let even = [_mm512_shuffle_i64x2::<0x88>(a, b), _mm512_shuffle_i64x2::<0x88>(c, d)];
+                let odd = [_mm512_shuffle_i64x2::<0xdd>(a, b), _mm512_shuffle_i64x2::<0xdd>(c, d)];
+                let turned = [
+                    _mm512_shuffle_i64x2::<0x88>(even[0], even[1]),
+                    _mm512_shuffle_i64x2::<0x88>(odd[0], odd[1]),
+                    _mm512_shuffle_i64x2::<0xdd>(even[0], even[1]),
+                    _mm512_shuffle_i64x2::<0xdd>(odd[0], odd[1]),
+                ];
+                for (pair, line) in turned.into_iter().enumerate() {
+                    _mm512_storeu_si512(to.add(32 * (2 * pair + i)).cast(), line);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }

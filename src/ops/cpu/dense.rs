@@ -3,13 +3,27 @@
 //! The right factor is copied into tiles, or read where it stands when its rows are; the left one is read with whatever
 //! distances it has, so that no matrix is ever transposed in memory. Shapes stand at each function.
 
+use std::ops::Range;
+
 use super::product::{Misfit, fits};
 use super::simd::{LANES, Level, Number, Simd, Work};
-use super::team::each;
+use super::team::{each, each_with};
 use super::tile::{Floats, Out, Sweep};
 
 /// Products of numbers below which threads are not asked to help.
 const ALONE: usize = 1 << 16;
+/// Pieces of work for each thread: the last ones even out what the first ones took.
+const PIECES: usize = 4;
+/// Tiles that a thread packs and multiplies with at a time.
+const TOGETHER: usize = 3;
+/// Rows below which a piece is not divided further: packing its columns costs as much as some rows.
+const ROWS: usize = 256;
+/// Inputs whose rows of a right factor stay in the second cache while rows are multiplied with them.
+const LONG: usize = 128;
+/// Inputs whose share of a long sum is summed by itself.
+const SHARE: usize = 4096;
+/// Numbers of a right factor that is packed once for all threads: half of the second cache of most CPUs.
+const SMALL: usize = 1 << 17;
 
 /// A matrix somewhere in memory.
 #[derive(Debug, Clone, Copy)]
@@ -35,26 +49,80 @@ impl<'a> View<'a> {
         (last < data.len()).then_some(Self { data, rows, columns, strides })
     }
 
+    /// Writes a tile, `[rows, 16]`; columns that it has not are left as they are.
     fn pack(self, tile: usize, out: &mut [f32]) {
         let columns = self.columns.min((tile + 1) * LANES) - tile * LANES;
-        for (row, out) in out.chunks_exact_mut(LANES).enumerate() {
-            let first = row * self.strides.0 + tile * LANES * self.strides.1;
-            if self.strides.1 == 1 {
+        let first = tile * LANES * self.strides.1;
+        if self.strides.1 == 1 {
+            for (row, out) in out.chunks_exact_mut(LANES).enumerate() {
+                let first = row * self.strides.0 + first;
                 out[..columns].copy_from_slice(&self.data[first..first + columns]);
-            } else {
-                for (column, out) in out[..columns].iter_mut().enumerate() {
-                    *out = self.data[first + column * self.strides.1];
-                }
+            }
+            return;
+        }
+        if self.strides.0 == 1 {
+            return turn((&self.data[first..], columns, self.strides.1), self.rows, (out, LANES));
+        }
+        for (row, out) in out.chunks_exact_mut(LANES).enumerate() {
+            for (column, out) in out[..columns].iter_mut().enumerate() {
+                *out = self.data[row * self.strides.0 + first + column * self.strides.1];
             }
         }
     }
 }
 
-/// Writes a·b, `[a.rows, b.columns]` packed.
+/// Writes the transpose of up to 16 rows of some numbers: rows begin `stride` apart, those of the result `width` apart.
+pub(super) fn turn((from, rows, stride): (&[f32], usize, usize), count: usize, (to, width): (&mut [f32], usize)) {
+    struct Turn<'a> {
+        from: &'a [f32],
+        count: usize,
+        stride: usize,
+        to: &'a mut [f32],
+        width: usize,
+    }
+
+    impl Work for Turn<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let Self { from, count, stride, to, width } = self;
+            let (from, to) = (&from[..(LANES - 1) * stride + count], &mut to[..(count - 1) * width + LANES]);
+            for at in (0..count).step_by(LANES) {
+                // SAFETY: all that is read and written was just seen to be there.
+                unsafe { s.transpose(from.as_ptr().add(at), stride, to.as_mut_ptr().add(at * width), width) };
+            }
+        }
+    }
+
+    let whole = if rows == LANES { count / LANES * LANES } else { 0 };
+    if whole > 0 {
+        Level::best().run(Turn { from, count: whole, stride, to, width });
+    }
+    for at in whole..count {
+        for row in 0..rows {
+            to[at * width + row] = from[row * stride + at];
+        }
+    }
+}
+
+/// Writes the transpose of `[rows, columns]`.
+pub(in crate::ops) fn transpose(from: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
+    let parts = to.chunks_mut((LANES * rows).max(1)).enumerate().collect();
+    each(parts, |(part, to): (usize, &mut [f32])| {
+        let (first, count) = (part * LANES, to.len() / rows);
+        for row in (0..rows).step_by(LANES) {
+            let from = &from[row * columns + first..];
+            turn((from, LANES.min(rows - row), columns), count, (&mut to[row..], rows));
+        }
+    });
+}
+
+/// Writes a·b, `[a.rows, b.columns]` packed, or adds it to what is there.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub(in crate::ops) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32]) -> Result<(), Misfit> {
+pub(in crate::ops) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], add: bool) -> Result<(), Misfit> {
     fits(out.len(), a.rows, b.columns)?;
     fits(a.columns, 1, b.rows)?;
     let (rows, inputs, outputs) = (a.rows, a.columns, b.columns);
@@ -62,53 +130,66 @@ pub(in crate::ops) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32]) -> Res
         return Ok(());
     }
     if inputs == 0 {
-        out.fill(0.0);
+        if !add {
+            out.fill(0.0);
+        }
         return Ok(());
     }
     let level = Level::best();
-    let tiles = outputs.div_ceil(LANES);
-    let mut packed = vec![0.0; tiles * inputs * LANES];
-    let alone = rows * inputs * outputs < ALONE;
-    if alone {
-        packed.chunks_mut(inputs * LANES).enumerate().for_each(|(tile, out)| b.pack(tile, out));
-    } else {
-        each(packed.chunks_mut(inputs * LANES).enumerate().collect(), |(tile, out)| b.pack(tile, out));
-    }
+    let (tiles, tile) = (outputs.div_ceil(LANES), inputs * LANES);
     let kernel = Floats {
         x: a.data.as_ptr(),
         row: a.strides.0,
         input: a.strides.1,
-        weights: packed.as_ptr(),
-        tile: inputs * LANES,
+        weights: std::ptr::null(),
+        tile,
         step: LANES,
         inputs,
     };
-    let whole = Sweep {
+    let whole = Shared(Sweep {
         kernel,
         rows: 0..rows,
         tiles: 0..tiles,
         outputs,
         out: Out(out.as_mut_ptr()),
         width: outputs,
-        add: false,
-    };
-    if alone {
-        level.run(whole);
+        add,
+    });
+    let alone = rows * inputs * outputs < ALONE;
+    if alone || tiles * tile <= SMALL {
+        let mut packed = vec![0.0; tiles * tile];
+        packed.chunks_mut(tile).enumerate().for_each(|(tile, out)| b.pack(tile, out));
+        if alone {
+            level.run(whole.part(0..rows, 0..tiles, &packed));
+            return Ok(());
+        }
+        // So many that a thread's second cache holds them beside the right factor.
+        let most = (SMALL / (inputs + outputs)).max(8);
+        let step = rows.div_ceil(rayon::current_num_threads() * PIECES).min(most).next_multiple_of(8);
+        let parts = (0..rows).step_by(step).map(|row| row..rows.min(row + step)).collect();
+        each_with(parts, Vec::new, |scratch, rows: Range<usize>| {
+            let mut part = whole.part(rows.clone(), 0..tiles, &packed);
+            if a.strides.0 == 1 && a.strides.1 > 1 {
+                part.read(a, rows, scratch);
+            }
+            level.run(part);
+        });
         return Ok(());
     }
-    let shared = Shared(whole);
-    let pieces = rayon::current_num_threads() * 4;
-    let step = tiles.div_ceil(pieces).next_multiple_of(3);
-    let columns = tiles.div_ceil(step);
-    let row_step = rows.div_ceil(pieces.div_ceil(columns)).next_multiple_of(8);
-    let parts: Vec<_> =
-        (0..tiles).step_by(step).flat_map(|tile| (0..rows).step_by(row_step).map(move |row| (tile, row))).collect();
-    each(parts, |(tile, row)| {
-        let mut part = shared.get();
-        part.tiles = tile..tiles.min(tile + step);
-        part.rows = row..rows.min(row + row_step);
-        level.run(part);
-    });
+    // Threads pack what they multiply with; where there are few columns, rows are divided too, and columns packed again.
+    let columns = tiles.div_ceil(TOGETHER);
+    let parts = (rayon::current_num_threads() * PIECES).div_ceil(columns).clamp(1, rows.div_ceil(ROWS));
+    let step = rows.div_ceil(parts).next_multiple_of(8);
+    let parts = (0..tiles).step_by(TOGETHER).flat_map(|tile| (0..rows).step_by(step).map(move |row| (tile, row)));
+    each_with(
+        parts.collect(),
+        || vec![0.0; TOGETHER * tile],
+        |packed, (first, row)| {
+            let here = first..tiles.min(first + TOGETHER);
+            here.clone().zip(packed.chunks_mut(tile)).for_each(|(tile, out)| b.pack(tile, out));
+            level.run(whole.part(row..rows.min(row + step), here, packed));
+        },
+    );
     Ok(())
 }
 
@@ -119,9 +200,71 @@ struct Shared(Sweep<Floats>);
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    fn get(&self) -> Sweep<Floats> {
-        self.0.clone()
+    /// Returns the part of some rows and tiles, of which `packed` holds the latter.
+    fn part(&self, rows: Range<usize>, tiles: Range<usize>, packed: &[f32]) -> Sweep<Floats> {
+        let Sweep { kernel, outputs, out, width, add, .. } = self.0.clone();
+        let first = tiles.start * LANES;
+        // SAFETY: the first column of the part lies in the result.
+        let out = Out(unsafe { out.0.add(first) });
+        let kernel = Floats { weights: packed.as_ptr(), ..kernel };
+        Sweep { kernel, rows, tiles: 0..tiles.len(), outputs: outputs - first, out, width, add }
     }
+}
+
+impl Sweep<Floats> {
+    /// Reads its rows from `scratch`, which becomes a copy of those of `a`, whose columns lie in one piece.
+    fn read(&mut self, a: View<'_>, rows: Range<usize>, scratch: &mut Vec<f32>) {
+        let inputs = a.columns;
+        scratch.resize((rows.len() * inputs).max(scratch.len()), 0.0);
+        for input in (0..inputs).step_by(LANES) {
+            let from = &a.data[input * a.strides.1 + rows.start..];
+            let count = LANES.min(inputs - input);
+            turn((from, count, a.strides.1), rows.len(), (&mut scratch[input..], inputs));
+        }
+        // SAFETY: these rows lie in the result.
+        self.out = Out(unsafe { self.out.0.add(rows.start * self.width) });
+        self.rows = 0..rows.len();
+        self.kernel = Floats { x: scratch.as_ptr(), row: inputs, input: 1, ..self.kernel };
+    }
+}
+
+/// Writes a·b for few rows and long sums: shares of inputs are summed by themselves and added in their order, so that
+/// what threads hold stays small. `a` is `[rows, inputs]`, `b` `[inputs, outputs]`, both packed, and outputs are a
+/// multiple of 16.
+///
+/// # Errors
+/// When shapes do not fit.
+pub(in crate::ops) fn multiply_long(
+    (a, rows): (&[f32], usize),
+    (b, outputs): (&[f32], usize),
+    out: &mut [f32],
+) -> Result<(), Misfit> {
+    let inputs = a.len() / rows.max(1);
+    fits(a.len(), rows, inputs)?;
+    fits(b.len(), inputs, outputs)?;
+    fits(out.len(), rows, outputs)?;
+    fits(outputs, outputs / LANES, LANES)?;
+    let share = |inputs_of: Range<usize>| {
+        let mut sum = vec![0.0; rows * outputs];
+        for first in inputs_of.clone().step_by(LONG) {
+            let last = inputs_of.end.min(first + LONG);
+            multiply_rows(
+                (&a[first..], rows, inputs),
+                (&b[first * outputs..last * outputs], outputs),
+                (&mut sum, outputs),
+                true,
+            )?;
+        }
+        Ok(sum)
+    };
+    let mut shares: Vec<_> =
+        (0..inputs).step_by(SHARE).map(|at| (at..inputs.min(at + SHARE), Ok(Vec::new()))).collect();
+    each(shares.iter_mut().collect(), |(inputs, sum)| *sum = share(inputs.clone()));
+    out.fill(0.0);
+    for (_, sum) in shares {
+        super::steps::add(out, &sum?);
+    }
+    Ok(())
 }
 
 /// Writes x·b on one thread, or adds it to what is there; `x` is `[rows, inputs]` with rows `stride` apart, `b`

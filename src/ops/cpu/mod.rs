@@ -53,7 +53,7 @@ mod tile;
 pub(super) use attention::attend_backward;
 pub use attention::{Heads, Sequence, attend};
 pub(super) use blocks::Format;
-pub(super) use dense::{View, multiply};
+pub(super) use dense::{View, multiply, multiply_long, transpose};
 pub(super) use dense::{dots, multiply_rows};
 pub use groups::{Groups, Scores, attend_groups, attend_groups_backward};
 pub use keys_values::KeysValues;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::blocks::{self, Format, Shape};
-use super::simd::LANES;
+use super::simd::{LANES, Level, Simd, Work};
 
 /// A cache line, so that tiles begin at the start of one.
 #[derive(Debug, Clone, Copy)]
@@ -133,16 +133,27 @@ impl Packed {
     /// Writes inputs `columns`, up to 16 from an even one on, of all outputs of a bf16 matrix as a tile of its transpose,
     /// `[outputs/2, 16, 2]`.
     pub(super) fn transpose_brains(&self, columns: Range<usize>, out: &mut [u16]) {
-        let pairs = columns.start / 2..columns.end.div_ceil(2);
-        for (tile, out) in out.chunks_mut(LANES * LANES).enumerate() {
-            let tile = self.tile(tile);
-            for (to, from) in pairs.clone().enumerate() {
-                let line = &tile[from * 64..][..64];
-                // Two inputs of two outputs change places: a0 a1 b0 b1 becomes a0 b0 a1 b1.
-                for (four, out) in line.chunks_exact(8).zip(out.chunks_mut(2 * LANES)) {
-                    let at = |i: usize| u16::from_le_bytes([four[2 * i], four[2 * i + 1]]);
-                    out[4 * to..4 * to + 4].copy_from_slice(&[at(0), at(2), at(1), at(3)]);
-                }
+        if columns.len() == LANES {
+            let whole = out.len() / (LANES * LANES);
+            Level::best().run(Turn { of: self, first: columns.start / 2, out: &mut out[..whole * LANES * LANES] });
+            out.chunks_mut(LANES * LANES)
+                .enumerate()
+                .skip(whole)
+                .for_each(|(tile, out)| self.turn_some(tile, &columns, out));
+            return;
+        }
+        out.chunks_mut(LANES * LANES).enumerate().for_each(|(tile, out)| self.turn_some(tile, &columns, out));
+    }
+
+    /// The same of one tile, of which the result may have only some outputs.
+    fn turn_some(&self, tile: usize, columns: &Range<usize>, out: &mut [u16]) {
+        let tile = self.tile(tile);
+        for (to, from) in (columns.start / 2..columns.end.div_ceil(2)).enumerate() {
+            let line = &tile[from * 64..][..64];
+            // Two inputs of two outputs change places: a0 a1 b0 b1 becomes a0 b0 a1 b1.
+            for (four, out) in line.chunks_exact(8).zip(out.chunks_mut(2 * LANES)) {
+                let at = |i: usize| u16::from_le_bytes([four[2 * i], four[2 * i + 1]]);
+                out[4 * to..4 * to + 4].copy_from_slice(&[at(0), at(2), at(1), at(3)]);
             }
         }
     }
@@ -179,6 +190,27 @@ impl Packed {
     /// Returns how a quantised format is held.
     pub(super) fn shape(&self) -> Option<Shape> {
         self.format.shape()
+    }
+}
+
+/// Transposes 16 inputs of whole tiles of bf16.
+struct Turn<'a> {
+    of: &'a Packed,
+    /// The first pair of inputs.
+    first: usize,
+    out: &'a mut [u16],
+}
+
+impl Work for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (tile, out) in self.out.chunks_exact_mut(LANES * LANES).enumerate() {
+            let lines = &self.of.tile(tile)[self.first * 64..][..LANES / 2 * 64];
+            // SAFETY: 8 lines stand there in both.
+            unsafe { s.transpose_pairs(lines.as_ptr().cast(), out.as_mut_ptr()) };
+        }
     }
 }
 

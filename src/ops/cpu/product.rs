@@ -11,7 +11,7 @@ use super::blocks::{BLOCK, Format};
 use super::packed::Packed;
 use super::prepared::Prepared;
 use super::quants::Quants;
-use super::simd::{LANES, Level};
+use super::simd::{LANES, Level, Simd, Work};
 use super::team::{each, each_with};
 use super::tile::{Ahead, Brains, Floats, Halves, Out, Sweep};
 
@@ -238,19 +238,39 @@ pub(in crate::ops) fn product_transposed(
     }
     // What was an input is now an output: a tile of 16 of them holds all outputs.
     let unpack = |tile: usize, scratch: &mut [f32]| {
-        let columns = tile * LANES..inputs.min((tile + 1) * LANES);
-        let mut part = [0.0; LANES * LANES];
-        for (of, scratch) in scratch.chunks_mut(LANES * LANES).enumerate() {
-            weights.unpack(of, columns.clone(), &mut part);
-            for (row, out) in scratch.chunks_exact_mut(LANES).enumerate() {
-                for (column, out) in out.iter_mut().enumerate() {
-                    *out = part[column * LANES + row];
-                }
-            }
-        }
+        level.run(Turned { weights, columns: tile * LANES..inputs.min((tile + 1) * LANES), out: scratch });
     };
     unpacked(level, (x, rows), (outputs, inputs), unpack, out);
     Ok(())
+}
+
+/// Unpacks up to 16 inputs of all outputs, `[outputs, 16]`.
+struct Turned<'a> {
+    weights: &'a Packed,
+    columns: Range<usize>,
+    out: &'a mut [f32],
+}
+
+impl Work for Turned<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (mut part, mut turned) = ([0.0; LANES * LANES], [0.0; LANES * LANES]);
+        let direct = self.weights.format() == Format::F32 && self.columns.len() == LANES;
+        for (tile, out) in self.out.chunks_mut(LANES * LANES).enumerate() {
+            if direct && out.len() == LANES * LANES {
+                let from = &self.weights.tile(tile)[self.columns.start * LANES * 4..][..LANES * LANES * 4];
+                // SAFETY: a tile of f32 holds f32, 16 rows of 16 of them here, and so does the result.
+                unsafe { s.transpose(from.as_ptr().cast(), LANES, out.as_mut_ptr(), LANES) };
+                continue;
+            }
+            self.weights.unpack(tile, self.columns.clone(), &mut part);
+            // SAFETY: both hold 16 rows of 16.
+            unsafe { s.transpose(part.as_ptr(), LANES, turned.as_mut_ptr(), LANES) };
+            out.copy_from_slice(&turned[..out.len()]);
+        }
+    }
 }
 
 /// Divides columns of up to [`UNPACKED`] tiles among threads, and rows where there are many.

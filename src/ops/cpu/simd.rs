@@ -86,6 +86,31 @@ pub(in crate::ops) trait Simd: Copy {
     fn sum(self, x: Self::F) -> f32;
     fn largest(self, x: Self::F) -> f32;
 
+    /// Writes the transpose of 16 rows of 16 numbers: rows begin `stride` apart, those of the result `width` apart.
+    #[inline(always)]
+    unsafe fn transpose(self, from: *const f32, stride: usize, to: *mut f32, width: usize) {
+        for row in 0..LANES {
+            for column in 0..LANES {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(column * width + row) = *from.add(row * stride + column) };
+            }
+        }
+    }
+
+    /// Turns 8 lines of 16 outputs with 2 inputs each, all of 16 bits, into 8 lines of 16 inputs with 2 outputs each.
+    #[inline(always)]
+    unsafe fn transpose_pairs(self, from: *const u16, to: *mut u16) {
+        for input in 0..LANES {
+            for output in 0..LANES {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let number = *from.add((input / 2 * LANES + output) * 2 + input % 2);
+                    *to.add((output / 2 * LANES + input) * 2 + output % 2) = number;
+                }
+            }
+        }
+    }
+
     /// Asks for the line at an address, which need not exist, into the second cache.
     fn prefetch(self, _at: *const u8) {}
 
@@ -264,4 +289,42 @@ pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         p = s.fma(p, r, s.splat(c));
     }
     s.mul(p, s.power_of_two(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_transposes() {
+        struct Transposed<'a>(&'a [f32], &'a [u16]);
+
+        impl Work for Transposed<'_> {
+            type Output = (Vec<f32>, Vec<u16>);
+
+            fn run<S: Simd>(self, s: S) -> Self::Output {
+                let (mut numbers, mut pairs) = (vec![0.0; LANES * 20], vec![0; LANES * LANES]);
+                // SAFETY: 16 rows of 16 stand there, 17 and 20 apart, and 8 lines of 32.
+                unsafe {
+                    s.transpose(self.0.as_ptr(), 17, numbers.as_mut_ptr(), 20);
+                    s.transpose_pairs(self.1.as_ptr(), pairs.as_mut_ptr());
+                }
+                (numbers, pairs)
+            }
+        }
+
+        let numbers: Vec<f32> = (0..LANES * 17).map(|i| i as f32).collect();
+        let pairs: Vec<u16> = (0..(LANES * LANES) as u16).collect();
+        for level in Level::available() {
+            let (turned, turned_pairs) = level.run(Transposed(&numbers, &pairs));
+            for i in 0..LANES {
+                for j in 0..LANES {
+                    assert_eq!(turned[i * 20 + j], numbers[j * 17 + i], "{level:?}");
+                    let place = |pair: usize, inside: usize, half: usize| (pair * LANES + inside) * 2 + half;
+                    let (to, from) = (place(j / 2, i, j % 2), place(i / 2, j, i % 2));
+                    assert_eq!(turned_pairs[to], pairs[from], "{level:?}");
+                }
+            }
+        }
+    }
 }

@@ -190,7 +190,8 @@ fn low_ranks_are_added_and_no_row_depends_on_another() {
 
 #[test]
 fn matrices_multiply_however_they_lie() {
-    for (rows, inputs, outputs) in [(1, 1, 1), (3, 40, 8), (70, 33, 50), (130, 64, 200), (8, 130, 3), (300, 200, 17)] {
+    let shapes = [(1, 1, 1), (3, 40, 8), (70, 33, 50), (130, 64, 200), (8, 130, 3), (300, 200, 17), (270, 700, 250)];
+    for (rows, inputs, outputs) in shapes {
         let (a, b) = (values(rows * inputs, 8), values(inputs * outputs, 9));
         let b_t: Vec<f32> = (0..b.len()).map(|i| b[i % inputs * outputs + i / inputs]).collect();
         let a_t: Vec<f32> = (0..a.len()).map(|i| a[i % rows * inputs + i / rows]).collect();
@@ -201,8 +202,11 @@ fn matrices_multiply_however_they_lie() {
         ];
         for (a, b) in views {
             let mut got = vec![f32::NAN; rows * outputs];
-            multiply(a.unwrap(), b.unwrap(), &mut got).unwrap();
+            multiply(a.unwrap(), b.unwrap(), &mut got, false).unwrap();
             close(&got, &expected, 1e-4, &format!("{rows} {inputs} {outputs}"));
+            multiply(a.unwrap(), b.unwrap(), &mut got, true).unwrap();
+            let twice: Vec<f32> = expected.iter().map(|x| 2.0 * x).collect();
+            close(&got, &twice, 2e-4, &format!("{rows} {inputs} {outputs}, twice"));
         }
         let mut got = vec![f32::NAN; rows * outputs];
         dots((&a, rows, inputs), (&b_t, inputs), &mut got).unwrap();
@@ -219,6 +223,13 @@ fn matrices_multiply_however_they_lie() {
             assert_eq!(got[outputs..], [1.0; 3]);
         }
     }
+    // Shares of a long sum.
+    let (a, b) = (values(5 * 9000, 8), values(9000 * 32, 9));
+    let b_t: Vec<f32> = (0..b.len()).map(|i| b[i % 9000 * 32 + i / 9000]).collect();
+    let mut got = vec![f32::NAN; 5 * 32];
+    multiply_long((&a, 5), (&b, 32), &mut got).unwrap();
+    close(&got, &reference(&b_t, &a, 9000), 1e-3, "long");
+    multiply_long((&a, 5), (&b[..9000 * 31], 31), &mut got[..5 * 31]).unwrap_err();
     assert!(View::new(&[0.0; 5], (2, 3), (3, 1)).is_none());
     assert!(View::new(&[0.0; 6], (2, 3), (usize::MAX, 1)).is_none());
 }
