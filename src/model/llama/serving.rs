@@ -5,6 +5,9 @@
 //! A row's result depends on its own sequence and adapter only, not on what else is in the batch (`ops::cpu`).
 //! Shapes: `[tokens, …]`, packed.
 
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{Device, Tensor};
 
 use super::{EMBEDDING, Llama, Seen};
@@ -12,7 +15,7 @@ use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
 use crate::model::layers::project;
 use crate::model::{Batch, ModelError};
-use crate::ops::cpu::{Heads, Prepared, Sequence, attend, threads};
+use crate::ops::cpu::{Heads, Prepared, Sequence, attend, each, threads};
 use crate::ops::with_slices;
 
 /// Buffers of a pass.
@@ -39,7 +42,7 @@ struct Pass<'a> {
     cos: Vec<f32>,
     sin: Vec<f32>,
     /// Rows of each sequence, and the position of the first.
-    places: Vec<(std::ops::Range<usize>, usize)>,
+    places: Vec<(Range<usize>, usize)>,
 }
 
 impl Llama {
@@ -64,7 +67,7 @@ impl Llama {
     fn pass_on_cpu(
         &self,
         batch: &Batch<'_>,
-        places: Vec<(std::ops::Range<usize>, usize)>,
+        places: Vec<(Range<usize>, usize)>,
         caches: &mut [&mut KvCache],
         mut seen: Option<Seen<'_>>,
     ) -> Result<Tensor, ModelError> {
@@ -92,7 +95,7 @@ impl Llama {
         Ok(Tensor::from_vec(x, (rows, hidden), &Device::Cpu)?)
     }
 
-    fn angles_of(&self, places: &[(std::ops::Range<usize>, usize)]) -> (Vec<f32>, Vec<f32>) {
+    fn angles_of(&self, places: &[(Range<usize>, usize)]) -> (Vec<f32>, Vec<f32>) {
         let positions = places.iter().flat_map(|(rows, past)| *past..past + rows.len());
         let angles = positions.flat_map(|position| self.frequencies.iter().map(move |f| position as f32 * f));
         angles.map(|angle| (angle.cos(), angle.sin())).unzip()
@@ -158,10 +161,16 @@ impl Pass<'_> {
         mixed: &mut [f32],
     ) -> candle_core::Result<()> {
         let width = self.heads.kv_heads * self.heads.head_dim;
-        for ((rows, _), cache) in self.places.iter().zip(caches.iter_mut()) {
+        // Sequences lie far apart in memory: waiting for it is work for all threads.
+        let fault = Mutex::new(Ok(()));
+        each(self.places.iter().zip(caches.iter_mut()).collect(), |((rows, _), cache): (&(Range<usize>, usize), _)| {
             let part = rows.start * width..rows.end * width;
-            cache.write_slices(layer, self.heads, &key[part.clone()], &value[part])?;
-        }
+            let cache: &mut &mut KvCache = cache;
+            if let Err(error) = cache.write_slices(layer, self.heads, &key[part.clone()], &value[part]) {
+                *fault.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+            }
+        });
+        fault.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let mut sequences = Vec::with_capacity(self.places.len());
         for ((rows, past), cache) in self.places.iter().zip(caches.iter()) {
             sequences.push(Sequence { rows: rows.clone(), past: *past, seen: cache.slices(layer)? });

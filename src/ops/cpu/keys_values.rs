@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::attention::Heads;
+use super::dense::turn;
 use super::simd::LANES;
 
 /// Keys and values of one sequence at one layer.
@@ -188,15 +189,27 @@ impl KeysValues {
         if held + tokens > self.capacity {
             self.grow(held, grown(held + tokens));
         }
-        for (token, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
+        let mut token = 0;
+        while token < tokens {
             let at = held + token;
-            for (head, (key, value)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+            // Whole tiles at once.
+            let count = if at.is_multiple_of(LANES) && token + LANES <= tokens { LANES } else { 1 };
+            for head in 0..kv_heads {
+                let first = token * width + head * dim;
                 let tile = &mut self.keys[(head * self.capacity + at / LANES * LANES) * dim..][..LANES * dim];
-                for (i, x) in key.iter().enumerate() {
-                    tile[i * LANES + at % LANES] = *x;
+                if count == LANES {
+                    turn((&keys[first..], LANES, width), dim, (tile, LANES));
+                } else {
+                    for (i, x) in keys[first..first + dim].iter().enumerate() {
+                        tile[i * LANES + at % LANES] = *x;
+                    }
                 }
-                self.values[(head * self.capacity + at) * padded..][..dim].copy_from_slice(value);
+                let rows = self.values[(head * self.capacity + at) * padded..].chunks_exact_mut(padded);
+                for (row, value) in rows.zip(values[first..].chunks(width)).take(count) {
+                    row[..dim].copy_from_slice(&value[..dim]);
+                }
             }
+            token += count;
         }
     }
 
