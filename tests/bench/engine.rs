@@ -164,7 +164,7 @@ fn main() -> anyhow::Result<()> {
     settings.server.data_dir = folder.path().to_owned();
     settings.server.listen.set_port(0);
     settings.server.http_listen.set_port(0);
-    let loaded = startup::load(&settings.model, &settings.engine)?;
+    let loaded = startup::load(&settings)?;
     let vocab = u32::try_from(loaded.model.info().vocab_size)?;
     let engine = Engine::start(
         Arc::clone(&loaded.model),
