@@ -51,12 +51,12 @@ mod tests {
     #[test]
     fn on_gpu_matrices_are_turned_into_their_places() {
         let gpu = gpu();
-        let shapes = [[70, 3], [1, 1], [33, 64], [8, 600]];
+        let shapes = [[70, 3], [1, 1], [33, 64], [8, 600], [1, 900], [77, 1]];
         let matrices: Vec<_> = (0..).zip(&shapes).map(|(seed, shape)| values(shape, seed)).collect();
         for dtype in [DType::F32, DType::BF16] {
-            let room = Tensor::full(7.0_f32, 8000, &gpu.device()).unwrap().to_dtype(dtype).unwrap();
-            let orders = Tensor::zeros((5, 4), DType::I64, &gpu.device()).unwrap();
-            let places = [0, 216, 224, 3000];
+            let room = Tensor::full(7.0_f32, 10_000, &gpu.device()).unwrap().to_dtype(dtype).unwrap();
+            let orders = Tensor::zeros((7, 4), DType::I64, &gpu.device()).unwrap();
+            let places = [0, 216, 224, 3000, 8000, 9000];
             let held: Vec<_> = matrices.iter().map(|matrix| on(&gpu, matrix, DType::F32)).collect();
             let all: Vec<_> = held.iter().zip(places).collect();
             place(&gpu, &all, &orders, &room).unwrap();
@@ -67,7 +67,7 @@ mod tests {
             // What lies between them stays.
             let between = Tensor::full(7.0_f32, 6, &candle_core::Device::Cpu).unwrap();
             close(&room.narrow(0, 210, 6).unwrap(), &between, dtype);
-            place(&gpu, &[(&held[3], 3201)], &orders, &room).unwrap_err();
+            place(&gpu, &[(&held[3], 5201)], &orders, &room).unwrap_err();
             place(&gpu, &[(&held[0].to_dtype(DType::BF16).unwrap(), 0)], &orders, &room).unwrap_err();
         }
     }

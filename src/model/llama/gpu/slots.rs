@@ -135,7 +135,8 @@ impl Slots {
 
     /// Writes an adapter into a free slot; those that were used least recently make room, but none of this step.
     fn fill(&mut self, gpu: &Gpu, adapter: &Arc<Adapter>, scale: f32) -> Result<Option<usize>> {
-        let own: Vec<Own> = adapter.changes().iter().filter_map(|(site, change)| self.own(*site, change)).collect();
+        let own = adapter.changes().iter().filter_map(|(site, change)| self.own(*site, change).transpose());
+        let own = own.collect::<Result<Vec<Own>>>()?;
         let numbers = own.iter().flat_map(|own| [&own.a, &own.b]).map(reach).sum();
         let (slot, start) = loop {
             let free = self.held.iter().position(Option::is_none);
@@ -171,9 +172,11 @@ impl Slots {
     }
 
     /// Returns what an adapter has at a site.
-    fn own(&self, site: SiteId, change: &Change) -> Option<Own> {
-        let Change::Linear(LinearDelta { a, b, .. }) = change else { return None };
-        Some(Own { column: self.column(site), a: a.clone(), b: b.clone() })
+    fn own(&self, site: SiteId, change: &Change) -> Result<Option<Own>> {
+        let Change::Linear(LinearDelta { a, b, .. }) = change else { return Ok(None) };
+        // Of an adapter that was read, A lies in the rows that it shall have: it is copied as one row.
+        let a = if a.is_contiguous() { a.clone() } else { a.t()?.flatten_all()?.unsqueeze(0)? };
+        Ok(Some(Own { column: self.column(site), a, b: b.contiguous()? }))
     }
 
     /// Returns where `numbers` of the room are nobody's, one behind the other.
@@ -184,7 +187,7 @@ impl Slots {
     }
 }
 
-/// What an adapter has at a site: Aᵀ and s·Bᵀ.
+/// What an adapter has at a site: Aᵀ and s·Bᵀ, in one piece each; or A as one row.
 struct Own {
     column: usize,
     a: Tensor,

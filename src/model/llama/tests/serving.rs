@@ -16,7 +16,11 @@ fn adapter(model: &Llama, rank: usize, seed: u64) -> Arc<Adapter> {
         let from = seed + 10 * id as u64;
         let on = |var: Var| var.to_device(&model.device).unwrap();
         let (a, b) = (on(values(&[site.input, rank], from)), on(values(&[rank, site.output], from + 1)));
-        let (a, b) = ((a * 0.5).unwrap(), (b * 0.5).unwrap());
+        let (mut a, b) = ((a * 0.5).unwrap(), (b * 0.5).unwrap());
+        if id % 2 == 0 {
+            // As those that were read: the rows of A lie in one piece.
+            a = a.t().unwrap().contiguous().unwrap().t().unwrap();
+        }
         let delta = LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None };
         (SiteId(id), Change::Linear(delta))
     };

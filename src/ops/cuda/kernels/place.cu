@@ -14,6 +14,13 @@ template <typename T> __device__ __forceinline__ void place(const long long *ord
     const float *from = reinterpret_cast<const float *>(order[0]);
     T *to = reinterpret_cast<T *>(order[1]);
     unsigned rows = order[2], columns = order[3], across = (columns + SIDE - 1) / SIDE;
+    if (rows == 1 || columns == 1) {
+        // Turned, it lies as it is.
+        unsigned step = gridDim.x * blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
+        for (unsigned i = blockIdx.x * blockDim.x * blockDim.y + thread; i < rows * columns; i += step)
+            to[i] = from_float<T>(from[i]);
+        return;
+    }
     unsigned squares = across * ((rows + SIDE - 1) / SIDE);
     for (unsigned own = blockIdx.x; own < squares; own += gridDim.x) {
         unsigned top = own / across * SIDE, left = own % across * SIDE;
