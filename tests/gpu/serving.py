@@ -104,7 +104,8 @@ def same_bits(server, new):
 def prompt_again(server, new):
     """A prompt that begins like another one takes what was computed of that, and goes on as it would alone."""
     prompt, other = peer.prompts(2, 50, server.vocab, 7)
-    hits = lambda: server.metrics()["evenkeel_prefix_cache_hits_total"]
+    hits = lambda: sum(value for name, value in server.metrics().items()
+                       if name.startswith("evenkeel_prefix_cache_hits_total"))
     alone = [server.stream(own, new, server.names[0])[0] for own in (other[:20] + prompt[20:], prompt)]
     before = hits()
     again = [server.stream(own, new, server.names[0])[0] for own in (prompt[:40] + other[40:], prompt)]
