@@ -6,8 +6,16 @@ use super::Llama;
 use super::sites::site_of;
 use crate::lora::{Base, Site, SiteId};
 use crate::model::config::{Head, Module};
+use crate::model::layers::Projection;
 
 impl Llama {
+    /// Returns the linear layer of a block that a site is, if it is one.
+    fn projection_at(&self, site: SiteId) -> Option<&Projection> {
+        let inside = site.0.checked_sub(1)?;
+        let block = self.blocks.get(inside / Module::ALL.len())?;
+        Some(block.projection(Module::ALL[inside % Module::ALL.len()]))
+    }
+
     /// Returns the weight of a norm or of the head.
     fn weight_after_blocks(&self, site: SiteId) -> candle_core::Result<Tensor> {
         let first = site_of(self.blocks.len(), Module::ALL[0]);
@@ -30,16 +38,15 @@ impl Base for Llama {
     }
 
     fn weight(&self, site: SiteId) -> candle_core::Result<Tensor> {
-        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
-        let Some((layer, module)) = inside else { return self.embedding.to_f32() };
-        let Some(block) = self.blocks.get(layer) else { return self.weight_after_blocks(site) };
-        block.projection(Module::ALL[module]).weight.to_f32()
+        match self.projection_at(site) {
+            Some(projection) => projection.weight.to_f32(),
+            None if site.0 == 0 => self.embedding.to_f32(),
+            None => self.weight_after_blocks(site),
+        }
     }
 
     fn bias(&self, site: SiteId) -> candle_core::Result<Option<Tensor>> {
-        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
-        let block = inside.and_then(|(layer, module)| Some((self.blocks.get(layer)?, Module::ALL[module])));
-        let bias = block.and_then(|(block, module)| block.projection(module).bias.as_ref());
+        let bias = self.projection_at(site).and_then(|projection| projection.bias.as_ref());
         bias.map(|bias| bias.to_dtype(DType::F32)).transpose()
     }
 
@@ -60,9 +67,7 @@ impl Base for Llama {
     }
 
     fn low_rank_format(&self, site: SiteId) -> DType {
-        let inside = site.0.checked_sub(1).map(|n| (n / Module::ALL.len(), n % Module::ALL.len()));
-        let block = inside.and_then(|(layer, module)| Some((self.blocks.get(layer)?, Module::ALL[module])));
-        let narrow = block.is_some_and(|(block, module)| block.projection(module).weight.is_narrow());
+        let narrow = self.projection_at(site).is_some_and(|projection| projection.weight.is_narrow());
         if narrow { DType::BF16 } else { DType::F32 }
     }
 }
