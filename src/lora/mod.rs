@@ -31,7 +31,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use labels::{MAX_LABELS, MAX_NAME, labelled};
 pub use plan::{Plan, Planned, plan};
-pub use rows::Product;
+pub use rows::{Changed, low_ranks};
 
 /// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).
 pub const NO_LAYER: &str = "dummy-target-modules";

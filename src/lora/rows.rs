@@ -3,20 +3,27 @@
 //! The same mathematics as `batch.rs`, whose tests compare the two; for serving, where a step should take no memory.
 //! Shapes: rows packed; a row's result does not depend on the rows beside it.
 
+use std::ops::Deref;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Storage, Tensor, bail};
 
 use super::batch::{as_matrix, is_scaled};
-use super::{Change, LinearDelta, LoraBatch, SiteId};
-use crate::ops::cpu::{add_low_rank, each, threads};
-use crate::ops::{matmul, with_factors, with_slices};
+use super::{Change, LinearDelta, LoraBatch, Run, SiteId};
+use crate::ops::cpu::{LowRank, each, threads};
+use crate::ops::{Pair, Reading, matmul, with_slices};
 
 /// Rows that one thread takes at a time.
 const ROWS: usize = 32;
 
-/// A linear layer's site, its bias, and the base's product without bias, which is finished in place.
-pub type Product<'a> = (SiteId, Option<&'a Tensor>, &'a mut [f32]);
+/// What the adapters of a batch do to one linear layer.
+#[derive(Debug)]
+pub struct Changed<'a> {
+    rows: usize,
+    touching: Vec<(&'a Run, &'a Change)>,
+    /// Of those that have any.
+    matrices: Vec<(&'a Run, Pair<'a>)>,
+}
 
 /// Rows of one run in one layer.
 struct Part<'a> {
@@ -34,57 +41,21 @@ impl LoraBatch {
         self.runs.iter().any(|run| run.adapter.changes.contains_key(&site))
     }
 
-    /// Returns whether one adapter replaces a layer for all rows, so that nobody needs the base's product.
+    /// Returns what happens to a linear layer of `rows` rows.
     ///
     /// # Errors
-    /// When the runs do not fit the rows.
-    pub fn is_replaced(&self, site: SiteId, rows: usize) -> Result<bool> {
-        // A run of some rows alone replaces nothing for all.
-        if !matches!(self.runs.as_slice(), [run] if run.rows.len() == rows) {
-            return Ok(false);
-        }
+    /// When the runs do not fit the rows, or a DoRA adapter is scaled.
+    pub fn changed(&self, site: SiteId, rows: usize) -> Result<Changed<'_>> {
         let touching = self.touching(site, rows)?;
-        Ok(matches!(touching.as_slice(), [(run, Change::Replaced { .. })] if run.rows.len() == rows))
-    }
-
-    /// Finishes linear layers of the same rows in place: `x` is `[rows, input]`. Rows in no run get the bias alone.
-    ///
-    /// # Errors
-    /// When the runs do not fit the rows or a DoRA adapter is scaled.
-    pub fn finish_linear(&self, x: &[f32], rows: usize, layers: Vec<Product<'_>>) -> Result<()> {
-        let input = x.len() / rows.max(1);
-        let mut parts = Vec::with_capacity(layers.len() * self.runs.len());
-        for (site, bias, out) in layers {
-            let output = out.len() / rows.max(1);
-            let (mut next, mut rest) = (0, out);
-            for (run, change) in self.touching(site, rows)? {
-                let (before, after) = rest.split_at_mut((run.rows.start - next) * output);
-                add_bias(before, bias)?;
-                let (own, after) = after.split_at_mut(run.rows.len() * output);
-                let x = &x[run.rows.start * input..run.rows.end * input];
-                let part = |(x, out)| Part { change, scale: run.scale, x: (x, input), out: (out, output), bias };
-                // A layer that was replaced has threads of its own.
-                let together = if matches!(change, Change::Replaced { .. }) { run.rows.len() } else { ROWS };
-                let x = x.chunks((together * input).max(1));
-                let own = own.chunks_mut((together * output).max(1));
-                parts.extend(x.zip(own).map(part));
-                (next, rest) = (run.rows.end, after);
+        let mut matrices = Vec::with_capacity(touching.len());
+        for (run, change) in &touching {
+            let Change::Linear(delta) = change else { continue };
+            if delta.magnitude.is_some() && is_scaled(run.scale) {
+                bail!("a DoRA adapter cannot be scaled by {}: its norms hold for its own scaling", run.scale);
             }
-            add_bias(rest, bias)?;
+            matrices.push((*run, Pair::new(&delta.a, &delta.b)?));
         }
-        let is_whole = |part: &Part<'_>| matches!(part.change, Change::Replaced { .. });
-        if parts.iter().any(is_whole) {
-            let whole;
-            (whole, parts) = parts.into_iter().partition::<Vec<_>, _>(is_whole);
-            whole.into_iter().try_for_each(Part::finish)?;
-        }
-        let fault = Mutex::new(None);
-        each(parts, |part: Part<'_>| {
-            if let Err(error) = part.finish() {
-                fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-            }
-        });
-        fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        Ok(Changed { rows, touching, matrices })
     }
 
     /// Normalises `[rows, hidden]` with the base's weight `[hidden]`, or with that of the adapter of each row.
@@ -103,6 +74,75 @@ impl LoraBatch {
     }
 }
 
+impl Changed<'_> {
+    /// Returns whether one adapter replaces the layer for all rows, so that nobody needs the base's product.
+    pub fn is_replaced(&self) -> bool {
+        matches!(self.touching.as_slice(), [(run, Change::Replaced { .. })] if run.rows.len() == self.rows)
+    }
+
+    /// Begins to read the low-rank matrices.
+    ///
+    /// # Errors
+    /// When one has another shape.
+    pub fn read(&self) -> Result<Vec<(&Run, Reading<impl Deref<Target = Storage> + '_>)>> {
+        self.matrices.iter().map(|(run, pair)| Ok((*run, pair.read()?))).collect()
+    }
+
+    /// Does to the base's product `out` whatever else adapters do than to add [`low_ranks`]; rows of nobody get `bias`. `x` is
+    /// `[rows, input]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn finish(&self, x: &[f32], bias: Option<&Tensor>, out: &mut [f32]) -> Result<()> {
+        let (input, output) = (x.len() / self.rows.max(1), out.len() / self.rows.max(1));
+        let (mut parts, mut next, mut rest) = (Vec::new(), 0, out);
+        for (run, change) in &self.touching {
+            let (before, after) = rest.split_at_mut((run.rows.start - next) * output);
+            add_bias(before, bias)?;
+            let (own, after) = after.split_at_mut(run.rows.len() * output);
+            let x = &x[run.rows.start * input..run.rows.end * input];
+            let part = |(x, out)| Part { change, scale: run.scale, x: (x, input), out: (out, output), bias };
+            // A layer that was replaced has threads of its own.
+            match change {
+                Change::Replaced { .. } => part((x, own)).finish()?,
+                _ if is_finished(change, bias) => {}
+                _ => {
+                    let x = x.chunks((ROWS * input).max(1));
+                    parts.extend(x.zip(own.chunks_mut((ROWS * output).max(1))).map(part));
+                }
+            }
+            (next, rest) = (run.rows.end, after);
+        }
+        add_bias(rest, bias)?;
+        let fault = Mutex::new(None);
+        each(parts, |part: Part<'_>| {
+            if let Err(error) = part.finish() {
+                fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        });
+        fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+}
+
+/// Returns what is added to rows of the base's product.
+///
+/// # Errors
+/// When the matrices are not on the CPU.
+pub fn low_ranks<'a, S>(read: &'a [(&Run, Reading<S>)]) -> Result<Vec<LowRank<'a>>>
+where
+    S: Deref<Target = Storage>,
+{
+    let low_rank = |(run, reading): &'a (&Run, Reading<S>)| {
+        Ok(LowRank { rows: run.rows.clone(), factors: reading.factors()?, scale: run.scale })
+    };
+    read.iter().map(low_rank).collect()
+}
+
+/// Returns whether nothing but low-rank matrices changes a layer.
+fn is_finished(change: &Change, bias: Option<&Tensor>) -> bool {
+    matches!(change, Change::Linear(LinearDelta { b_bias: None, magnitude: None, bias: None, .. }) if bias.is_none())
+}
+
 /// Adds a bias to every row.
 fn add_bias(out: &mut [f32], bias: Option<&Tensor>) -> Result<()> {
     let Some(bias) = bias.filter(|_| !out.is_empty()) else { return Ok(()) };
@@ -116,7 +156,7 @@ impl Part<'_> {
     fn finish(self) -> Result<()> {
         let Self { change, scale, x: (x, input), out: (out, output), bias } = self;
         match change {
-            Change::Linear(delta) => low_rank(delta, scale, (x, input), (out, output), bias),
+            Change::Linear(delta) => refine(delta, scale, (out, output), bias),
             Change::Replaced { weight, bias } => {
                 let x = Tensor::from_slice(x, (x.len() / input.max(1), input), &Device::Cpu)?;
                 with_slices([&matmul(&x, &as_matrix(weight)?.t()?)?], |[product]| {
@@ -138,24 +178,13 @@ fn norm(x: &[f32], weight: &Tensor, eps: f64, out: &mut [f32]) -> Result<()> {
     })
 }
 
-/// Makes mag ⊙ (Wx + scale·s·(B(Ax) + b)) + bias of Wx.
-fn low_rank(
-    delta: &LinearDelta,
-    scale: f32,
-    (x, input): (&[f32], usize),
-    (out, output): (&mut [f32], usize),
-    bias: Option<&Tensor>,
-) -> Result<()> {
-    let rows = x.len() / input.max(1);
-    with_factors(&delta.a, &delta.b, |factors| Ok(add_low_rank((x, rows), factors, scale, out)?))?;
+/// Makes mag ⊙ (Wx + scale·s·(B(Ax) + b)) + bias of Wx + scale·s·B(Ax).
+fn refine(delta: &LinearDelta, scale: f32, (out, output): (&mut [f32], usize), bias: Option<&Tensor>) -> Result<()> {
     if let Some(b_bias) = &delta.b_bias {
         let b_bias = if is_scaled(scale) { (b_bias * f64::from(scale))? } else { b_bias.clone() };
         add_bias(out, Some(&b_bias))?;
     }
     if let Some(magnitude) = &delta.magnitude {
-        if is_scaled(scale) {
-            bail!("a DoRA adapter cannot be scaled by {scale}: its norms hold for its own scaling");
-        }
         with_slices([magnitude], |[magnitude]| {
             let rows = out.chunks_exact_mut(output.max(1));
             rows.for_each(|row| row.iter_mut().zip(magnitude).for_each(|(x, magnitude)| *x *= magnitude));

@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::ops::cpu::add_low_rank;
 
 mod full;
 
@@ -140,7 +141,10 @@ fn apply(lora: &LoraBatch, site: SiteId, x: &Tensor, bias: Option<&Tensor>) -> T
     let mut in_place = product.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let rows = x.dim(0).unwrap();
     let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    lora.finish_linear(&values, rows, vec![(site, bias, &mut in_place)]).unwrap();
+    let changed = lora.changed(site, rows).unwrap();
+    let (read, sizes) = (changed.read().unwrap(), (values.len() / rows, in_place.len() / rows));
+    add_low_rank((&values, sizes.0), &low_ranks(&read).unwrap(), (&mut in_place, sizes.1)).unwrap();
+    changed.finish(&values, bias, &mut in_place).unwrap();
     let in_place = Tensor::from_vec(in_place, product.shape(), &Device::Cpu).unwrap();
     let result = lora.linear(site, x, product, bias).unwrap();
     assert_close(&in_place, &result.detach());
@@ -219,7 +223,7 @@ fn dora_scales_all_but_the_bias() {
     scaled.runs[0].scale = 0.5;
     let error = scaled.linear(UP, &x, tensor(&[3, 9], 1), None).unwrap_err();
     assert!(error.to_string().contains("DoRA"), "{error}");
-    assert!(scaled.finish_linear(&random(&[3, 6], 1), 3, vec![(UP, None, &mut [0.0; 27])]).is_err());
+    assert!(scaled.changed(UP, 3).is_err());
 }
 
 #[test]

@@ -11,11 +11,11 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::ModelError;
-use crate::lora::{Change, LoraBatch, SiteId};
+use crate::lora::{Change, Changed, LoraBatch, SiteId, low_ranks};
 use crate::ops::buffer::Buffer;
 use crate::ops::cpu::Prepared;
 use crate::ops::learning::{Layer, Learnt, Weight};
-use crate::ops::{self, Linear, explicit, matmul, softmax, softmax_backward, with_slices};
+use crate::ops::{self, Linear, Product, explicit, matmul, softmax, softmax_backward, with_slices};
 
 /// A linear layer that adapters can change.
 #[derive(Debug)]
@@ -89,24 +89,21 @@ pub(super) fn run_backward(
 pub(super) fn project<const N: usize>(
     lora: &LoraBatch,
     (x, rows): (&[f32], usize),
-    layers: [(&Projection, &mut Vec<f32>); N],
+    mut layers: [(&Projection, &mut Vec<f32>); N],
     prepared: &mut Prepared,
 ) -> Result<()> {
-    let mut jobs: Vec<(&Linear, &mut [f32])> = Vec::with_capacity(N);
-    let mut finish = Vec::with_capacity(N);
-    for (layer, out) in layers {
+    let changed: Vec<_> = layers.iter().map(|(layer, _)| lora.changed(layer.site, rows)).collect::<Result<_>>()?;
+    let read = changed.iter().map(Changed::read).collect::<Result<Vec<_>>>()?;
+    let changes = read.iter().map(|read| low_ranks(read)).collect::<Result<Vec<_>>>()?;
+    let mut products = Vec::with_capacity(N);
+    for (((layer, out), changed), changes) in layers.iter_mut().zip(&changed).zip(&changes) {
         out.resize(rows * layer.weight.outputs()?, 0.0);
-        finish.push((layer, out));
-    }
-    for (layer, out) in &mut finish {
-        if !lora.is_replaced(layer.site, rows)? {
-            jobs.push((&layer.weight, &mut out[..]));
+        if !changed.is_replaced() {
+            products.push(Product { linear: &layer.weight, out, changes });
         }
     }
-    Linear::forward_all(x, rows, &mut jobs, prepared)?;
-    drop(jobs);
-    let products = finish.into_iter().map(|(layer, out)| (layer.site, layer.bias.as_ref(), &mut out[..]));
-    lora.finish_linear(x, rows, products.collect())
+    Linear::forward_all(x, rows, products, prepared)?;
+    layers.into_iter().zip(&changed).try_for_each(|((layer, out), changed)| changed.finish(x, layer.bias.as_ref(), out))
 }
 
 /// Cosine and sine of the rotation angles, `[tokens, head_dim/2]` each.

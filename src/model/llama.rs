@@ -17,8 +17,8 @@ use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
 use super::weights::Parts;
 use super::{
-    BaseModel, Batch, CausalLm, Computed, Differentiable, Ends, Input, Layout, ModelError, ModelInfo, Reserve, Rows,
-    Segment, Sequences,
+    BaseModel, Batch, CausalLm, Computed, Differentiable, Ends, Input, Layout, ModelError, ModelInfo, Reserve,
+    Sequences,
 };
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::cpu::together;
@@ -35,7 +35,7 @@ mod sites;
 #[cfg(test)]
 mod tests;
 
-use self::sites::{classified_rows, info, site_of, sites};
+use self::sites::{asked_rows, classified_rows, info, site_of, sites};
 
 /// Site of the token embedding; the sites of the blocks follow, that of the head is the last.
 const EMBEDDING: SiteId = SiteId(0);
@@ -87,6 +87,14 @@ impl Block {
 
 /// Gets the input of each block.
 type Seen<'a> = &'a mut (dyn FnMut(&Tensor) + Send);
+
+/// Rows of the last block that somebody asks for.
+enum Wanted<'a> {
+    /// All, and whoever asks sees the input of each block too.
+    All(Seen<'a>),
+    /// Those of each segment.
+    Rows(&'a [Range<usize>]),
+}
 
 /// What all blocks of one pass share.
 struct Pass<'a> {
@@ -172,30 +180,30 @@ impl Llama {
             seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
             return Ok(seen);
         }
-        let last = self.run(batch, Some(caches), Some(&mut |x: &Tensor| seen.push(x.clone())))?;
+        let last = self.run(batch, Some(caches), Wanted::All(&mut |x: &Tensor| seen.push(x.clone())))?;
         seen.push(batch.lora.rms_norm(self.last_norm(), &last, &self.norm, self.config.rms_norm_eps)?);
         Ok(seen)
     }
 
-    /// Runs all blocks and returns what the last one gives, before the final norm, `[tokens, hidden]`.
+    /// Runs all blocks and returns what the last one gives, before the final norm, `[rows, hidden]` of those wanted.
     ///
-    /// Without caches every segment is a whole sequence. `seen` gets the input of each block.
+    /// Without caches every segment is a whole sequence.
     fn run(
         &self,
         batch: &Batch<'_>,
         mut caches: Option<&mut [&mut KvCache]>,
-        mut seen: Option<Seen<'_>>,
+        mut wanted: Wanted<'_>,
     ) -> Result<Tensor, ModelError> {
         batch.lora.check_base(&self.info.fingerprint)?;
         let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
         if self.device.is_cpu() {
-            return self.run_on_cpu(batch, &lengths, caches, seen);
+            return self.run_on_cpu(batch, &lengths, caches, wanted);
         }
         let layout = self.plan(batch.tokens, &lengths, caches.as_deref())?;
         let pass = Pass { lora: batch.lora, layout: &layout };
         let mut x = self.embed_with(&layout, batch.lora)?;
         for layer in 0..self.blocks.len() {
-            if let Some(seen) = &mut seen {
+            if let Wanted::All(seen) = &mut wanted {
                 seen(&x);
             }
             x = self.pass_block(layer, &x, &pass, caches.as_deref_mut())?;
@@ -203,7 +211,13 @@ impl Llama {
         for (cache, segment) in caches.into_iter().flatten().zip(batch.segments) {
             cache.advance(segment.len);
         }
-        Ok(x)
+        match wanted {
+            Wanted::Rows(rows) if rows.iter().any(|rows| !rows.is_empty()) => {
+                let index: Vec<u32> = rows.iter().cloned().flatten().map(|row| row as u32).collect();
+                Ok(x.index_select(&Tensor::new(index, &self.device)?, 0)?)
+            }
+            Wanted::Rows(_) | Wanted::All(_) => Ok(x),
+        }
     }
 
     /// Runs a pass where it can be divided.
@@ -312,19 +326,14 @@ impl Llama {
         SiteId(self.last_norm().0 + 1)
     }
 
-    /// Returns f32 logits of `rows` of the last block's output.
+    /// Returns f32 logits of the last block's output, which is that of `rows` of the batch.
     fn logits(&self, last: &Tensor, rows: &[usize], lora: &LoraBatch) -> Result<Tensor, ModelError> {
         if rows.is_empty() {
             // On the CPU: CUDA has no empty tensors.
             let output = self.sites.last().map_or(0, |head| head.output);
             return Ok(Tensor::zeros((0, output), DType::F32, &Device::Cpu)?);
         }
-        if rows.len() == last.dim(0)? {
-            return Ok(self.head_on(last, lora, self.info.labels.is_some())?);
-        }
-        let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
-        Ok(self.head_on(&x, &lora.select(rows), self.info.labels.is_some())?)
+        Ok(self.head_on(last, &lora.select(rows), self.info.labels.is_some())?)
     }
 
     /// Returns f32 logits of the last block's output, all rows of it, from the language head or a classifier's.
@@ -399,25 +408,14 @@ impl CausalLm for Llama {
         if self.info.labels.is_some() {
             return Err(ModelError::Unsupported("generation with a classification head".into()));
         }
-        let asked = |segment: &Segment| match segment.logits {
-            Rows::None => 0,
-            Rows::Last(count) => count,
-        };
-        if let Some(segment) = batch.segments.iter().find(|s| asked(s) > s.len) {
-            return Err(ModelError::Input(format!("{} rows asked of {} tokens", asked(segment), segment.len)));
-        }
+        let wanted = asked_rows(batch.segments)?;
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             return self.run_on_gpu(resident, batch, caches, None);
         }
         self.on_threads(|| {
-            let last = self.run(batch, Some(caches), None)?;
-            let (mut rows, mut end) = (Vec::new(), 0);
-            for segment in batch.segments {
-                end += segment.len;
-                rows.extend(end - asked(segment)..end);
-            }
-            self.logits(&last, &rows, batch.lora)
+            let last = self.run(batch, Some(caches), Wanted::Rows(&wanted))?;
+            self.logits(&last, &wanted.into_iter().flatten().collect::<Vec<_>>(), batch.lora)
         })
     }
 
@@ -427,14 +425,15 @@ impl CausalLm for Llama {
         if self.info.labels.is_none() && !(batch.lora.runs.len() == 1 && batch.lora.runs.iter().all(brought)) {
             return Err(ModelError::Unsupported("classification without a classification head".into()));
         }
-        let last = self.on_threads(|| self.run(batch, None, None))?;
         // A head that an adapter brings may bring its padding token too.
         let brought = batch.lora.runs.first().and_then(|run| run.adapter.info().classes.as_ref());
         let pad = brought.and_then(|classes| classes.pad_token_id).or(self.config.pad_token_id);
-        let rows = classified_rows(pad, batch.tokens, batch.segments.iter().map(|segment| segment.len));
-        let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
-        let x = last.index_select(&Tensor::new(index, &self.device)?, 0)?;
-        Ok(self.head_on(&x, &batch.lora.select(&rows), true)?)
+        let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
+        self.places(batch.tokens, &lengths, None)?;
+        let rows = classified_rows(pad, batch.tokens, lengths.into_iter());
+        let wanted: Vec<_> = rows.iter().map(|row| *row..row + 1).collect();
+        let last = self.on_threads(|| self.run(batch, None, Wanted::Rows(&wanted)))?;
+        Ok(self.head_on(&last, &batch.lora.select(&rows), true)?)
     }
 }
 

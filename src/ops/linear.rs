@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use super::cpu::{Format, Packed, Prepared, each, product, product_exact, product_transposed, products, threads};
+use super::cpu::{
+    self, Format, Job, LowRank, Packed, Prepared, each, product, product_exact, product_transposed, threads,
+};
 use super::elements::add_bias;
 use super::explicit::{Value, explicit};
 use super::learning::add_low_rank;
@@ -19,6 +21,17 @@ use candle_core::{DType, Device, Module, Result, Tensor};
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
+}
+
+/// A product x·Wᵀ to be written.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// W.
+    pub linear: &'a Linear,
+    /// `[rows, output]`.
+    pub out: &'a mut [f32],
+    /// What is added to rows of it.
+    pub changes: &'a [LowRank<'a>],
 }
 
 #[derive(Debug, Clone)]
@@ -133,30 +146,26 @@ impl Linear {
         }
     }
 
-    /// Writes x·Wᵀ for slices on the CPU, of several weights in one go; `x` is `[rows, input]`.
+    /// Writes x·Wᵀ for slices on the CPU, of several weights in one go, and adds low-rank products; `x` is `[rows, input]`.
     ///
     /// # Errors
     /// When shapes do not fit or a weight is not on the CPU.
-    pub fn forward_all(
-        x: &[f32],
-        rows: usize,
-        jobs: &mut [(&Self, &mut [f32])],
-        prepared: &mut Prepared,
-    ) -> Result<()> {
-        let mut packed = Vec::with_capacity(jobs.len());
-        for (linear, out) in jobs {
-            if let Weight::Packed(weight) = &linear.weight {
-                packed.push((&**weight, &mut **out));
+    pub fn forward_all(x: &[f32], rows: usize, products: Vec<Product<'_>>, prepared: &mut Prepared) -> Result<()> {
+        let mut packed = Vec::with_capacity(products.len());
+        for Product { linear, out, changes } in products {
+            if let Weight::Packed(weights) = &linear.weight {
+                packed.push(Job { weights, out, changes });
                 continue;
             }
-            let x = Tensor::from_slice(x, (rows, x.len() / rows.max(1)), &Device::Cpu)?;
-            let product = linear.forward(&x)?;
+            let inputs = x.len() / rows.max(1);
+            let product = linear.forward(&Tensor::from_slice(x, (rows, inputs), &Device::Cpu)?)?;
             with_slices([&product], |[product]| {
                 out.copy_from_slice(product);
                 Ok(())
             })?;
+            cpu::add_low_rank((x, inputs), changes, (out, linear.outputs()?))?;
         }
-        Ok(products(x, rows, &mut packed, prepared)?)
+        Ok(cpu::products(x, rows, &mut packed, prepared)?)
     }
 
     /// Returns x·Wᵀ + (x·a)·b + bias as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only;

@@ -33,6 +33,6 @@ pub use fused::{rms_norm, rope, silu_mul, softmax, softmax_backward};
 pub use groups::{Cosine, attend_cosine, attend_groups};
 pub use head::Head;
 pub use layer_norm::layer_norm;
-pub use linear::{Linear, dense_product, matmul};
+pub use linear::{Linear, Product, dense_product, matmul};
 pub use loss::{binary_cross_entropy, cross_entropy};
-pub use slices::{with_factors, with_slices};
+pub use slices::{Pair, Reading, with_slices};

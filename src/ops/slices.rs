@@ -2,6 +2,9 @@
 //!
 //! The bridge between candle's tensors and the kernels of `cpu`. Everything else is left to the caller's composition.
 
+use std::borrow::Cow;
+use std::ops::{Deref, Range};
+
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 
 use super::cpu::{Factors, View, multiply};
@@ -29,32 +32,65 @@ pub fn with_slices<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([
     work(slices)
 }
 
-/// Calls `work` with the numbers of `a` `[input, r]`, by columns, and of `b` `[r, output]`, by rows, without a copy where they
-/// lie so: f32 or bf16 on the CPU.
-///
-/// # Errors
-/// When they are something else, or `work` fails.
-pub fn with_factors<R>(a: &Tensor, b: &Tensor, work: impl FnOnce(Factors<'_>) -> Result<R>) -> Result<R> {
-    let by_columns = |layout: &Layout| {
-        let [input, rank] = *layout.dims() else { return None };
-        let [row, column] = *layout.stride() else { return None };
-        let lies = (row == 1 || input == 1) && (column == input || rank == 1);
-        lies.then_some(layout.start_offset()..layout.start_offset() + input * rank)
-    };
-    let by_rows = |layout: &Layout| layout.contiguous_offsets().map(|(start, end)| start..end);
-    let (Some(of_a), Some(of_b)) = (by_columns(a.layout()), by_rows(b.layout())) else {
-        return with_factors(&a.t()?.contiguous()?.t()?, &b.contiguous()?, work);
-    };
-    let (a, b) = (a.storage_and_layout().0, b.storage_and_layout().0);
-    match (&*a, &*b) {
-        (Storage::Cpu(CpuStorage::F32(a)), Storage::Cpu(CpuStorage::F32(b))) => {
-            work(Factors::F32([&a[of_a], &b[of_b]]))
-        }
-        (Storage::Cpu(CpuStorage::BF16(a)), Storage::Cpu(CpuStorage::BF16(b))) => {
-            work(Factors::Bf16([&a[of_a], &b[of_b]]))
-        }
-        _ => candle_core::bail!("low-rank matrices are neither f32 nor bf16 on the CPU"),
+/// Low-rank matrices as kernels read them: A `[input, r]` by columns, B `[r, output]` by rows. Copies where they lie otherwise.
+#[derive(Debug)]
+pub struct Pair<'a> {
+    a: Cow<'a, Tensor>,
+    b: Cow<'a, Tensor>,
+}
+
+/// The same, while they are read.
+#[derive(Debug)]
+pub struct Reading<S>([(S, Range<usize>); 2]);
+
+impl<'a> Pair<'a> {
+    /// Takes A `[input, r]` and B `[r, output]`.
+    ///
+    /// # Errors
+    /// When they are no matrices, or a copy fails.
+    pub fn new(a: &'a Tensor, b: &'a Tensor) -> Result<Self> {
+        let a = if by_columns(a.layout()).is_some() { Cow::Borrowed(a) } else { Cow::Owned(a.t()?.contiguous()?.t()?) };
+        let b = if b.is_contiguous() { Cow::Borrowed(b) } else { Cow::Owned(b.contiguous()?) };
+        Ok(Self { a, b })
     }
+
+    /// Begins to read them.
+    ///
+    /// # Errors
+    /// When A is no matrix.
+    pub fn read(&self) -> Result<Reading<impl Deref<Target = Storage> + '_>> {
+        let Self { a, b } = self;
+        let (Some(of_a), Some(of_b)) = (by_columns(a.layout()), b.layout().contiguous_offsets()) else {
+            candle_core::bail!("A {:?} or B {:?} is no matrix", a.shape(), b.shape());
+        };
+        Ok(Reading([(a.storage_and_layout().0, of_a), (b.storage_and_layout().0, of_b.0..of_b.1)]))
+    }
+}
+
+impl<S: Deref<Target = Storage>> Reading<S> {
+    /// Returns their numbers.
+    ///
+    /// # Errors
+    /// When they are neither f32 nor bf16 on the CPU.
+    pub fn factors(&self) -> Result<Factors<'_>> {
+        let [(a, of_a), (b, of_b)] = &self.0;
+        match (&**a, &**b) {
+            (Storage::Cpu(CpuStorage::F32(a)), Storage::Cpu(CpuStorage::F32(b))) => {
+                Ok(Factors::F32([&a[of_a.clone()], &b[of_b.clone()]]))
+            }
+            (Storage::Cpu(CpuStorage::BF16(a)), Storage::Cpu(CpuStorage::BF16(b))) => {
+                Ok(Factors::Bf16([&a[of_a.clone()], &b[of_b.clone()]]))
+            }
+            _ => candle_core::bail!("low-rank matrices are neither f32 nor bf16 on the CPU"),
+        }
+    }
+}
+
+/// Returns where a matrix lies whose columns lie in one piece each, one behind the other.
+fn by_columns(layout: &Layout) -> Option<Range<usize>> {
+    let ([rows, columns], [row, column]) = (layout.dims(), layout.stride()) else { return None };
+    let lies = (*row == 1 || *rows == 1) && (column == rows || *columns == 1);
+    lies.then_some(layout.start_offset()..layout.start_offset() + rows * columns)
 }
 
 /// Returns the product of two f32 matrices on the CPU, however they lie in memory.

@@ -32,6 +32,7 @@ SYSTEMS = ("evenkeel", "llama.cpp", "llama-server")
 WORDS = ("the nurse doctor said that patient engineer was late because traffic weather meeting manager teacher student "
          "bought brought apples river bank money quickly slowly happy sad old young man woman city village").split()
 WINDOW = 512
+IN_FLIGHT = 32
 
 
 def quantise(source, target, kind):
@@ -60,7 +61,8 @@ def items(count):
 
 
 def score(server, rows):
-    """Seconds for all items, eight requests at a time, and which continuation is likelier."""
+    """Seconds for all items, as many requests at a time as a batch of transformers has sequences, and which continuation
+    is likelier."""
     stub = inference_pb2_grpc.InferenceServiceStub(server.channel)
 
     def one(row):
@@ -70,7 +72,7 @@ def score(server, rows):
         return sums.index(max(sums))
 
     begin = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with concurrent.futures.ThreadPoolExecutor(IN_FLIGHT) as pool:
         choices = list(pool.map(one, rows))
     return time.perf_counter() - begin, choices
 

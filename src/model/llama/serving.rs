@@ -5,12 +5,13 @@
 //! A row's result depends on its own sequence and adapter only, not on what else is in the batch (`ops::cpu`).
 //! Shapes: `[tokens, …]`, packed.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-use super::{EMBEDDING, Llama, Seen};
+use super::{EMBEDDING, Llama, Wanted};
 use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
 use crate::model::layers::project;
@@ -35,9 +36,11 @@ struct Scratch {
 
 /// What all blocks of a pass share.
 struct Pass<'a> {
-    lora: &'a LoraBatch,
+    lora: Cow<'a, LoraBatch>,
     rows: usize,
     heads: Heads,
+    /// Radians a token.
+    frequencies: &'a [f32],
     /// Angles of rotation, `[tokens, head_dim/2]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -46,20 +49,20 @@ struct Pass<'a> {
 }
 
 impl Llama {
-    /// Runs all blocks and returns what the last one gives, before the final norm, `[tokens, hidden]`.
+    /// Runs all blocks and returns what the last one gives, before the final norm, `[rows, hidden]` of those wanted.
     pub(super) fn run_on_cpu(
         &self,
         batch: &Batch<'_>,
         lengths: &[usize],
         caches: Option<&mut [&mut KvCache]>,
-        seen: Option<Seen<'_>>,
+        wanted: Wanted<'_>,
     ) -> Result<Tensor, ModelError> {
         let places = self.places(batch.tokens, lengths, caches.as_deref())?;
         match caches {
-            Some(caches) => self.pass_on_cpu(batch, places, caches, seen),
+            Some(caches) => self.pass_on_cpu(batch, places, caches, wanted),
             None => {
                 let mut own: Vec<KvCache> = lengths.iter().map(|_| KvCache::new(self.blocks.len())).collect();
-                self.pass_on_cpu(batch, places, &mut own.iter_mut().collect::<Vec<_>>(), seen)
+                self.pass_on_cpu(batch, places, &mut own.iter_mut().collect::<Vec<_>>(), wanted)
             }
         }
     }
@@ -69,36 +72,37 @@ impl Llama {
         batch: &Batch<'_>,
         places: Vec<(Range<usize>, usize)>,
         caches: &mut [&mut KvCache],
-        mut seen: Option<Seen<'_>>,
+        mut wanted: Wanted<'_>,
     ) -> Result<Tensor, ModelError> {
         let (rows, hidden) = (batch.tokens.len(), self.config.hidden_size);
-        let (cos, sin) = self.angles_of(&places);
         let heads = Heads {
             heads: self.config.heads,
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
             window: self.config.sliding_window,
         };
-        let pass = Pass { lora: batch.lora, rows, heads, cos, sin, places };
+        let pass = Pass::new(Cow::Borrowed(batch.lora), (heads, &self.frequencies), places);
         let mut x = vec![0.0; rows * hidden];
         self.embed_on_cpu(batch, &mut x)?;
         let mut scratch = Scratch::default();
+        let last = self.blocks.len().saturating_sub(1);
         for layer in 0..self.blocks.len() {
-            if let Some(seen) = &mut seen {
-                seen(&Tensor::from_slice(&x, (rows, hidden), &Device::Cpu)?);
+            match &mut wanted {
+                Wanted::All(seen) => seen(&Tensor::from_slice(&x, (rows, hidden), &Device::Cpu)?),
+                Wanted::Rows(wanted) if layer == last => {
+                    let asked = pass.of(wanted);
+                    self.block_on_cpu(layer, &mut x, (&pass, Some(&asked)), caches, &mut scratch)?;
+                    continue;
+                }
+                Wanted::Rows(_) => {}
             }
-            self.block_on_cpu(layer, &mut x, &pass, caches, &mut scratch)?;
+            self.block_on_cpu(layer, &mut x, (&pass, None), caches, &mut scratch)?;
         }
         for (cache, (rows, _)) in caches.iter_mut().zip(&pass.places) {
             cache.advance(rows.len());
         }
+        let rows = x.len() / hidden;
         Ok(Tensor::from_vec(x, (rows, hidden), &Device::Cpu)?)
-    }
-
-    fn angles_of(&self, places: &[(Range<usize>, usize)]) -> (Vec<f32>, Vec<f32>) {
-        let positions = places.iter().flat_map(|(rows, past)| *past..past + rows.len());
-        let angles = positions.flat_map(|position| self.frequencies.iter().map(move |f| position as f32 * f));
-        angles.map(|angle| (angle.cos(), angle.sin())).unzip()
     }
 
     fn embed_on_cpu(&self, batch: &Batch<'_>, x: &mut [f32]) -> candle_core::Result<()> {
@@ -114,11 +118,12 @@ impl Llama {
         })
     }
 
+    /// Runs a block; where rows are asked for, `x` becomes those, and nothing but keys and values is computed of others.
     fn block_on_cpu(
         &self,
         layer: usize,
-        x: &mut [f32],
-        pass: &Pass<'_>,
+        x: &mut Vec<f32>,
+        (pass, asked): (&Pass<'_>, Option<&Pass<'_>>),
         caches: &mut [&mut KvCache],
         scratch: &mut Scratch,
     ) -> candle_core::Result<()> {
@@ -128,38 +133,73 @@ impl Llama {
 
         normed.resize(x.len(), 0.0);
         pass.lora.norm_rows(attention_site, x, &block.attention_norm, eps, normed)?;
-        project(
-            pass.lora,
-            (normed, pass.rows),
-            [(&block.query, query), (&block.key, key), (&block.value, value)],
-            prepared,
-        )?;
-        threads::rope(query, (&pass.cos, &pass.sin), pass.rows, 1.0);
+        let (keys, values) = ((&block.key, &mut *key), (&block.value, &mut *value));
+        match asked {
+            None => project(&pass.lora, (normed, pass.rows), [(&block.query, query), keys, values], prepared)?,
+            Some(_) => project(&pass.lora, (normed, pass.rows), [keys, values], prepared)?,
+        }
         threads::rope(key, (&pass.cos, &pass.sin), pass.rows, 1.0);
+        pass.keep(layer, [key, value], caches)?;
+        if let Some(asked) = asked {
+            pass.pick(asked, x);
+            pass.pick(asked, normed);
+            if asked.rows == 0 {
+                return Ok(());
+            }
+            project(&asked.lora, (normed, asked.rows), [(&block.query, &mut *query)], prepared)?;
+        }
+        let pass = asked.unwrap_or(pass);
+        threads::rope(query, (&pass.cos, &pass.sin), pass.rows, 1.0);
         mixed.resize(query.len(), 0.0);
-        pass.attend(layer, [query, key, value], caches, mixed)?;
-        project(pass.lora, (mixed, pass.rows), [(&block.output, back)], prepared)?;
+        pass.attend(layer, query, caches, mixed)?;
+        project(&pass.lora, (mixed, pass.rows), [(&block.output, back)], prepared)?;
         threads::add(x, back);
 
         pass.lora.norm_rows(mlp_site, x, &block.mlp_norm, eps, normed)?;
-        project(pass.lora, (normed, pass.rows), [(&block.gate, gate), (&block.up, up)], prepared)?;
+        project(&pass.lora, (normed, pass.rows), [(&block.gate, gate), (&block.up, up)], prepared)?;
         mixed.resize(gate.len(), 0.0);
         threads::gated(gate, up, mixed);
-        project(pass.lora, (mixed, pass.rows), [(&block.down, back)], prepared)?;
+        project(&pass.lora, (mixed, pass.rows), [(&block.down, back)], prepared)?;
         threads::add(x, back);
         Ok(())
     }
 }
 
+impl<'a> Pass<'a> {
+    fn new(lora: Cow<'a, LoraBatch>, model: (Heads, &'a [f32]), places: Vec<(Range<usize>, usize)>) -> Self {
+        let (heads, frequencies) = model;
+        let positions = places.iter().flat_map(|(rows, past)| *past..past + rows.len());
+        let angles = positions.flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
+        let (cos, sin) = angles.map(|angle| (angle.cos(), angle.sin())).unzip();
+        let rows = places.iter().map(|(rows, _)| rows.len()).sum();
+        Self { lora, rows, heads, frequencies, cos, sin, places }
+    }
+
+    /// Returns what is left of it with some rows of each sequence.
+    fn of(&self, wanted: &[Range<usize>]) -> Self {
+        let (mut places, mut next) = (Vec::with_capacity(wanted.len()), 0);
+        for (rows, (of, past)) in wanted.iter().zip(&self.places) {
+            places.push((next..next + rows.len(), past + rows.start - of.start));
+            next += rows.len();
+        }
+        let rows: Vec<usize> = wanted.iter().cloned().flatten().collect();
+        Self::new(Cow::Owned(self.lora.select(&rows)), (self.heads, self.frequencies), places)
+    }
+}
+
 impl Pass<'_> {
-    /// Writes keys and values behind those of the caches, then mixes values for all rows.
-    fn attend(
-        &self,
-        layer: usize,
-        [query, key, value]: [&[f32]; 3],
-        caches: &mut [&mut KvCache],
-        mixed: &mut [f32],
-    ) -> candle_core::Result<()> {
+    /// Moves the rows of another pass, which has some of these, to the front.
+    fn pick(&self, asked: &Self, x: &mut Vec<f32>) {
+        let width = x.len() / self.rows.max(1);
+        for ((to, position), (rows, past)) in asked.places.iter().zip(&self.places) {
+            let first = rows.start + position - past;
+            x.copy_within(first * width..(first + to.len()) * width, to.start * width);
+        }
+        x.truncate(asked.rows * width);
+    }
+
+    /// Writes keys and values behind those of the caches.
+    fn keep(&self, layer: usize, [key, value]: [&[f32]; 2], caches: &mut [&mut KvCache]) -> candle_core::Result<()> {
         let width = self.heads.kv_heads * self.heads.head_dim;
         // Sequences lie far apart in memory: waiting for it is work for all threads.
         let fault = Mutex::new(Ok(()));
@@ -170,9 +210,19 @@ impl Pass<'_> {
                 *fault.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
             }
         });
-        fault.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        fault.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mixes values for all rows.
+    fn attend(
+        &self,
+        layer: usize,
+        query: &[f32],
+        caches: &[&mut KvCache],
+        mixed: &mut [f32],
+    ) -> candle_core::Result<()> {
         let mut sequences = Vec::with_capacity(self.places.len());
-        for ((rows, past), cache) in self.places.iter().zip(caches.iter()) {
+        for ((rows, past), cache) in self.places.iter().zip(caches) {
             sequences.push(Sequence { rows: rows.clone(), past: *past, seen: cache.slices(layer)? });
         }
         attend(self.heads, query, &sequences, mixed);

@@ -1,15 +1,17 @@
 //! The places of a Llama that adapters can change, in order, and what the model says of itself.
 //!
 //! Embedding, then the linear layers block by block, then the norms, a classifier that is not there, and the head. Also
-//! says where a sequence is classified.
+//! says where a sequence is classified, and which rows get logits.
+
+use std::ops::Range;
 
 use candle_core::{Device, DeviceLocation};
 
 use super::EMBEDDING;
 use crate::lora::{Site, SiteKind};
-use crate::model::ModelInfo;
 use crate::model::config::{Config, Head, Module};
 use crate::model::weights::Parts;
+use crate::model::{ModelError, ModelInfo, Rows, Segment};
 
 pub(super) fn site_of(layer: usize, module: Module) -> usize {
     EMBEDDING.0 + 1 + layer * Module::ALL.len() + module as usize
@@ -82,4 +84,21 @@ pub(super) fn classified_rows(pad: Option<u32>, tokens: &[u32], lengths: impl It
         row
     };
     lengths.map(row).collect()
+}
+
+/// Returns the rows of each segment that get logits.
+///
+/// # Errors
+/// When a segment has fewer.
+pub(super) fn asked_rows(segments: &[Segment]) -> Result<Vec<Range<usize>>, ModelError> {
+    let mut end = 0;
+    let rows = |segment: &Segment| {
+        end += segment.len;
+        match segment.logits {
+            Rows::None => Ok(end..end),
+            Rows::Last(count) if count <= segment.len => Ok(end - count..end),
+            Rows::Last(count) => Err(ModelError::Input(format!("{count} rows asked of {} tokens", segment.len))),
+        }
+    };
+    segments.iter().map(rows).collect()
 }

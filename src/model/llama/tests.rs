@@ -3,14 +3,16 @@
 use candle_core::DType;
 
 use super::*;
-use crate::lora::SiteKind;
-use crate::model::open;
+use crate::lora::{Change, LinearDelta, SiteKind};
 use crate::model::testing::{forward, ids, largest_difference, llama, mistral, tensors, write};
+use crate::model::{Rows, Segment, open};
 
 mod full;
 mod learning;
 #[cfg(feature = "cuda")]
 mod serving;
+
+use self::learning::values;
 
 fn model(config: &serde_json::Value) -> Llama {
     let folder = tempfile::tempdir().unwrap();
@@ -94,6 +96,40 @@ fn rows_asked_for_come_in_the_order_of_segments() {
     assert!(largest_difference(&got, &expected) < ROUNDING);
     assert_eq!(asked([Rows::None; 3]).unwrap().dims(), [0, 96]);
     assert!(matches!(asked([Rows::Last(6), Rows::None, Rows::None]), Err(ModelError::Input(_))));
+}
+
+#[test]
+fn a_row_is_the_same_whichever_rows_are_asked_for() {
+    for config in [mistral(), llama()] {
+        let model = model(&config);
+        let linear = model.sites().iter().enumerate().filter(|(_, site)| site.kind == SiteKind::Linear);
+        let change = |(id, site): (usize, &Site)| {
+            let [a, b] = [[site.input, 3], [3, site.output]].map(|shape| values(&shape, id as u64));
+            let (a, b) = (a.as_detached_tensor(), b.as_detached_tensor());
+            let delta = LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None };
+            (SiteId(id), Change::Linear(delta))
+        };
+        let adapter = Arc::new(Adapter::unnamed(linear.map(change).collect()));
+        let runs = vec![Run { adapter, rows: 3..8, scale: 0.5 }];
+        let (lora, plain) = (LoraBatch { runs, dropout: None }, LoraBatch::default());
+        let (first, second) = (ids(10, 1), ids(9, 2));
+        let asked = |rows: [Rows; 3], lora: &LoraBatch| {
+            let mut caches = [model.new_cache(), model.new_cache(), model.new_cache()];
+            let mut step = |tokens: &[u32], lengths: [usize; 3], rows: [Rows; 3], lora: &LoraBatch| {
+                let segments: Vec<_> =
+                    lengths.into_iter().zip(rows).map(|(len, logits)| Segment { len, logits }).collect();
+                let batch = Batch { tokens, segments: &segments, lora };
+                model.forward(&batch, &mut caches.iter_mut().collect::<Vec<_>>()).unwrap().to_vec2::<f32>().unwrap()
+            };
+            step(&first, [2, 7, 1], [Rows::None; 3], lora);
+            step(&second, [4, 2, 3], rows, lora)
+        };
+        let all = asked([Rows::Last(4), Rows::Last(2), Rows::Last(3)], &lora);
+        let some = asked([Rows::Last(2), Rows::None, Rows::Last(1)], &lora);
+        assert_eq!(some, [2, 3, 8].map(|row: usize| all[row].clone()));
+        let without = asked([Rows::Last(2), Rows::None, Rows::Last(1)], &plain);
+        assert!(largest_difference(&some, &without) > 100.0 * ROUNDING);
+    }
 }
 
 #[test]

@@ -273,23 +273,41 @@ pub(in crate::ops) fn multiply_long(
 /// # Errors
 /// When shapes do not fit.
 pub(in crate::ops) fn multiply_rows<N: Number>(
-    (x, rows, stride): (&[f32], usize, usize),
+    x: (&[f32], usize, usize),
     (b, outputs): (&[N], usize),
     (out, width): (&mut [f32], usize),
     add: bool,
 ) -> Result<(), Misfit> {
-    if rows == 0 || outputs == 0 {
+    let rows = x.1;
+    if rows > 0 && out.len() < (rows - 1) * width + outputs {
+        return Err(Misfit::of(out.len(), rows, width));
+    }
+    multiply_columns(x, (b, outputs), 0..outputs.div_ceil(LANES), (Out(out.as_mut_ptr()), width), add)
+}
+
+/// As [`multiply_rows`], for some tiles of 16 columns; `out` is where the rows of the whole result begin.
+///
+/// # Errors
+/// When shapes do not fit.
+pub(super) fn multiply_columns<N: Number>(
+    (x, rows, stride): (&[f32], usize, usize),
+    (b, outputs): (&[N], usize),
+    tiles: Range<usize>,
+    (out, width): (Out, usize),
+    add: bool,
+) -> Result<(), Misfit> {
+    if rows == 0 || outputs == 0 || tiles.is_empty() {
         return Ok(());
     }
     let inputs = b.len() / outputs;
     fits(b.len(), inputs, outputs)?;
-    if x.len() < (rows - 1) * stride + inputs || out.len() < (rows - 1) * width + outputs {
+    if x.len() < (rows - 1) * stride + inputs {
         return Err(Misfit::of(x.len(), rows, stride));
     }
     let level = Level::best();
-    let (tiles, out) = (outputs.div_ceil(LANES), Out(out.as_mut_ptr()));
+    let (first, end, count) = (tiles.start * LANES, tiles.end * LANES, tiles.len());
     // A tile is read 16 wide, beyond the end of its row: that is the next row, but for the last ones.
-    let inside = (b.len().saturating_sub(tiles * LANES) / outputs + usize::from(b.len() >= tiles * LANES)).min(inputs);
+    let inside = (b.len().saturating_sub(end) / outputs + usize::from(b.len() >= end)).min(inputs);
     let kernel = |x: *const f32, weights: *const N, step: usize, inputs: usize| Floats {
         x,
         row: stride,
@@ -299,14 +317,18 @@ pub(in crate::ops) fn multiply_rows<N: Number>(
         step,
         inputs,
     };
-    let sweep = |kernel, add| Sweep { kernel, rows: 0..rows, tiles: 0..tiles, outputs, out, width, add };
-    level.run(sweep(kernel(x.as_ptr(), b.as_ptr(), outputs, inside), add));
+    // SAFETY: the first column of the tiles lies in the result.
+    let out = Out(unsafe { out.0.add(first) });
+    let sweep =
+        |kernel, add| Sweep { kernel, rows: 0..rows, tiles: 0..count, outputs: outputs - first, out, width, add };
+    level.run(sweep(kernel(x.as_ptr(), b[first..].as_ptr(), outputs, inside), add));
     if inside < inputs {
-        let mut rest = vec![N::ZERO; (inputs - inside) * tiles * LANES];
-        for (to, from) in rest.chunks_exact_mut(tiles * LANES).zip(b[inside * outputs..].chunks_exact(outputs)) {
-            to[..outputs].copy_from_slice(from);
+        let mut rest = vec![N::ZERO; (inputs - inside) * count * LANES];
+        for (to, from) in rest.chunks_exact_mut(count * LANES).zip(b[inside * outputs..].chunks_exact(outputs)) {
+            let from = &from[first..outputs.min(end)];
+            to[..from.len()].copy_from_slice(from);
         }
-        level.run(sweep(kernel(x[inside..].as_ptr(), rest.as_ptr(), tiles * LANES, inputs - inside), true));
+        level.run(sweep(kernel(x[inside..].as_ptr(), rest.as_ptr(), count * LANES, inputs - inside), true));
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ mod dense;
 #[expect(unsafe_code, reason = "threads write disjoint rows and heads of one result")]
 mod groups;
 mod keys_values;
+#[expect(unsafe_code, reason = "threads write disjoint rows and columns of one result")]
 mod low_rank;
 #[expect(unsafe_code, reason = "memory that holds bytes and numbers of several formats")]
 mod packed;
@@ -57,11 +58,11 @@ pub(super) use dense::{View, multiply, multiply_long, transpose};
 pub(super) use dense::{dots, multiply_rows};
 pub use groups::{Groups, Scores, attend_groups, attend_groups_backward};
 pub use keys_values::KeysValues;
-pub use low_rank::{Factors, add_low_rank};
+pub use low_rank::{Factors, LowRank, add_low_rank};
 pub(super) use packed::Packed;
 pub use prepared::Prepared;
 pub use product::Misfit;
-pub(super) use product::{product, product_exact, product_transposed, products};
+pub(super) use product::{Job, product, product_exact, product_transposed, products};
 #[cfg(test)]
 use simd::Level;
 pub use team::{each, together};

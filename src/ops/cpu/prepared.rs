@@ -19,6 +19,8 @@ pub struct Prepared {
     pub(super) quants: Vec<i8>,
     pub(super) steps: Vec<f32>,
     pub(super) sums: Vec<[i32; 2]>,
+    /// Place of what adapters make of the rows.
+    pub(super) inner: Vec<f32>,
 }
 
 struct Narrow<'a> {

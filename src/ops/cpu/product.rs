@@ -8,6 +8,7 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use super::amx::{self, Part};
 use super::blocks::{BLOCK, Format};
+use super::low_rank::{Changes, LowRank};
 use super::packed::Packed;
 use super::prepared::Prepared;
 use super::quants::Quants;
@@ -63,17 +64,26 @@ pub(in crate::ops) fn product(
     out: &mut [f32],
     prepared: &mut Prepared,
 ) -> Result<(), Misfit> {
-    products(x, rows, &mut [(weights, out)], prepared)
+    products(x, rows, &mut [Job { weights, out, changes: &[] }], prepared)
 }
 
-/// Writes the products of the same rows with several weights, in one go.
+/// A product to be written.
+pub(in crate::ops) struct Job<'a> {
+    pub(in crate::ops) weights: &'a Packed,
+    /// `[rows, outputs]`.
+    pub(in crate::ops) out: &'a mut [f32],
+    /// What is added to rows of it.
+    pub(in crate::ops) changes: &'a [LowRank<'a>],
+}
+
+/// Writes the products of the same rows with several weights, in one go, with what is added to them.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub(in crate::ops) fn products(
     x: &[f32],
     rows: usize,
-    jobs: &mut [(&Packed, &mut [f32])],
+    jobs: &mut [Job<'_>],
     prepared: &mut Prepared,
 ) -> Result<(), Misfit> {
     products_at(Level::best(), x, rows, jobs, prepared)
@@ -91,57 +101,97 @@ pub(super) fn products_at(
     level: Level,
     x: &[f32],
     rows: usize,
-    jobs: &mut [(&Packed, &mut [f32])],
+    jobs: &mut [Job<'_>],
     prepared: &mut Prepared,
 ) -> Result<(), Misfit> {
-    let Some(inputs) = jobs.first().map(|(weights, _)| weights.inputs()) else { return Ok(()) };
-    for (weights, out) in jobs.iter() {
+    let Some(inputs) = jobs.first().map(|job| job.weights.inputs()) else { return Ok(()) };
+    for Job { weights, out, .. } in jobs.iter() {
         fits(x.len(), rows, weights.inputs())?;
         fits(out.len(), rows, weights.outputs())?;
     }
     if rows == 0 {
         return Ok(());
     }
-    prepared.fill(level, x, inputs, jobs.iter().map(|(weights, _)| *weights));
-    let prepared = &*prepared;
-    let total: usize = jobs.iter().map(|(weights, _)| weights.tiles()).sum();
-    let outs: Vec<(&Packed, Out)> = jobs.iter_mut().map(|(weights, out)| (*weights, Out(out.as_mut_ptr()))).collect();
-    let run = |piece: Piece, then: *const u8| {
-        let (weights, out) = outs[piece.job];
-        let few = piece.rows.len() <= FEW;
-        let ahead = Ahead { row: if few { piece.rows.start } else { usize::MAX }, end: piece.tiles.end, then };
-        sweep(level, weights, (x, prepared), (piece.rows, piece.tiles), ahead, out);
-    };
-    if rows * inputs * total * LANES < ALONE {
-        let whole = |job: usize| Piece { job, tiles: 0..outs[job].0.tiles(), rows: 0..rows };
-        (0..outs.len()).for_each(|job| run(whole(job), std::ptr::null()));
-        return Ok(());
+    let mut inner = std::mem::take(&mut prepared.inner);
+    let of_jobs = jobs.iter().map(|job| (job.weights.outputs(), job.changes));
+    let changes = Changes::new((x, inputs), of_jobs, &mut inner)?;
+    prepared.fill(level, x, inputs, jobs.iter().map(|job| job.weights));
+    let outs: Vec<(&Packed, Out)> = jobs.iter_mut().map(|job| (job.weights, Out(job.out.as_mut_ptr()))).collect();
+    let whole = Whole { level, rows: (x, &*prepared), changes, outs };
+    whole.compute(rows);
+    drop(whole);
+    prepared.inner = inner;
+    Ok(())
+}
+
+/// Products of the same rows.
+struct Whole<'a> {
+    level: Level,
+    /// As they are, and as weights are multiplied with.
+    rows: (&'a [f32], &'a Prepared),
+    changes: Changes<'a>,
+    outs: Vec<(&'a Packed, Out)>,
+}
+
+impl Whole<'_> {
+    fn compute(&self, rows: usize) {
+        let total: usize = self.outs.iter().map(|(weights, _)| weights.tiles()).sum();
+        let inputs = self.rows.0.len() / rows;
+        if rows * inputs * total * LANES < ALONE {
+            (0..self.changes.len()).for_each(|at| self.changes.piece(at));
+            let piece = |job: usize| Piece { job, tiles: 0..self.outs[job].0.tiles(), rows: 0..rows };
+            (0..self.outs.len()).for_each(|job| self.piece(piece(job), std::ptr::null()));
+            return;
+        }
+        let list = self.divide(rows, total);
+        // Threads take pieces in turn: what one takes next is most likely as many further as there are threads.
+        let threads = rayon::current_num_threads();
+        let starts: Vec<_> = list.iter().map(|piece| (piece.job, piece.tiles.start)).collect();
+        // Those of changes come first, so that nobody waits for one that nobody has begun.
+        let changes = (0..self.changes.len()).map(|at| (at, None));
+        let pieces = changes.chain(list.into_iter().map(Some).enumerate()).collect();
+        each(pieces, |(i, piece): (usize, Option<Piece>)| match piece {
+            None => self.changes.piece(i),
+            Some(piece) => {
+                let start = |&(job, tile): &(usize, usize)| {
+                    let weights = self.outs[job].0;
+                    weights.bytes().as_ptr().wrapping_add(tile * weights.tile_bytes())
+                };
+                self.piece(piece, starts.get(i + threads).map_or(std::ptr::null(), start));
+            }
+        });
     }
-    let pieces = rayon::current_num_threads() * PIECES;
-    let step = total.div_ceil(pieces).next_multiple_of(3);
-    // Few tiles and many rows are divided by rows.
-    let parts = (pieces * step).div_ceil(total.next_multiple_of(step)).clamp(1, rows.div_ceil(64));
-    let rows_step = rows.div_ceil(parts).next_multiple_of(16);
-    let mut list = Vec::with_capacity(2 * pieces);
-    for (job, (weights, _)) in outs.iter().enumerate() {
-        for first in (0..weights.tiles()).step_by(step) {
-            for row in (0..rows).step_by(rows_step) {
-                let tiles = first..weights.tiles().min(first + step);
-                list.push(Piece { job, tiles, rows: row..rows.min(row + rows_step) });
+
+    /// Divides the results among threads.
+    fn divide(&self, rows: usize, total: usize) -> Vec<Piece> {
+        let pieces = rayon::current_num_threads() * PIECES;
+        let step = total.div_ceil(pieces).next_multiple_of(3);
+        // Few tiles and many rows are divided by rows.
+        let parts = (pieces * step).div_ceil(total.next_multiple_of(step)).clamp(1, rows.div_ceil(64));
+        let rows_step = rows.div_ceil(parts).next_multiple_of(16);
+        let mut list = Vec::with_capacity(2 * pieces);
+        for (job, (weights, _)) in self.outs.iter().enumerate() {
+            for first in (0..weights.tiles()).step_by(step) {
+                for row in (0..rows).step_by(rows_step) {
+                    let tiles = first..weights.tiles().min(first + step);
+                    list.push(Piece { job, tiles, rows: row..rows.min(row + rows_step) });
+                }
             }
         }
+        list
     }
-    // Threads take pieces in turn: what one takes next is most likely as many further as there are threads.
-    let threads = rayon::current_num_threads();
-    let starts: Vec<_> = list.iter().map(|piece| (piece.job, piece.tiles.start)).collect();
-    each(list.into_iter().enumerate().collect(), |(i, piece)| {
-        let start = |&(job, tile): &(usize, usize)| {
-            let weights = outs[job].0;
-            weights.bytes().as_ptr().wrapping_add(tile * weights.tile_bytes())
-        };
-        run(piece, starts.get(i + threads).map_or(std::ptr::null(), start));
-    });
-    Ok(())
+
+    /// Computes a piece; `then` is what this thread probably reads after it.
+    fn piece(&self, Piece { job, tiles, rows }: Piece, then: *const u8) {
+        let (weights, out) = self.outs[job];
+        let few = rows.len() <= FEW;
+        if few {
+            self.changes.ask(job, &rows, &tiles, weights.outputs());
+        }
+        let ahead = Ahead { row: if few { rows.start } else { usize::MAX }, end: tiles.end, then };
+        sweep(self.level, weights, self.rows, (rows.clone(), tiles.clone()), ahead, out);
+        self.changes.add(job, &rows, &tiles, (out, weights.outputs()));
+    }
 }
 
 /// Computes one piece.

@@ -23,6 +23,10 @@ const FORMATS: [Format; 11] = [
     Format::Q6K,
 ];
 
+fn job<'a>(weights: &'a Packed, out: &'a mut [f32]) -> Job<'a> {
+    Job { weights, out, changes: &[] }
+}
+
 fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
@@ -110,12 +114,12 @@ fn every_form_multiplies_and_no_row_depends_on_another() {
                 let tolerance = if format == Format::Bf16 && level.narrows(inputs) { 0.1 } else { 2e-4 };
                 let mut whole = vec![f32::NAN; 37 * outputs];
                 let mut prepared = Prepared::default();
-                products_at(level, &x, 37, &mut [(&packed, &mut whole)], &mut prepared).unwrap();
+                products_at(level, &x, 37, &mut [job(&packed, &mut whole)], &mut prepared).unwrap();
                 close(&whole, &expected, tolerance, &what);
                 for (first, rows) in [(0, 1), (36, 1), (3, 2), (5, 3), (1, 7), (8, 16)] {
                     let mut part = vec![f32::NAN; rows * outputs];
                     let x = &x[first * inputs..(first + rows) * inputs];
-                    products_at(level, x, rows, &mut [(&packed, &mut part)], &mut prepared).unwrap();
+                    products_at(level, x, rows, &mut [job(&packed, &mut part)], &mut prepared).unwrap();
                     assert_eq!(part, whole[first * outputs..(first + rows) * outputs], "{what}, {rows} rows");
                 }
             }
@@ -132,7 +136,7 @@ fn several_products_of_the_same_rows_are_those_of_each() {
     for rows in [1, 4, 300] {
         let x = values(rows * 576, 4);
         let mut together: Vec<_> = all.iter().map(|weights| vec![0.0; rows * weights.outputs()]).collect();
-        let mut jobs: Vec<_> = all.iter().zip(&mut together).map(|(weights, out)| (weights, &mut out[..])).collect();
+        let mut jobs: Vec<_> = all.iter().zip(&mut together).map(|(weights, out)| job(weights, out)).collect();
         products(&x, rows, &mut jobs, &mut Prepared::default()).unwrap();
         for (weights, together) in all.iter().zip(&together) {
             let mut alone = vec![0.0; together.len()];
@@ -177,15 +181,56 @@ fn low_ranks_are_added_and_no_row_depends_on_another() {
         // Sums of up to 576 products below 1 times as many as the rank; bf16 loses 1/512 of each number.
         let wide = Factors::F32([&a, &b]);
         for (factors, tolerance) in [(wide, 1e-3), (Factors::Bf16([&narrow_a, &narrow_b]), 0.5)] {
-            let mut got = vec![1.0; rows * outputs];
-            add_low_rank((&x, rows), factors, 0.5, &mut got).unwrap();
+            let (mut got, change) = (vec![1.0; rows * outputs], |rows| LowRank { rows, factors, scale: 0.5 });
+            add_low_rank((&x, inputs), &[change(0..rows)], (&mut got, outputs)).unwrap();
             close(&got, &expected, tolerance, &format!("{rows} {inputs} {rank} {outputs}"));
             let mut last = vec![1.0; outputs];
-            add_low_rank((&x[(rows - 1) * inputs..], 1), factors, 0.5, &mut last).unwrap();
+            add_low_rank((&x[(rows - 1) * inputs..], inputs), &[change(0..1)], (&mut last, outputs)).unwrap();
             assert_eq!(last, got[(rows - 1) * outputs..]);
+            let mut wrong = vec![1.0; rows * (outputs + 1)];
+            add_low_rank((&x, inputs), &[change(0..rows)], (&mut wrong, outputs + 1)).unwrap_err();
+            add_low_rank((&x, inputs), &[change(rows..rows + 1)], (&mut got, outputs)).unwrap_err();
         }
-        add_low_rank((&x, rows), wide, 0.5, &mut vec![1.0; rows * (outputs + 1)]).unwrap_err();
     }
+}
+
+#[test]
+fn products_have_the_changes_of_their_rows() {
+    let inputs = 576;
+    let all: Vec<_> = [(Format::Q40, 576), (Format::F32, 40), (Format::Bf16, 7), (Format::Q80, 192)]
+        .into_iter()
+        .map(|(format, outputs)| weights(format, outputs, inputs, outputs as u64).0)
+        .collect();
+    // Rows of two adapters of other ranks, one of which changes fewer products.
+    let both = |weights: &Packed| [5, 8].map(|rank| (values(rank * inputs, 8), values(rank * weights.outputs(), 9)));
+    let matrices: Vec<_> = all.iter().map(both).collect();
+    let narrow = |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>();
+    let narrowed: Vec<_> = matrices.iter().map(|[_, (a, b)]| (narrow(a), narrow(b))).collect();
+    for rows in [1, 8, 150] {
+        let x = values(rows * inputs, 4);
+        let mut changes = Vec::new();
+        for (i, ([(a, b), _], (c, d))) in matrices.iter().zip(&narrowed).enumerate() {
+            let first = LowRank { rows: 0..rows / 3, factors: Factors::F32([a, b]), scale: 0.5 };
+            let second = LowRank { rows: rows / 2..rows, factors: Factors::Bf16([c, d]), scale: 1.0 };
+            changes.push(if i == 1 { vec![second] } else { vec![first, second] });
+        }
+        let mut together: Vec<_> = all.iter().map(|weights| vec![0.0; rows * weights.outputs()]).collect();
+        let of_all = all.iter().zip(&mut together).zip(&changes);
+        let mut jobs: Vec<_> = of_all.map(|((weights, out), changes)| Job { weights, out, changes }).collect();
+        products(&x, rows, &mut jobs, &mut Prepared::default()).unwrap();
+        for ((weights, together), changes) in all.iter().zip(&together).zip(&changes) {
+            let mut alone = vec![0.0; together.len()];
+            product(weights, &x, rows, &mut alone, &mut Prepared::default()).unwrap();
+            let base = alone.clone();
+            add_low_rank((&x, inputs), changes, (&mut alone, weights.outputs())).unwrap();
+            assert_eq!(&alone, together, "{:?}", weights.format());
+            assert_ne!(base, alone);
+        }
+    }
+    let wrong = LowRank { rows: 0..1, factors: Factors::F32([&matrices[0][0].0, &matrices[1][0].1]), scale: 1.0 };
+    let mut out = vec![0.0; 576];
+    let mut jobs = [Job { weights: &all[0], out: &mut out, changes: &[wrong] }];
+    assert!(products(&values(inputs, 1), 1, &mut jobs, &mut Prepared::default()).is_err());
 }
 
 #[test]
