@@ -43,8 +43,12 @@ void check_guards(const void *address, const std::string &who);
 void memory(size_t *free, size_t *total);
 
 using Operation = std::function<CUresult()>;
-// Runs an operation, or keeps it while the stream records.
+// Runs an operation, or keeps it while the stream records or holds something back.
 CUresult submit(CUstream stream, Operation operation);
+// Holds an operation back until somebody waits for it; `eager` ones may also run as soon as all that they wait for is done.
+CUresult submit_late(CUstream stream, Operation operation, bool eager);
+// Does what a stream, or all where it has no handle of its own, holds back; returns its first fault.
+CUresult settle(CUstream stream);
 // Tells whether a stream of this thread records.
 bool recording();
 

@@ -23,7 +23,18 @@ constexpr unsigned char MARK = 0xa5;
 std::mutex lock;
 // Bytes of each allocation, by its address.
 std::map<CUdeviceptr, size_t> allocations;
-size_t used = 0;
+size_t used = 0, most_used = 0;
+// Bytes of the host's memory whose pages are locked, by its address, and the copies that read it still.
+std::map<uintptr_t, std::pair<size_t, int>> locked;
+
+// The locked memory that a range of the host's lies in.
+std::map<uintptr_t, std::pair<size_t, int>>::iterator locked_around(const void *from, size_t bytes) {
+    auto address = reinterpret_cast<uintptr_t>(from);
+    auto after = locked.upper_bound(address);
+    if (after == locked.begin()) return locked.end();
+    auto it = std::prev(after);
+    return address + bytes <= it->first + it->second.first ? it : locked.end();
+}
 
 size_t behind(size_t bytes) { return std::min(std::max(bytes, GUARD), MOST_BEHIND); }
 
@@ -58,6 +69,13 @@ CUresult take(CUdeviceptr *out, size_t bytes) {
     if (bytes == 0) return refuse(CUDA_ERROR_INVALID_VALUE, "memory of no bytes was asked for");
     if (recording())
         return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "memory was asked for while a stream records");
+    bool full;
+    {
+        std::lock_guard held(lock);
+        full = used + bytes > TOTAL;
+    }
+    // What is given back is there when the stream has come so far.
+    if (full) settle(nullptr);
     std::lock_guard held(lock);
     if (used + bytes > TOTAL) return refuse(CUDA_ERROR_OUT_OF_MEMORY, "no memory is left");
     auto *base = static_cast<unsigned char *>(
@@ -69,6 +87,7 @@ CUresult take(CUdeviceptr *out, size_t bytes) {
     *out = reinterpret_cast<CUdeviceptr>(base + GUARD);
     allocations[*out] = bytes;
     used += bytes;
+    most_used = std::max(most_used, used);
     return CUDA_SUCCESS;
 }
 
@@ -114,8 +133,15 @@ CUresult cuMemAlloc(CUdeviceptr *out, size_t bytes) {
     return take(out, bytes);
 }
 CUresult cuMemAllocAsync(CUdeviceptr *out, size_t bytes, CUstream) { return cuMemAlloc(out, bytes); }
-CUresult cuMemFree(CUdeviceptr address) { return give_back(address); }
-CUresult cuMemFreeAsync(CUdeviceptr address, CUstream) { return give_back(address); }
+CUresult cuMemFree(CUdeviceptr address) {
+    CUresult fault = settle(nullptr);
+    CUresult own = give_back(address);
+    return fault ? fault : own;
+}
+CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream) {
+    if (recording()) return give_back(address);
+    return submit(stream, [=] { return give_back(address); });
+}
 CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned) {
     *out = std::malloc(bytes);
     return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
@@ -124,17 +150,44 @@ CUresult cuMemFreeHost(void *address) {
     std::free(address);
     return CUDA_SUCCESS;
 }
+CUresult cuMemHostRegister(void *address, size_t bytes, unsigned) {
+    if (CUresult fault = bound("pages are locked")) return fault;
+    std::lock_guard held(lock);
+    auto begin = reinterpret_cast<uintptr_t>(address);
+    auto after = locked.upper_bound(begin);
+    bool taken = after != locked.end() && after->first < begin + bytes;
+    if (after != locked.begin() && std::prev(after)->first + std::prev(after)->second.first > begin) taken = true;
+    if (taken) return refuse(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, "pages were locked that are locked already");
+    locked[begin] = {bytes, 0};
+    return CUDA_SUCCESS;
+}
+CUresult cuMemHostUnregister(void *address) {
+    if (CUresult fault = bound("pages are let go")) return fault;
+    std::lock_guard held(lock);
+    auto it = locked.find(reinterpret_cast<uintptr_t>(address));
+    if (it == locked.end()) return refuse(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, "pages are let go that are not locked");
+    if (it->second.second > 0) die("pages are let go while a copy reads them");
+    locked.erase(it);
+    return CUDA_SUCCESS;
+}
 // A pool that keeps nothing.
 CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *out, CUdevice) {
     *out = nullptr;
     return CUDA_SUCCESS;
 }
-CUresult cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute, void *) { return CUDA_SUCCESS; }
-CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute, void *out) {
-    *static_cast<uint64_t *>(out) = 0;
+CUresult cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute attribute, void *) {
+    std::lock_guard held(lock);
+    if (attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH) most_used = used;
+    return CUDA_SUCCESS;
+}
+CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute attribute, void *out) {
+    settle(nullptr);
+    std::lock_guard held(lock);
+    *static_cast<uint64_t *>(out) = attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH ? most_used : used;
     return CUDA_SUCCESS;
 }
 CUresult cuMemGetInfo(size_t *free, size_t *total) {
+    settle(nullptr);
     memory(free, total);
     return CUDA_SUCCESS;
 }
@@ -192,12 +245,44 @@ CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstr
     return copy(to, from, bytes, stream);
 }
 CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t bytes) {
-    return copy_host(reinterpret_cast<void *>(to), from, bytes, to);
+    if (recording()) return copy_host(reinterpret_cast<void *>(to), from, bytes, to);
+    CUresult fault = settle(nullptr);
+    return fault ? fault : copy_host(reinterpret_cast<void *>(to), from, bytes, to);
 }
-CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream) {
-    return cuMemcpyHtoD(to, from, bytes);
+// From locked memory the device copies by itself, later; else the driver has taken what it copies when it returns.
+CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream stream) {
+    if (CUresult fault = bound("memory is copied")) return fault;
+    if (bytes == 0) return CUDA_SUCCESS;
+    if (recording()) return copy_host(reinterpret_cast<void *>(to), from, bytes, to);
+    {
+        std::unique_lock held(lock);
+        auto it = locked_around(from, bytes);
+        if (it != locked.end()) {
+            it->second.second++;
+            uintptr_t begin = it->first;
+            held.unlock();
+            return submit_late(
+                stream,
+                [=] {
+                    CUresult fault = copy_host(reinterpret_cast<void *>(to), from, bytes, to);
+                    std::lock_guard held(lock);
+                    locked[begin].second--;
+                    return fault;
+                },
+                true);
+        }
+    }
+    auto taken = std::make_shared<std::vector<unsigned char>>(
+        static_cast<const unsigned char *>(from), static_cast<const unsigned char *>(from) + bytes);
+    return submit(stream, [=] { return copy_host(reinterpret_cast<void *>(to), taken->data(), bytes, to); });
 }
 CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t bytes) {
-    return copy_host(to, reinterpret_cast<const void *>(from), bytes, from);
+    if (recording()) return copy_host(to, reinterpret_cast<const void *>(from), bytes, from);
+    CUresult fault = settle(nullptr);
+    return fault ? fault : copy_host(to, reinterpret_cast<const void *>(from), bytes, from);
 }
-CUresult cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream) { return cuMemcpyDtoH(to, from, bytes); }
+CUresult cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    if (recording()) return copy_host(to, reinterpret_cast<const void *>(from), bytes, from);
+    CUresult fault = settle(stream);
+    return fault ? fault : copy_host(to, reinterpret_cast<const void *>(from), bytes, from);
+}
