@@ -18,6 +18,7 @@ use super::sequence::{Detokenizer, Times};
 use super::step::Core;
 use super::{ClassLogits, ClassifyRequest, EngineError, Event, GenerateRequest, ScoreRequest, Scored};
 use crate::config::EngineSettings;
+use crate::lora::Adapter;
 use crate::metrics::Metrics;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{CausalLm, KvCache, ModelError};
@@ -100,8 +101,9 @@ impl Drop for Ticket {
 }
 
 /// A cheap handle to the engine's thread, which ends with the last handle and request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Engine {
+    model: Arc<dyn CausalLm>,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     settings: EngineSettings,
@@ -109,6 +111,12 @@ pub struct Engine {
     context_length: usize,
     vocab_size: usize,
     kv_bytes_per_token: u64,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 impl Engine {
@@ -143,6 +151,7 @@ impl Engine {
         // Each sequence may have an adapter of its own.
         metrics.adapter_uses.most.store(settings.max_running_sequences, Ordering::Relaxed);
         let engine = Self {
+            model: model.clone(),
             commands,
             shared: shared.clone(),
             settings: settings.clone(),
@@ -197,6 +206,13 @@ impl Engine {
         }
     }
 
+    /// Brings an adapter to the device while other steps run.
+    fn prefetch(&self, adapter: Option<&Arc<Adapter>>) {
+        if let Some(adapter) = adapter {
+            self.model.prefetch(adapter);
+        }
+    }
+
     fn send(&self, command: Command) -> Result<(), EngineError> {
         self.commands.try_send(command).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => self.full(1),
@@ -239,6 +255,7 @@ impl Place {
         let (events, receiver) = mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
         let times = Times::start();
         let span = Span::current();
+        engine.prefetch(request.adapter.as_ref());
         engine.send(Command::Generate(Box::new(Submission {
             request,
             answer: events,
@@ -278,6 +295,7 @@ impl Place {
         let (answer, receiver) = oneshot::channel();
         let times = Times::start();
         let span = Span::current();
+        engine.prefetch(request.adapter.as_ref());
         engine.send(Command::Score(Box::new(Submission { request, answer, demand, ticket, times, span })))?;
         Ok(receiver)
     }

@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::piece::brought;
 use super::{Change, Dropout, LinearDelta, LoraBatch, Run, SiteId};
 use crate::ops::{add_bias, dense_product, matmul, rms_norm};
 
@@ -69,8 +70,11 @@ impl LoraBatch {
             return Ok(None);
         }
         match self.touching(site, rows)?.as_slice() {
-            [(Run { rows: of, scale, .. }, Change::Linear(delta))]
-                if of.len() == rows && !is_scaled(*scale) && delta.a.dtype() == DType::F32 =>
+            [(run @ Run { rows: of, scale, .. }, Change::Linear(delta))]
+                if of.len() == rows
+                    && !is_scaled(*scale)
+                    && delta.a.dtype() == DType::F32
+                    && run.adapter.piece.is_none() =>
             {
                 let LinearDelta { a, b, b_bias: None, magnitude: None, bias: None, .. } = delta else {
                     return Ok(None);
@@ -234,7 +238,7 @@ fn low_rank(
     if let Some(dropout) = dropout {
         x = (x.clone() * kept(dropout, x.dims(), x.device())?)?;
     }
-    let [a, b] = [&delta.a, &delta.b].map(|matrix| matrix.to_dtype(DType::F32));
+    let [a, b] = [&delta.a, &delta.b].map(|matrix| brought(matrix, x.device())?.to_dtype(DType::F32));
     let mut change = matmul(&matmul(&x, &a?)?, &b?)?;
     if let Some(bias) = &delta.b_bias {
         change = change.broadcast_add(bias)?;

@@ -3,7 +3,7 @@
 //! Knows one site at a time; `peft` walks over all of them and refuses what is left over.
 //! Source: peft 0.21 `tuners/lora/layer.py`, `tuners/lora/dora.py`.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::config::{Biases, LoraConfig};
 use super::json::clip;
@@ -58,9 +58,19 @@ impl Binder<'_> {
         parts: &mut Parts<'_>,
         (rank, scaling): (usize, f64),
     ) -> Result<Change, LoraError> {
-        let a = self.matrix(&parts.need(&site.path, Part::A)?, [rank, site.input], 1)?;
-        let b = self.matrix(&parts.need(&site.path, Part::B)?, [site.output, rank], 0)?;
+        // peft 0.17 wrote no bias for `lora_only`: then the base's stay.
+        let bias = if self.config.biases != Biases::None && site.bias { parts.take(Part::BaseBias) } else { None };
+        // What slots take waits in the host's memory until all of the adapter is known.
+        let slots = self.base.slot_format(id).is_some();
+        let aside = slots && !self.config.lora_bias && !self.config.dora && bias.is_none();
+        let device = if aside { &Device::Cpu } else { self.base.device() };
+        let a = self.matrix(&parts.need(&site.path, Part::A)?, [rank, site.input], 1, device)?;
+        let b = self.matrix(&parts.need(&site.path, Part::B)?, [site.output, rank], 0, device)?;
         let b = (b * scaling)?;
+        if aside {
+            let (a, b) = (a.t()?, b.t()?);
+            return Ok(Change::Linear(LinearDelta { a, b, b_bias: None, scaling, magnitude: None, bias: None }));
+        }
         let b_bias = if self.config.lora_bias {
             let bias = parts.need(&site.path, Part::BBias)?;
             Some((self.vector(site, &bias)? * scaling)?)
@@ -73,8 +83,6 @@ impl Binder<'_> {
         } else {
             None
         };
-        // peft 0.17 wrote none for `lora_only`: then the base's stay.
-        let bias = if self.config.biases != Biases::None && site.bias { parts.take(Part::BaseBias) } else { None };
         let bias = bias.map(|bias| self.vector(site, &bias)).transpose()?;
         // A stays in its rows, as products on the CPU read it.
         let format = self.base.low_rank_format(id);
@@ -107,8 +115,8 @@ impl Binder<'_> {
                 return Err(LoraError::Unsupported(format!("{what} on the embedding {}", site.path)));
             }
         }
-        let a = self.matrix(&parts.need(&site.path, Part::EmbeddingA)?, [rank, site.input], 1)?;
-        let b = self.matrix(&parts.need(&site.path, Part::EmbeddingB)?, [site.output, rank], 0)?;
+        let a = self.matrix(&parts.need(&site.path, Part::EmbeddingA)?, [rank, site.input], 1, self.base.device())?;
+        let b = self.matrix(&parts.need(&site.path, Part::EmbeddingB)?, [site.output, rank], 0, self.base.device())?;
         let b = (b * scaling)?.t()?.contiguous()?;
         Ok(Change::Embedding { a: a.t()?.contiguous()?, b, scaling })
     }
@@ -150,10 +158,10 @@ impl Binder<'_> {
     }
 
     /// Reads a matrix; dimension `fixed` is the base model's, the other one the configuration's rank.
-    fn matrix(&self, named: &Named<'_>, shape: [usize; 2], fixed: usize) -> Result<Tensor, LoraError> {
+    fn matrix(&self, named: &Named<'_>, shape: [usize; 2], fixed: usize, device: &Device) -> Result<Tensor, LoraError> {
         let got = &named.view.shape;
         if *got == shape {
-            return self.tensor(named);
+            return Ok(Tensor::from_vec(named.view.floats(&named.name)?, &shape, device)?);
         }
         if got.len() == 2 && got.get(fixed) != shape.get(fixed) {
             return Err(mismatch(named, &shape));

@@ -4,7 +4,8 @@
 //! Holds the types; reading is in `peft`, applying in `batch`. Does not name adapters, count their bytes against a
 //! budget or open files: that is `registry`'s. Matrices are f32 on the base model's device, as PEFT has them over a
 //! half-precision base too; on the CPU those of low rank are bf16 beside weights that have no more bits than that
-//! ([`Base::low_rank_format`]), since a step of many adapters mostly reads them. All is computed in f32.
+//! ([`Base::low_rank_format`]), since a step of many adapters mostly reads them. An adapter that slots of a device take
+//! stays in the host's memory instead, in one piece (`piece`). All is computed in f32.
 
 mod batch;
 mod bind;
@@ -15,6 +16,7 @@ mod json;
 mod labels;
 mod names;
 pub mod peft;
+mod piece;
 mod plan;
 mod rows;
 mod spelling;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 pub use labels::{MAX_LABELS, MAX_NAME, labelled};
+pub use piece::{Part, Piece};
 pub use plan::{Plan, Planned, plan};
 pub use rows::{Changed, low_ranks};
 
@@ -249,6 +252,12 @@ pub trait Base {
     fn low_rank_format(&self, _site: SiteId) -> DType {
         DType::F32
     }
+
+    /// Returns the number format of the device's slots for adapters, where they take low-rank matrices at a site. An
+    /// adapter of such matrices alone lies in the host's memory.
+    fn slot_format(&self, _site: SiteId) -> Option<DType> {
+        None
+    }
 }
 
 /// What an adapter does at one site. All tensors are f32, but for low-rank matrices that lie in the base's own format.
@@ -330,6 +339,8 @@ pub struct Adapter {
     info: AdapterInfo,
     /// By site; sites without an entry are the base model's.
     changes: BTreeMap<SiteId, Change>,
+    /// What `changes` are views of, where it lies in the host's memory in one piece.
+    piece: Option<Piece>,
     #[expect(dead_code, reason = "its work is to be dropped")]
     guard: Guard,
 }
@@ -364,6 +375,11 @@ impl Adapter {
         &self.changes
     }
 
+    /// Returns it as slots of a device take it, where it lies in the host's memory in one piece.
+    pub fn piece(&self) -> Option<&Piece> {
+        self.piece.as_ref()
+    }
+
     /// Ties `guard` to the adapter: it is dropped with it, so that a reservation of memory ends when the last user does.
     #[must_use]
     pub fn with_guard(self, guard: Box<dyn Send + Sync>) -> Self {
@@ -374,13 +390,22 @@ impl Adapter {
     pub fn unnamed(changes: BTreeMap<SiteId, Change>) -> Self {
         let (modules, task_type) = (Vec::new(), String::new());
         let info = AdapterInfo { kind: Kind::Lora, rank: 0, alpha: 0.0, modules, task_type, bytes: 0, classes: None };
-        Self { generation: Generation::from_digest([0; 32]), base: String::new(), info, changes, guard: Guard(None) }
+        let generation = Generation::from_digest([0; 32]);
+        Self { generation, base: String::new(), info, changes, piece: None, guard: Guard(None) }
+    }
+
+    /// Returns an adapter in the making as one that was read lies in memory: what slots take comes from the CPU.
+    #[cfg(test)]
+    pub(crate) fn settled(changes: BTreeMap<SiteId, Change>, base: &dyn Base) -> candle_core::Result<Self> {
+        let (changes, piece) = piece::in_one(changes, base)?;
+        Ok(Self { piece, ..Self::unnamed(changes) })
     }
 
     /// An adapter that changes nothing, for tests of those who only name and count adapters.
     #[cfg(test)]
     pub(crate) fn hollow(generation: Generation, info: AdapterInfo) -> Self {
-        Self { generation, base: String::new(), info, changes: BTreeMap::new(), guard: Guard(None) }
+        let (base, changes) = (String::new(), BTreeMap::new());
+        Self { generation, base, info, changes, piece: None, guard: Guard(None) }
     }
 }
 

@@ -14,8 +14,8 @@ use super::json::clip;
 use super::targets::{HEADS, Targets, is_suffix};
 use super::tensors::View;
 use super::{
-    Adapter, AdapterInfo, Base, Change, Classes, Generation, Guard, Kind, LoraError, Site, SiteId, SiteKind, names,
-    spelling, tensors,
+    Adapter, AdapterInfo, Base, Change, Classes, Generation, Guard, Kind, LoraError, Piece, Site, SiteId, SiteKind,
+    names, piece, spelling, tensors,
 };
 
 /// Reads `adapter_config.json` and `adapter_model.safetensors` and binds them to `base`.
@@ -32,6 +32,7 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
     let mut modules = names::by_module(views)?;
     let sites = spelling::of_file(base, |site| modules.contains_key(&site.path));
     let changes = bind(&config, &mut modules, (base, sites))?;
+    let (changes, piece) = piece::in_one(changes, base)?;
 
     let mut classes = None;
     for (id, change) in &changes {
@@ -46,10 +47,10 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
         alpha: config.alpha,
         modules: changes.keys().filter_map(|id| sites.get(id.0)).map(|site| site.path.clone()).collect(),
         task_type: config.task_type,
-        bytes: changes.values().map(Change::bytes).sum(),
+        bytes: piece.as_ref().map_or_else(|| changes.values().map(Change::bytes).sum(), Piece::bytes),
         classes,
     };
-    Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, guard: Guard(None) })
+    Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, piece, guard: Guard(None) })
 }
 
 /// Returns the labels of a head that is saved: those that the configuration names, or as many as it has where the base

@@ -404,6 +404,11 @@ impl CausalLm for Llama {
         self.resident.as_ref().map(gpu::Resident::reserved)
     }
 
+    #[cfg(feature = "cuda")]
+    fn prefetch(&self, adapter: &Arc<Adapter>) {
+        self.resident.iter().for_each(|resident| resident.prefetch(adapter));
+    }
+
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {
         if self.info.labels.is_some() {
             return Err(ModelError::Unsupported("generation with a classification head".into()));

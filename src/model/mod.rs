@@ -169,6 +169,10 @@ pub trait CausalLm: BaseModel {
         None
     }
 
+    /// Says that a step will have rows of an adapter, so that its device has it by then. Does nothing where adapters are
+    /// always at hand, or no room is free for it.
+    fn prefetch(&self, _adapter: &Arc<Adapter>) {}
+
     /// Computes a batch and appends its keys and values to `caches`, one a segment.
     ///
     /// Returns f32 logits `[rows asked for, vocab]` in the order of the segments.

@@ -23,6 +23,7 @@ mod loss;
 mod packing;
 mod rows;
 mod slices;
+mod staged;
 
 pub use arrangement::{Arrangement, spread_table};
 pub use attention::{attend_all, attend_whole, attend_whole_backward};
@@ -36,3 +37,4 @@ pub use layer_norm::layer_norm;
 pub use linear::{Linear, Product, dense_product, matmul};
 pub use loss::{binary_cross_entropy, cross_entropy};
 pub use slices::{Pair, Reading, with_slices};
+pub use staged::Staged;

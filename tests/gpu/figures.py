@@ -208,12 +208,13 @@ class Bench:
                  1e3 * statistics.median(attached[1:] or attached) if attached else None, lower=True)
 
     def swap(self):
-        """From host memory: adapters that no request named before."""
+        """From host memory to a slot: adapters that were read anew, against themselves once they are there."""
         prompt, more, first, theirs = 8, [], [], []
         ask = lambda seed, name: self.crowd.generate(1, prompt, 1, self.server.vocab, seed, [name])["first"]
         for seed in range(3):
             ask(seed, self.server.names[0])
         for place in range(1, self.plan.swaps):
+            self.server.recall(f"a{place}")
             begin, again = ask(place, f"a{place}"), [ask(place, f"a{place}") for _ in range(3)]
             first.append(begin)
             more.append(begin - statistics.median(again))

@@ -86,6 +86,11 @@ class Server(bench.Evenkeel):
         self.names.append(name)
         return adapter.generation
 
+    def recall(self, name):
+        """Brings an adapter to host memory alone: it leaves memory, and with it its slot, and is read again."""
+        self.adapters.UnloadAdapter(adapter_pb2.UnloadAdapterRequest(name=name))
+        self.adapters.LoadAdapter(adapter_pb2.LoadAdapterRequest(name=name))
+
     def metrics(self):
         """Numbers by the name of their series, labels included."""
         with urllib.request.urlopen(f"http://{self.http}/metrics") as page:

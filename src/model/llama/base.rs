@@ -70,4 +70,11 @@ impl Base for Llama {
         let narrow = self.projection_at(site).is_some_and(|projection| projection.weight.is_narrow());
         if narrow { DType::BF16 } else { DType::F32 }
     }
+
+    /// A classifier computes no steps, and has nobody in its slots.
+    #[cfg(feature = "cuda")]
+    fn slot_format(&self, site: SiteId) -> Option<DType> {
+        let resident = self.resident.as_ref().filter(|_| self.info.labels.is_none())?;
+        resident.slot_format(site)
+    }
 }

@@ -16,6 +16,7 @@ use self::pass::Pass;
 use self::room::{Form, NONE, Numbers, Part, Room, pages};
 use self::slots::{Placed, Slots};
 use super::{Llama, Seen, site_of};
+use crate::lora::{Adapter, SiteId};
 use crate::model::cache::KvCache;
 use crate::model::config::Module;
 use crate::model::pages::{PAGE, Pool};
@@ -25,6 +26,8 @@ use crate::ops::cuda::{self, Gpu, MOST_NUMBERS, Recording};
 mod pass;
 mod room;
 mod slots;
+#[cfg(test)]
+mod swaps;
 
 // The pool's pages are what the kernels take for blocks.
 const _: () = assert!(PAGE == cuda::BLOCK);
@@ -48,6 +51,9 @@ pub(super) struct Resident {
     /// Radians a token, f32 `[head_dim/2]`.
     frequencies: Tensor,
     reserved: Reserved,
+    slots: Slots,
+    /// The number format and the sites of the slots.
+    slot_format: (DType, Range<usize>),
     state: Mutex<State>,
 }
 
@@ -57,7 +63,6 @@ struct State {
     decoding: Room,
     /// For all others; grows.
     other: Room,
-    slots: Slots,
     /// Steps, by what they are recorded for; none where the device did not record it.
     recorded: HashMap<(Form, usize), Option<Recording>>,
 }
@@ -71,6 +76,19 @@ impl Resident {
     /// Returns what is set aside.
     pub(super) fn reserved(&self) -> Reserved {
         self.reserved
+    }
+
+    /// Returns the number format of the slots for adapters, where they take a site.
+    pub(super) fn slot_format(&self, site: SiteId) -> Option<DType> {
+        self.slot_format.1.contains(&site.0).then_some(self.slot_format.0)
+    }
+
+    /// Brings an adapter into a slot, as far as nobody has to leave for it who is needed.
+    pub(super) fn prefetch(&self, adapter: &Arc<Adapter>) {
+        if let Err(error) = self.slots.prefetch(adapter) {
+            // The step that needs it meets the same error, and tells who asked.
+            tracing::debug!(error = &error as &dyn std::error::Error, "an adapter was not brought into a slot");
+        }
     }
 
     /// Copies what a page holds in all layers.
@@ -134,13 +152,13 @@ impl Llama {
         let usual = (few * USUAL_RANK * both_sides) as u64 * number;
         let of_adapters = reserve.adapter_bytes.unwrap_or(usual.min(room / MOST_OF_ROOM));
         let size = (usize::try_from(of_adapters / number).unwrap_or(usize::MAX), self.dtype);
-        let slots = Slots::new(&gpu, few, linear, size)?;
+        let slots = Slots::new(&gpu, few, linear.clone(), size)?;
         let reserved = Reserved {
             weights: self.info.parameters * number,
             kv_cache: served as u64 * bytes,
             audits: (total - served) as u64 * bytes,
             steps: decoding.bytes() + other.bytes(),
-            adapters: slots.bytes(),
+            adapters: slots.tables().bytes(),
             jobs: reserve.job_bytes,
         };
         let free = gpu.memory()?.0;
@@ -152,7 +170,9 @@ impl Llama {
             values,
             frequencies: Tensor::new(&self.frequencies[..], &self.device)?,
             reserved,
-            state: Mutex::new(State { decoding, other, slots, recorded: HashMap::new() }),
+            slots,
+            slot_format: (self.dtype, linear),
+            state: Mutex::new(State { decoding, other, recorded: HashMap::new() }),
             gpu,
         }))
     }
@@ -198,10 +218,7 @@ impl Llama {
         };
         let chosen: Vec<usize> =
             places.iter().enumerate().flat_map(|(i, (rows, _))| rows.end - asked(i)..rows.end).collect();
-        let placed = match state.slots.take(batch.lora) {
-            true => state.slots.place(gpu, batch.lora)?,
-            false => None,
-        };
+        let placed = resident.slots.place(batch.lora)?;
         let longest = places.iter().map(|(rows, _)| rows.len()).max().unwrap_or(0);
         let most = places.iter().map(|(rows, past)| pages(past + rows.len())).max().unwrap_or(1);
         let records = longest == 1
@@ -224,10 +241,10 @@ impl Llama {
             let size = (form.rows, form.len(), 0);
             state.other = Room::new(gpu, &self.config, self.dtype, size, (form.chosen, outputs), rank.max(RANK))?;
         }
-        let State { decoding, other, slots, recorded } = state;
+        let State { decoding, other, recorded } = state;
         let room = if records { decoding } else { &*other };
         room.upload(gpu, &numbers)?;
-        let slots = (rank > 0).then_some((&*slots, rank));
+        let slots = (rank > 0).then_some((resident.slots.tables(), rank));
         let lora = (placed.is_none()).then_some(batch.lora);
         if records {
             // One recording serves every rank that its memory has room for.
@@ -281,7 +298,7 @@ fn numbers_of(
     batch: &Batch<'_>,
     places: &[(Range<usize>, usize)],
     chosen: &[usize],
-    placed: Option<&Placed>,
+    placed: Option<&Placed<'_>>,
     caches: &mut [&mut KvCache],
 ) -> Numbers {
     let mut numbers = Numbers::new(form);

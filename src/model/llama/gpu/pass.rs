@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::Resident;
 use super::room::{Form, Part, Room, first};
-use super::slots::Slots;
+use super::slots::Tables;
 use crate::lora::{LoraBatch, SiteId};
 use crate::model::layers::Projection;
 use crate::model::llama::{EMBEDDING, Llama, Seen};
@@ -20,7 +20,7 @@ pub(super) struct Pass<'a> {
     pub(super) room: &'a Room,
     pub(super) form: Form,
     /// Where rows have adapters of the table, and the largest rank that there is room for.
-    pub(super) slots: Option<(&'a Slots, usize)>,
+    pub(super) slots: Option<(&'a Tables, usize)>,
     /// Adapters that the table cannot hold.
     pub(super) lora: Option<&'a LoraBatch>,
     /// Rows that get logits; for adapters that the table cannot hold.
@@ -226,7 +226,7 @@ impl Inner<'_> {
 
 fn shrunk<'a>(pass: &Pass<'a>, x: &Tensor, layers: &[&Projection]) -> Result<Option<Inner<'a>>> {
     let Some((slots, rank)) = pass.slots else { return Ok(None) };
-    let (rows, tables) = (x.dims2()?.0, slots.tables());
+    let (rows, tables) = (x.dims2()?.0, slots.adapters());
     let of_rows = pass.room.part(pass.form, Part::Slots)?;
     let columns: Vec<usize> = layers.iter().map(|layer| slots.column(layer.site)).collect();
     let inner = pass.room.inner.narrow(0, 0, columns.len() * rows * rank)?.reshape((columns.len(), rows, rank))?;

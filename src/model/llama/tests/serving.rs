@@ -14,17 +14,12 @@ fn adapter(model: &Llama, rank: usize, seed: u64) -> Arc<Adapter> {
     let sites = model.sites().iter().enumerate().filter(|(_, site)| site.kind == SiteKind::Linear);
     let change = |(id, site): (usize, &crate::lora::Site)| {
         let from = seed + 10 * id as u64;
-        let on = |var: Var| var.to_device(&model.device).unwrap();
-        let (a, b) = (on(values(&[site.input, rank], from)), on(values(&[rank, site.output], from + 1)));
-        let (mut a, b) = ((a * 0.5).unwrap(), (b * 0.5).unwrap());
-        if id % 2 == 0 {
-            // As those that were read: the rows of A lie in one piece.
-            a = a.t().unwrap().contiguous().unwrap().t().unwrap();
-        }
+        let half = |var: Var| (var.as_tensor() * 0.5).unwrap().detach();
+        let (a, b) = (half(values(&[site.input, rank], from)), half(values(&[rank, site.output], from + 1)));
         let delta = LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None };
         (SiteId(id), Change::Linear(delta))
     };
-    Arc::new(Adapter::unnamed(sites.map(change).collect()))
+    Arc::new(Adapter::settled(sites.map(change).collect(), model).unwrap())
 }
 
 /// The logits of the last row of each sequence in each step; slots have room for `adapter_bytes`.

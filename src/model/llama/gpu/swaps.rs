@@ -1,0 +1,214 @@
+//! Tests of adapters that come into slots and leave them while steps run. Logits are read at the end only, so that an
+//! emulated device holds back what it may (`tests/gpu/README.md`).
+
+use serde_json::Value;
+
+use super::*;
+use crate::lora::{Base, Change, LinearDelta, LoraBatch, Run, Site, SiteKind};
+use crate::model::testing::{ids, llama, mistral, tensors, write};
+use crate::model::{BaseModel, CausalLm, Segment, open};
+use crate::ops::cuda::testing::values;
+
+fn config_of(value: &Value) -> crate::model::config::Config {
+    crate::model::config::Config::parse(value.to_string().as_bytes()).unwrap()
+}
+
+/// A model on the device with slots for so many bytes of adapters.
+fn model(config: &Value, dtype: &str, adapter_bytes: u64) -> Llama {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), config, &tensors(&config_of(config), 7), 1);
+    let mut model = open(folder.path(), "cuda", dtype).unwrap();
+    let reserve = Reserve {
+        kv_bytes: Some(1 << 20),
+        rows: 64,
+        sequences: 4,
+        adapter_bytes: Some(adapter_bytes),
+        job_bytes: 0,
+        spare_bytes: 0,
+    };
+    model.reserve(&reserve).unwrap();
+    model
+}
+
+/// Low ranks on all linear layers of the blocks; another one for each seed.
+fn adapter(model: &Llama, rank: usize, seed: u64) -> Arc<Adapter> {
+    let sites = model.sites().iter().enumerate().filter(|(_, site)| site.kind == SiteKind::Linear);
+    let change = |(id, site): (usize, &Site)| {
+        let from = seed + 10 * id as u64;
+        let matrix = |shape: [usize; 2], seed| (values(&shape, seed) * 0.5).unwrap();
+        let (a, b) = (matrix([site.input, rank], from), matrix([rank, site.output], from + 1));
+        (SiteId(id), Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None }))
+    };
+    Arc::new(Adapter::settled(sites.map(change).collect(), model).unwrap())
+}
+
+/// The bytes of one of rank 8.
+fn bytes(config: &Value, dtype: &str) -> u64 {
+    adapter(&model(config, dtype, 1 << 20), 8, 0).piece().unwrap().bytes()
+}
+
+/// One sequence of an adapter, or of the base model; what it gets is read at the end.
+struct Stream {
+    cache: KvCache,
+    seed: usize,
+    logits: Vec<Tensor>,
+}
+
+impl Stream {
+    fn new(model: &Llama, seed: usize) -> Self {
+        Self { cache: model.new_cache(), seed, logits: Vec::new() }
+    }
+
+    /// A prompt first, then token by token.
+    fn step(&mut self, model: &Llama, adapter: Option<&Arc<Adapter>>) {
+        let len = if self.logits.is_empty() { 9 } else { 1 };
+        let tokens = ids(len, self.seed + 7 * self.logits.len());
+        let segments = [Segment { len, logits: Rows::Last(1) }];
+        let run = |adapter: &Arc<Adapter>| Run { adapter: adapter.clone(), rows: 0..len, scale: 1.0 };
+        let lora = LoraBatch { runs: adapter.map(run).into_iter().collect(), dropout: None };
+        let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
+        self.logits.push(model.forward(&batch, &mut [&mut self.cache]).unwrap());
+    }
+
+    fn read(&self) -> Vec<Vec<f32>> {
+        self.logits.iter().map(|logits| logits.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    }
+}
+
+/// What a stream gets when it is alone.
+fn alone(model: &Llama, seed: usize, steps: usize, adapter: Option<&Arc<Adapter>>) -> Vec<Vec<f32>> {
+    let mut stream = Stream::new(model, seed);
+    for _ in 0..steps {
+        stream.step(model, adapter);
+        stream.logits.last().unwrap().to_vec2::<f32>().unwrap();
+    }
+    stream.read()
+}
+
+fn slots(model: &Llama) -> &Slots {
+    &model.resident.as_ref().unwrap().slots
+}
+
+fn recorded(model: &Llama) -> usize {
+    let state = model.resident.as_ref().unwrap().state.lock().unwrap();
+    assert!(state.recorded.values().all(Option::is_some));
+    state.recorded.len()
+}
+
+#[test]
+fn on_gpu_a_swap_changes_nobody_who_decodes_and_records_nothing() {
+    for (config, dtype) in [(mistral(), "f32"), (llama(), "bf16")] {
+        let one = bytes(&config, dtype);
+        let ample = model(&config, dtype, 8 * one);
+        let own: Vec<_> = (0..4).map(|seed| adapter(&ample, 8, 100 * seed)).collect();
+        let steps = |i: usize| if i == 0 { 12 } else { 4 };
+        let expected: Vec<_> = (0..4).map(|i| alone(&ample, i, steps(i), Some(&own[i]))).collect();
+        // Room for two: the first stays, the others take turns. Room for one: all of them do.
+        for room in [2, 1] {
+            let model = model(&config, dtype, room * one);
+            let own: Vec<_> = (0..4).map(|seed| adapter(&model, 8, 100 * seed)).collect();
+            let mut streams: Vec<_> = (0..4).map(|seed| Stream::new(&model, seed)).collect();
+            let mut first = 0;
+            for step in 0..4 {
+                for other in 1..4 {
+                    streams[0].step(&model, Some(&own[0]));
+                    streams[other].step(&model, Some(&own[other]));
+                    assert!(slots(&model).has(&own[other]) && slots(&model).has(&own[0]) == (room == 2));
+                }
+                first = if step == 1 { recorded(&model) } else { first };
+            }
+            assert_eq!(recorded(&model), first, "a swap records nothing");
+            for (i, stream) in streams.iter().enumerate() {
+                assert!(stream.read() == expected[i], "{dtype}, room for {room}, stream {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn on_gpu_who_will_be_needed_comes_early_and_makes_nobody_leave_who_is() {
+    let config = mistral();
+    let one = bytes(&config, "f32");
+    let model = model(&config, "f32", 2 * one);
+    let own: Vec<_> = (0..4).map(|seed| adapter(&model, 8, 100 * seed)).collect();
+    let expected: Vec<_> = (0..4).map(|i| alone(&model, i, 4, Some(&own[i]))).collect();
+    // As the registry has them, and requests of the first two.
+    let mut requests: Vec<_> = own[..2].to_vec();
+    let mut streams: Vec<_> = (0..4).map(|seed| Stream::new(&model, seed)).collect();
+    streams[0].step(&model, Some(&own[0]));
+    model.prefetch(&own[1]);
+    let here = |i: usize| slots(&model).has(&own[i]);
+    assert_eq!([here(0), here(1), here(2)], [true, true, false]);
+    // Neither leaves for a third, and who is there does not come again.
+    model.prefetch(&own[2]);
+    model.prefetch(&own[0]);
+    assert_eq!([here(0), here(1), here(2)], [true, true, false]);
+    streams[1].step(&model, Some(&own[1]));
+    streams[0].step(&model, Some(&own[0]));
+    // The first has ended, while its step may still run.
+    requests.remove(0);
+    model.prefetch(&own[2]);
+    assert_eq!([here(0), here(1), here(2)], [false, true, true]);
+    streams[2].step(&model, Some(&own[2]));
+    // A step takes the place of who nobody wants, or else of who was used least recently.
+    streams[3].step(&model, Some(&own[3]));
+    assert_eq!([here(0), here(1), here(2), here(3)], [false, true, false, true]);
+    streams[0].step(&model, Some(&own[0]));
+    assert_eq!([here(0), here(1), here(2), here(3)], [true, true, false, false]);
+    requests.push(own[0].clone());
+    streams[3].step(&model, Some(&own[3]));
+    assert_eq!([here(0), here(1), here(2), here(3)], [true, false, false, true]);
+    for (i, stream) in streams.iter().enumerate() {
+        assert!(stream.read() == expected[i][..stream.logits.len()], "stream {i}");
+    }
+}
+
+#[test]
+fn on_gpu_an_adapter_may_be_gone_before_its_step_has_run() {
+    let config = mistral();
+    let one = bytes(&config, "f32");
+    let ample = model(&config, "f32", 8 * one);
+    let expected: Vec<_> = (0..6).map(|i| alone(&ample, i, 1, Some(&adapter(&ample, 8, 100 * i as u64)))).collect();
+    let model = model(&config, "f32", 2 * one);
+    let mut streams: Vec<_> = (0..6).map(|seed| Stream::new(&model, seed)).collect();
+    for (i, stream) in streams.iter_mut().enumerate() {
+        let own = adapter(&model, 8, 100 * i as u64);
+        if i % 2 == 0 {
+            // One that never runs.
+            model.prefetch(&adapter(&model, 8, 7));
+        }
+        model.prefetch(&own);
+        stream.step(&model, Some(&own));
+    }
+    for (i, stream) in streams.iter().enumerate() {
+        assert!(stream.read() == expected[i], "stream {i}");
+    }
+}
+
+#[test]
+fn on_gpu_steps_of_the_base_model_alone_know_no_slots() {
+    let config = mistral();
+    let model = model(&config, "f32", bytes(&config, "f32"));
+    let expected = alone(&model, 0, 3, None);
+    let mut stream = Stream::new(&model, 0);
+    slots(&model).while_locked(|| (0..3).for_each(|_| stream.step(&model, None)));
+    assert!(stream.read() == expected);
+}
+
+#[test]
+fn on_gpu_what_finds_no_room_is_the_same_through_tensors() {
+    for config in [mistral(), llama()] {
+        let ample = model(&config, "f32", 1 << 20);
+        let own = adapter(&ample, 8, 3);
+        let expected = alone(&ample, 1, 4, Some(&own));
+        let small = model(&config, "f32", 4);
+        let own = adapter(&small, 8, 3);
+        assert!(own.piece().is_some());
+        let got = alone(&small, 1, 4, Some(&own));
+        assert!(!slots(&small).has(&own));
+        for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((got - expected).abs() < 1e-3, "{got} instead of {expected}");
+        }
+        assert!(small.effect(&own).unwrap() > 0.0);
+    }
+}
