@@ -39,7 +39,8 @@ pub struct Settings {
 const STEP_BYTES: u64 = 512 << 20;
 
 impl Settings {
-    /// Returns the bytes of a GPU that neither caches nor jobs take: for adapters that are loaded later, and for steps.
+    /// Returns the bytes of a GPU that neither caches nor jobs take: for adapters that lie there and no slot takes (DoRA,
+    /// heads, whole models), of which there may be as many as adapters at all, and for steps.
     pub fn spare_bytes(&self) -> u64 {
         self.registry.memory_bytes.saturating_add(STEP_BYTES)
     }
@@ -239,9 +240,10 @@ impl Default for DatasetSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobsSettings {
-    /// Bytes that a job may take on top of the base model; a GPU sets them aside at start. 0: what the device, the machine
-    /// or the process's control group has free when the job begins.
-    pub memory_bytes: u64,
+    /// Bytes that a job may take on top of the base model; a GPU sets them aside at start. None are a quarter of what a GPU
+    /// has free beside the model and what is left to serving; on the CPU, as 0 on a GPU: what the device, the machine or
+    /// the process's control group has free when the job begins.
+    pub memory_bytes: Option<u64>,
     /// Jobs that may wait; those that were made for an audit do not count.
     pub max_queued: usize,
     /// Models that one audit may have trained before it, shadow models included.
@@ -259,7 +261,7 @@ pub struct JobsSettings {
 impl Default for JobsSettings {
     fn default() -> Self {
         Self {
-            memory_bytes: 0,
+            memory_bytes: None,
             max_queued: 64,
             max_trained_models: 256,
             keep_finished: 1000,
@@ -463,7 +465,8 @@ impl JobsSettings {
 
     fn validate(&self, faults: &mut Faults) {
         let most = i64::MAX as u64;
-        faults.unless(self.memory_bytes <= most, "jobs.memory_bytes", format!("must be 0 to {most}"));
+        let sound = self.memory_bytes.unwrap_or(0) <= most;
+        faults.unless(sound, "jobs.memory_bytes", format!("must be 0 to {most}"));
         faults.count(self.max_queued as u64, "jobs.max_queued");
         faults.count(self.max_trained_models as u64, "jobs.max_trained_models");
         faults.count(self.keep_finished as u64, "jobs.keep_finished");

@@ -201,7 +201,7 @@ impl Server {
         auditing.extend(loaded.images.iter().map(|ImageModel { name, model, .. }| {
             scoring::Base::Images(scoring::ImageContext { model: Arc::clone(model), name: name.clone() })
         }));
-        let memory_bytes = settings.jobs.memory_bytes;
+        let memory_bytes = reserved.map_or_else(|| settings.jobs.memory_bytes.unwrap_or(0), |reserved| reserved.jobs);
         let spare_bytes = reserved.map_or(0, |_| settings.spare_bytes());
         let reader = Reader::Text { tokenizer: Arc::clone(&loaded.tokenizer), chat: loaded.chat.clone() };
         let mut training = vec![Context { model: loaded.model, reader, memory_bytes, spare_bytes }];

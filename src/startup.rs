@@ -29,11 +29,12 @@ pub fn load(all: &Settings) -> anyhow::Result<Loaded> {
         job_bytes: all.jobs.memory_bytes,
         spare_bytes: all.spare_bytes(),
     };
+    // What they take of the device is no part of what is free there.
+    let images = images(settings, &name)?;
     let form = (&*settings.device, &*settings.dtype);
     let weights = model::load_to_serve(&path, &name, form, &reserve).context("cannot load the model")?;
     let (tokenizer, chat) = Tokenizer::load(&path).context("cannot load the tokenizer")?;
     let companions = model::companions::read(&path).context("cannot read the tokenizer's files")?.into();
-    let images = images(settings, &name)?;
     Ok(Loaded { name, model: weights, tokenizer: Arc::new(tokenizer), chat: chat.map(Arc::new), companions, images })
 }
 

@@ -134,8 +134,8 @@ pub struct Reserve {
     pub sequences: usize,
     /// Bytes of the adapters in slots; none are room for one of rank 16 a sequence, a sixteenth of what is free at most.
     pub adapter_bytes: Option<u64>,
-    /// Bytes that jobs compute in: taken from other processes, not from what this one loads later.
-    pub job_bytes: u64,
+    /// Bytes that jobs compute in: taken from other processes. None are a quarter of what is free and not to stay so.
+    pub job_bytes: Option<u64>,
     /// Bytes that stay free for what is loaded later.
     pub spare_bytes: u64,
 }

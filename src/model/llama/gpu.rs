@@ -14,6 +14,7 @@ use candle_core::{DType, Result, Tensor};
 
 use self::pass::Pass;
 use self::room::{Form, NONE, Numbers, Part, Room, pages};
+use self::shares::{Shares, Sizes};
 use self::slots::{Placed, Slots};
 use super::{Llama, Seen, site_of};
 use crate::lora::{Adapter, SiteId};
@@ -25,6 +26,7 @@ use crate::ops::cuda::{self, Gpu, MOST_NUMBERS, Recording};
 
 mod pass;
 mod room;
+mod shares;
 mod slots;
 #[cfg(test)]
 mod swaps;
@@ -33,10 +35,8 @@ mod swaps;
 const _: () = assert!(PAGE == cuda::BLOCK);
 /// Largest rank for which steps are recorded.
 const RANK: usize = 64;
-/// Where nothing is said, slots have room for adapters of this rank on all linear layers,
+/// Where nothing is said, slots have room for adapters of this rank on all linear layers.
 const USUAL_RANK: usize = 16;
-/// and take no more than this part of what is free.
-const MOST_OF_ROOM: u64 = 16;
 
 /// What a model has reserved on its device.
 #[derive(Debug)]
@@ -118,20 +118,23 @@ impl Llama {
         if !dense || !known || !heads || !even || config.layers == 0 {
             return Ok(None);
         }
-        gpu.claim(usize::try_from(reserve.job_bytes).unwrap_or(usize::MAX))?;
-        let spare = reserve.job_bytes.saturating_add(reserve.spare_bytes);
-        let room = (gpu.memory()?.0 as u64).saturating_sub(spare);
-        let bytes = self.info.kv_bytes_per_token * PAGE as u64;
-        let wanted = reserve.kv_bytes.unwrap_or(room / 2);
-        let served = usize::try_from(wanted / bytes.max(1)).unwrap_or(usize::MAX).max(1);
-        // The engine's budget knows nothing of audits.
-        let total = served.saturating_add(served / 8).saturating_add(64);
+        let linear = site_of(0, Module::ALL[0])..site_of(config.layers, Module::ALL[0]);
+        let both_sides: usize = self.sites[linear.clone()].iter().map(|site| site.input + site.output).sum();
+        let number = self.dtype.size_in_bytes() as u64;
+        let few = bucket(reserve.sequences);
+        let sizes = Sizes {
+            page: self.info.kv_bytes_per_token * PAGE as u64,
+            usual_adapters: (few * USUAL_RANK * both_sides) as u64 * number,
+        };
+        let Shares { served, audits, adapters, jobs } =
+            Shares::of(gpu.memory()?.0 as u64, reserve, sizes).map_err(ModelError::Device)?;
+        let total = served.saturating_add(audits);
         let layer = || gpu.tensor((total, config.kv_heads, PAGE, config.head_dim), self.dtype);
         let keys = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
         let values = (0..config.layers).map(|_| layer()).collect::<Result<Vec<_>>>()?;
         let outputs = self.head.weight.outputs()?;
         let width = pages(config.context_length).min(total);
-        let (few, rows) = (bucket(reserve.sequences), reserve.rows.max(reserve.sequences));
+        let rows = reserve.rows.max(reserve.sequences);
         let new_room = |sizes, chosen| Room::new(&gpu, config, self.dtype, sizes, (chosen, outputs), RANK);
         let mut scratch = 0;
         for rows in (1..=reserve.sequences).map(bucket) {
@@ -146,21 +149,22 @@ impl Llama {
         };
         let decoding = new_room((few, numbers(few, few), scratch), few)?;
         let other = new_room((rows, numbers(rows, reserve.sequences), 0), reserve.sequences)?;
-        let linear = site_of(0, Module::ALL[0])..site_of(config.layers, Module::ALL[0]);
-        let both_sides: usize = self.sites[linear.clone()].iter().map(|site| site.input + site.output).sum();
-        let number = self.dtype.size_in_bytes() as u64;
-        let usual = (few * USUAL_RANK * both_sides) as u64 * number;
-        let of_adapters = reserve.adapter_bytes.unwrap_or(usual.min(room / MOST_OF_ROOM));
-        let size = (usize::try_from(of_adapters / number).unwrap_or(usize::MAX), self.dtype);
+        let size = (usize::try_from(adapters / number).unwrap_or(usize::MAX), self.dtype);
         let slots = Slots::new(&gpu, few, linear.clone(), size)?;
         let reserved = Reserved {
             weights: self.info.parameters * number,
-            kv_cache: served as u64 * bytes,
-            audits: (total - served) as u64 * bytes,
+            kv_cache: served as u64 * sizes.page,
+            audits: audits as u64 * sizes.page,
             steps: decoding.bytes() + other.bytes(),
             adapters: slots.tables().bytes(),
-            jobs: reserve.job_bytes,
+            jobs,
         };
+        // Behind all that serving takes, so that it is not of the same memory.
+        if let Err(error) = gpu.claim(usize::try_from(jobs).unwrap_or(usize::MAX)) {
+            let what =
+                format!("the device has not the {jobs} bytes for jobs (jobs.memory_bytes) beside what serving takes");
+            return Err(ModelError::Device(format!("{what}: {error}")));
+        }
         let free = gpu.memory()?.0;
         tracing::info!(device = self.info.device, ?reserved, free, "memory of the device is set aside");
         Ok(Some(Resident {

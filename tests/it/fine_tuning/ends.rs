@@ -89,7 +89,7 @@ async fn needed(client: &Client, settings: TrainingSettings) -> u64 {
 }
 
 async fn with_memory(bytes: u64) -> Server {
-    let server = client::start_with(client::MODEL, |settings| settings.jobs.memory_bytes = bytes).await;
+    let server = client::start_with(client::MODEL, |settings| settings.jobs.memory_bytes = Some(bytes)).await;
     upload(&server.client, "facts", &facts(), of_facts()).await.unwrap();
     server
 }

@@ -91,7 +91,7 @@ async fn labels_that_a_head_does_not_have_are_refused() {
 
 #[tokio::test]
 async fn what_cannot_fit_is_refused_with_the_numbers() {
-    let server = client::start_with(client::MODEL, |settings| settings.jobs.memory_bytes = 1000).await;
+    let server = client::start_with(client::MODEL, |settings| settings.jobs.memory_bytes = Some(1000)).await;
     let client = &server.client;
     upload(client, "facts", &facts(), of_facts()).await.unwrap();
     for recompute in [None, Some(true)] {

@@ -39,7 +39,7 @@ const RESERVE: Reserve = Reserve {
     rows: 64,
     sequences: 8,
     adapter_bytes: Some(16 << 20),
-    job_bytes: 0,
+    job_bytes: Some(0),
     spare_bytes: 0,
 };
 

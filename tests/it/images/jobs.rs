@@ -271,7 +271,7 @@ async fn tasks_and_bases_that_do_not_go_together_are_told() {
 #[tokio::test]
 async fn a_job_whose_images_cannot_fit_is_refused_with_the_numbers() {
     // More than the weights of the adapter, less than the activations of six images.
-    let server = start_with(&[VIT], |settings| settings.jobs.memory_bytes = 1 << 20).await;
+    let server = start_with(&[VIT], |settings| settings.jobs.memory_bytes = Some(1 << 20)).await;
     let labels = labels_of(&server, VIT).await;
     upload(&server.client, "colours", &labels).await;
     let request = CreateFineTuningJobRequest {

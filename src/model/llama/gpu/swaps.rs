@@ -23,7 +23,7 @@ fn model(config: &Value, dtype: &str, adapter_bytes: u64) -> Llama {
         rows: 64,
         sequences: 4,
         adapter_bytes: Some(adapter_bytes),
-        job_bytes: 0,
+        job_bytes: Some(0),
         spare_bytes: 0,
     };
     model.reserve(&reserve).unwrap();

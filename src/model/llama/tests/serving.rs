@@ -29,7 +29,7 @@ fn served(config: &serde_json::Value, device: &str, dtype: &str, adapter_bytes: 
     write(folder.path(), config, &tensors(&parsed, 7), 1);
     let mut model = open(folder.path(), device, dtype).unwrap();
     let kv_bytes = Some(1 << 20);
-    let reserve = Reserve { kv_bytes, rows: 64, sequences: 4, adapter_bytes, job_bytes: 1 << 20, spare_bytes: 0 };
+    let reserve = Reserve { kv_bytes, rows: 64, sequences: 4, adapter_bytes, job_bytes: Some(1 << 20), spare_bytes: 0 };
     model.reserve(&reserve).unwrap();
     let adapters = [adapter(&model, 3, 1), adapter(&model, 8, 5)];
     let mut caches: Vec<_> = (0..3).map(|_| model.new_cache()).collect();
@@ -58,7 +58,7 @@ fn on_gpu_a_sequence_that_begins_with_pages_of_another_goes_its_own_way() {
     write(folder.path(), &config, &tensors(&parsed, 7), 1);
     let mut model = open(folder.path(), "cuda", "f32").unwrap();
     let kv_bytes = Some(1 << 20);
-    let reserve = Reserve { kv_bytes, rows: 64, sequences: 4, adapter_bytes: None, job_bytes: 0, spare_bytes: 0 };
+    let reserve = Reserve { kv_bytes, rows: 64, sequences: 4, adapter_bytes: None, job_bytes: Some(0), spare_bytes: 0 };
     model.reserve(&reserve).unwrap();
     let last = |cache: &mut KvCache, tokens: &[u32]| {
         let segments = [Segment { len: tokens.len(), logits: Rows::Last(1) }];
@@ -120,4 +120,20 @@ fn on_gpu_steps_have_the_logits_of_the_cpu() {
             }
         }
     }
+}
+
+#[test]
+fn on_gpu_a_plan_that_does_not_fit_is_refused() {
+    let config = mistral();
+    let folder = tempfile::tempdir().unwrap();
+    let parsed = Config::parse(config.to_string().as_bytes()).unwrap();
+    write(folder.path(), &config, &tensors(&parsed, 7), 1);
+    let mut model = open(folder.path(), "cuda", "f32").unwrap();
+    let kv_bytes = Some(1 << 20);
+    let reserve =
+        |jobs| Reserve { kv_bytes, rows: 8, sequences: 2, adapter_bytes: None, job_bytes: jobs, spare_bytes: 0 };
+    let fault = model.reserve(&reserve(Some(1 << 50))).unwrap_err().to_string();
+    assert!(fault.contains("jobs.memory_bytes") && fault.contains(&(1_u64 << 50).to_string()), "{fault}");
+    model.reserve(&reserve(Some(3 << 20))).unwrap();
+    assert_eq!(model.reserved().unwrap().jobs, 3 << 20);
 }
