@@ -7,7 +7,7 @@ use super::sampler::SampleError;
 use crate::model::ModelError;
 use crate::model::pass;
 
-pub(super) use pass::{classify, fork, forward, rows, see};
+pub(super) use pass::{classify, fork, forward, rows, see, step};
 
 /// Returns an error of the model that has no other type.
 pub(super) fn fault(what: &str) -> EngineError {

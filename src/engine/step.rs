@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::alone::Alone;
 use super::classify::ClassifyTask;
 use super::handle::{Command, Shared, Submission};
-use super::pass::{fault, fork, forward, rows};
+use super::pass::{fault, fork};
 use super::prefix::Prefixes;
 use super::sampler::{History, Scratch, ignores_history, sample, top_logprobs};
 use super::scheduler::{Chunk, Id, Limits, Plan, Scheduler};
@@ -24,7 +24,7 @@ use super::{EngineError, Event, GenerateRequest, Token, TokenLogprob};
 use crate::config::EngineSettings;
 use crate::lora::{Adapter, LoraBatch, Run};
 use crate::metrics::Metrics;
-use crate::model::{Batch, CausalLm, KvCache, Rows, Segment};
+use crate::model::{CausalLm, KvCache, Rows, Segment};
 
 mod choices;
 mod slices;
@@ -250,27 +250,20 @@ impl Core {
         let started = Instant::now();
         chunks.sort_by_key(|chunk| self.adapter(chunk.id).map_or(0, |a| Arc::as_ptr(a) as usize));
         let mut caches = self.pack(chunks);
-        let batch = Batch { tokens: &self.tokens, segments: &self.segments, lora: &self.lora };
-        let mut borrowed: Vec<&mut KvCache> = caches.iter_mut().collect();
-        let logits = forward(self.model.as_ref(), &batch, &mut borrowed);
+        let seen = self.computed(chunks, &mut caches.iter_mut().collect::<Vec<_>>());
         // A lease ends with its request, not with the next step.
         self.lora.runs.clear();
         let computed = self.tokens.len();
         self.metrics.iteration_tokens.observe(computed as f64);
         for (chunk, cache) in chunks.iter().zip(caches) {
             if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
-                if logits.is_ok() && sequence.output.is_empty() {
+                if seen.is_ok() && sequence.output.is_empty() {
                     self.metrics.prompt_tokens.inc_by(chunk.tokens as u64);
                 }
                 sequence.cache = Some(cache);
             }
         }
-        let wanted = chunks.iter().filter(|c| c.complete).count();
-        let outcome = logits.and_then(|logits| match self.chosen_on_device(chunks, &logits)? {
-            true => Ok(()),
-            false => rows(&logits, wanted, |all, vocab| self.sample_rows(chunks, all, vocab)),
-        });
-        if let Err(error) = outcome {
+        if let Err(error) = seen.and_then(|seen| self.give(chunks, seen)) {
             tracing::error!(error = &error as &dyn std::error::Error, sequences = chunks.len(), "step failed");
             for chunk in chunks.iter() {
                 let group = self.sequences.get(&chunk.id).map(|s| s.group);

@@ -395,7 +395,7 @@ impl Adapter {
     }
 
     /// Returns an adapter in the making as one that was read lies in memory: what slots take comes from the CPU.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "cuda"))]
     pub(crate) fn settled(changes: BTreeMap<SiteId, Change>, base: &dyn Base) -> candle_core::Result<Self> {
         let (changes, piece) = piece::in_one(changes, base)?;
         Ok(Self { piece, ..Self::unnamed(changes) })

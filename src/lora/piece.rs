@@ -112,7 +112,7 @@ fn on_device(site: SiteId, change: Change, base: &dyn Base) -> Result<Change> {
             let (a, b) = (to(&delta.a)?, to(&delta.b)?.contiguous()?);
             Ok(Change::Linear(LinearDelta { a, b, ..delta }))
         }
-        other => Ok(other),
+        Change::Linear(_) | Change::Embedding { .. } | Change::Replaced { .. } | Change::Bias(_) => Ok(change),
     }
 }
 

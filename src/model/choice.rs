@@ -4,8 +4,12 @@
 //! Shapes: logits `[rows, vocab]` f32.
 
 use candle_core::Tensor;
+#[cfg(feature = "cuda")]
+use candle_core::{DType, Shape};
 
 use super::ModelError;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::{self, Gpu, Listed, NO_TOKEN, SETTINGS};
 
 /// How the token of a row is chosen; names as the engine's `Sampling` has them.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,25 +31,88 @@ pub(crate) struct Choice {
     pub(crate) biases: Vec<(u32, f32)>,
 }
 
+/// Memory of a device that tokens are chosen in, so that a step takes none. One choice at a time.
+#[derive(Debug)]
+pub struct Desk {
+    /// Settings, lists and tokens of all rows, u32.
+    #[cfg(feature = "cuda")]
+    words: Tensor,
+    /// Logits after penalties, and logarithmic probabilities, f32.
+    #[cfg(feature = "cuda")]
+    numbers: Tensor,
+}
+
+/// Tokens that a row may list of each kind; who lists more takes memory.
+#[cfg(feature = "cuda")]
+const LISTED: usize = 512;
+
+#[cfg(feature = "cuda")]
+impl Desk {
+    /// Takes memory for `rows` rows of a vocabulary.
+    ///
+    /// # Errors
+    /// When the device has none.
+    pub(super) fn new(gpu: &Gpu, rows: usize, vocab: usize) -> candle_core::Result<Self> {
+        // Of each of two lists tokens, numbers and how many; and the token.
+        let words = gpu.tensor(rows * (SETTINGS + 2 * (2 * LISTED + 1) + 1), DType::U32)?;
+        Ok(Self { words, numbers: gpu.tensor(rows * (vocab + 1), DType::F32)? })
+    }
+
+    /// Returns the bytes that it takes.
+    pub(super) fn bytes(&self) -> u64 {
+        4 * (self.words.elem_count() + self.numbers.elem_count()) as u64
+    }
+}
+
+/// What is not taken yet of a desk.
+#[cfg(feature = "cuda")]
+struct Rest<'a> {
+    gpu: &'a Gpu,
+    desk: Option<&'a Desk>,
+    words: usize,
+    numbers: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl Rest<'_> {
+    /// Returns memory for a tensor: of the desk, or of its own.
+    fn tensor(&mut self, shape: impl Into<Shape>, dtype: DType) -> candle_core::Result<Tensor> {
+        let shape = shape.into();
+        let count = shape.elem_count();
+        if let Some(desk) = self.desk {
+            let (all, at) =
+                if dtype == DType::U32 { (&desk.words, &mut self.words) } else { (&desk.numbers, &mut self.numbers) };
+            if *at + count <= all.elem_count() {
+                *at += count;
+                return all.narrow(0, *at - count, count)?.reshape(shape);
+            }
+        }
+        self.gpu.tensor(shape, dtype)
+    }
+
+    fn put(&mut self, data: &[u32], shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
+        let tensor = self.tensor(shape, DType::U32)?;
+        self.gpu.upload(data, &tensor)?;
+        Ok(tensor)
+    }
+}
+
 /// Returns whether tokens can be chosen where the logits lie.
 pub(crate) fn is_possible(logits: &Tensor) -> bool {
     cfg!(feature = "cuda") && logits.device().is_cuda() && logits.dims().first().is_some_and(|rows| *rows > 0)
 }
 
-/// Chooses a token from each row; `None` for a row whose logits are faulty or all forbidden.
+/// Chooses a token from each row, on a desk where there is one; `None` for a row whose logits are faulty or all forbidden.
 ///
 /// # Errors
 /// When the logits are not on a GPU, shapes do not fit, or the device fails.
 #[cfg(feature = "cuda")]
-pub(crate) fn choose(logits: &Tensor, choices: &[Choice]) -> Result<Vec<Option<u32>>, ModelError> {
-    use candle_core::DType;
-
-    use crate::ops::cuda::{self, Gpu, Listed, NO_TOKEN, SETTINGS};
-
+pub(crate) fn choose(logits: &Tensor, choices: &[Choice], desk: Option<&Desk>) -> Result<Vec<Option<u32>>, ModelError> {
     let Some(gpu) = Gpu::of(logits.device()) else {
         return Err(ModelError::Unsupported("a choice of tokens on this device".into()));
     };
-    let (rows, device) = (choices.len(), gpu.device());
+    let rows = choices.len();
+    let mut rest = Rest { gpu: &gpu, desk, words: 0, numbers: 0 };
     let words = choices.iter().flat_map(|choice| {
         let of = cuda::Choice {
             temperature: choice.temperature,
@@ -59,29 +126,30 @@ pub(crate) fn choose(logits: &Tensor, choices: &[Choice]) -> Result<Vec<Option<u
         };
         of.words()
     });
-    let settings = Tensor::from_vec(words.collect::<Vec<u32>>(), (rows, SETTINGS), &device)?;
+    let settings = rest.put(&words.collect::<Vec<u32>>(), (rows, SETTINGS))?;
     // Tokens, numbers and how many there are, each row as long as the longest.
-    let listed = |of: &dyn Fn(&Choice) -> Vec<(u32, u32)>| {
+    let mut listed = |of: &dyn Fn(&Choice) -> Vec<(u32, u32)>| {
         let lists: Vec<_> = choices.iter().map(of).collect();
         let most = lists.iter().map(Vec::len).max().unwrap_or(0);
         if most == 0 {
             return Ok(None);
         }
-        let padded = |part: fn(&(u32, u32)) -> u32| {
+        let mut padded = |part: fn(&(u32, u32)) -> u32| {
             let row = |list: &Vec<(u32, u32)>| {
                 list.iter().map(part).chain(std::iter::repeat(0)).take(most).collect::<Vec<_>>()
             };
-            Tensor::from_vec(lists.iter().flat_map(row).collect::<Vec<u32>>(), (rows, most), &device)
+            rest.put(&lists.iter().flat_map(row).collect::<Vec<u32>>(), (rows, most))
         };
+        let (tokens, numbers) = (padded(|one| one.0)?, padded(|one| one.1)?);
         let counts: Vec<u32> = lists.iter().map(|list| list.len() as u32).collect();
-        Ok::<_, ModelError>(Some([padded(|one| one.0)?, padded(|one| one.1)?, Tensor::new(counts, &device)?]))
+        Ok::<_, ModelError>(Some([tokens, numbers, rest.put(&counts, rows)?]))
     };
     let seen = listed(&|choice| choice.seen.clone())?;
     let biases = listed(&|choice| choice.biases.iter().map(|(token, bias)| (*token, bias.to_bits())).collect())?;
     let adjusted = match (&seen, &biases) {
         (None, None) => logits.clone(),
         _ => {
-            let adjusted = gpu.tensor(logits.shape(), DType::F32)?;
+            let adjusted = rest.tensor(logits.shape(), DType::F32)?;
             fn of([tokens, numbers, counts]: &[Tensor; 3]) -> Listed<'_> {
                 Listed { tokens, numbers, counts }
             }
@@ -90,7 +158,7 @@ pub(crate) fn choose(logits: &Tensor, choices: &[Choice]) -> Result<Vec<Option<u
             adjusted
         }
     };
-    let (tokens, logprobs) = (gpu.tensor(rows, DType::U32)?, gpu.tensor(rows, DType::F32)?);
+    let (tokens, logprobs) = (rest.tensor(rows, DType::U32)?, rest.tensor(rows, DType::F32)?);
     cuda::choose(&gpu, logits, &adjusted, &settings, &tokens, &logprobs)?;
     let token = |id: u32| (id != NO_TOKEN).then_some(id);
     Ok(tokens.to_vec1::<u32>()?.into_iter().map(token).collect())
@@ -101,7 +169,7 @@ pub(crate) fn choose(logits: &Tensor, choices: &[Choice]) -> Result<Vec<Option<u
 /// # Errors
 /// Always.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn choose(_: &Tensor, _: &[Choice]) -> Result<Vec<Option<u32>>, ModelError> {
+pub(crate) fn choose(_: &Tensor, _: &[Choice], _: Option<&Desk>) -> Result<Vec<Option<u32>>, ModelError> {
     Err(ModelError::Unsupported("a choice of tokens on this device".into()))
 }
 

@@ -10,8 +10,6 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-#[cfg(feature = "cuda")]
-use super::Reserved;
 use super::cache::KvCache;
 use super::config::{Config, Head, Module};
 use super::layers::{Angles, Projection, Span, attend, attend_all};
@@ -20,6 +18,8 @@ use super::{
     BaseModel, Batch, CausalLm, Computed, Differentiable, Ends, Input, Layout, ModelError, ModelInfo, Reserve,
     Sequences,
 };
+#[cfg(feature = "cuda")]
+use super::{Read, Reserved};
 use crate::lora::{self, Adapter, Base, LoraBatch, LoraError, Run, Site, SiteId};
 use crate::ops::cpu::together;
 use crate::ops::{Linear, rope, silu_mul};
@@ -35,7 +35,7 @@ mod sites;
 #[cfg(test)]
 mod tests;
 
-use self::sites::{asked_rows, classified_rows, info, site_of, sites};
+use self::sites::{classified_rows, info, site_of, sites};
 
 /// Site of the token embedding; the sites of the blocks follow, that of the head is the last.
 const EMBEDDING: SiteId = SiteId(0);
@@ -410,10 +410,7 @@ impl CausalLm for Llama {
     }
 
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError> {
-        if self.info.labels.is_some() {
-            return Err(ModelError::Unsupported("generation with a classification head".into()));
-        }
-        let wanted = asked_rows(batch.segments)?;
+        let wanted = self.asked(batch)?;
         #[cfg(feature = "cuda")]
         if let Some(resident) = &self.resident {
             return self.run_on_gpu(resident, batch, caches, None);
@@ -422,6 +419,13 @@ impl CausalLm for Llama {
             let last = self.run(batch, Some(caches), Wanted::Rows(&wanted))?;
             self.logits(&last, &wanted.into_iter().flatten().collect::<Vec<_>>(), batch.lora)
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn step(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache], read: Read<'_>) -> Result<(), ModelError> {
+        let Some(resident) = &self.resident else { return read(&self.forward(batch, caches)?, None) };
+        self.asked(batch)?;
+        self.run_and_show(resident, batch, caches, None, read)
     }
 
     /// What the segments say of rows is not looked at.

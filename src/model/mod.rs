@@ -8,6 +8,7 @@ mod chat_functions;
 pub(crate) mod choice;
 pub mod companions;
 mod config;
+mod effect;
 mod gguf;
 mod gguf_header;
 mod gguf_tokenizer;
@@ -30,14 +31,16 @@ mod weights;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 pub use self::cache::KvCache;
+pub use self::choice::Desk;
+use self::effect::effect;
 pub use self::llama::Llama;
 pub use self::swin::Swin;
 pub use self::vision::{HiddenStates, ImageModel};
 pub use self::vit::Vit;
-use crate::lora::{self, Adapter, LoraBatch, LoraError, Run};
+use crate::lora::{self, Adapter, LoraBatch, LoraError};
 use crate::ops::Head;
 use crate::ops::learning::Learnt;
 
@@ -77,6 +80,16 @@ pub enum Rows {
     None,
     /// The last this many rows of the segment.
     Last(usize),
+}
+
+impl Rows {
+    /// Returns how many.
+    pub fn count(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last(count) => count,
+        }
+    }
 }
 
 /// Consecutive tokens of one sequence.
@@ -157,6 +170,9 @@ pub struct Reserved {
     pub jobs: u64,
 }
 
+/// Takes what it needs of logits `[rows asked for, vocab]`.
+pub type Read<'a> = &'a mut dyn FnMut(&Tensor, Option<&Desk>) -> Result<(), ModelError>;
+
 /// A language model, or a classifier of texts.
 ///
 /// Two kinds exist: the real architectures, and the scripted model of the engine's tests.
@@ -180,6 +196,15 @@ pub trait CausalLm: BaseModel {
     /// # Errors
     /// When a shape or id does not fit, or the device fails.
     fn forward(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache]) -> Result<Tensor, ModelError>;
+
+    /// Computes a batch as [`Self::forward`] does, and shows its logits to `read` where they lie: in memory that the next
+    /// pass writes. `read` gets memory to choose tokens in, where some was set aside.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and those of `read`.
+    fn step(&self, batch: &Batch<'_>, caches: &mut [&mut KvCache], read: Read<'_>) -> Result<(), ModelError> {
+        read(&self.forward(batch, caches)?, None)
+    }
 
     /// Classifies whole sequences, one a segment: f32 logits `[segments, labels]`.
     ///
@@ -419,49 +444,6 @@ fn announce(model: &dyn BaseModel, name: &str) {
         device = %info.device,
         "base model loaded"
     );
-}
-
-/// Tokens of the fixed prompt of [`effect`].
-const EFFECT_TOKENS: usize = 16;
-
-/// Returns the largest absolute change that `adapter` makes to a logit of a fixed prompt: [`BaseModel::effect`] of a
-/// language model.
-///
-/// The prompt is up to 16 ids spread over the vocabulary; logits of all its positions are compared, or those of its
-/// labels where the head is a classifier. The logits of a classifier that the adapter brings count from 0.
-///
-/// # Errors
-/// When the pass fails, or when the adapter makes a logit NaN or infinite.
-fn effect(model: &dyn CausalLm, adapter: &Arc<Adapter>) -> Result<f64, ModelError> {
-    let vocab = model.info().vocab_size;
-    let count = EFFECT_TOKENS.min(vocab).min(model.info().context_length);
-    // Odd numbers of sixteenths: neither the control tokens at the start nor the rare ones at the end alone.
-    let tokens: Vec<u32> = (0..count).map(|i| ((2 * i + 1) * vocab / (2 * count)) as u32).collect();
-    let logits = |lora: &LoraBatch| {
-        let segments = [Segment { len: count, logits: Rows::Last(count) }];
-        let batch = Batch { tokens: &tokens, segments: &segments, lora };
-        match model.info().labels {
-            Some(_) => model.classify(&batch),
-            None => model.forward(&batch, &mut [&mut model.new_cache()]),
-        }
-    };
-    let run = Run { adapter: Arc::clone(adapter), rows: 0..count, scale: 1.0 };
-    let changed = logits(&LoraBatch { runs: vec![run], dropout: None })?.to_device(&Device::Cpu)?;
-    let plain = logits(&LoraBatch::default())?.to_device(&Device::Cpu)?;
-    let mut difference = (changed - plain)?.abs()?.flatten_all()?.to_vec1::<f32>()?;
-    if model.info().labels.is_none() && adapter.info().classes.is_some() {
-        // The base has no such logits: whatever the brought head says is a change.
-        let run = Run { adapter: Arc::clone(adapter), rows: 0..count, scale: 1.0 };
-        let segments = [Segment { len: count, logits: Rows::None }];
-        let lora = LoraBatch { runs: vec![run], dropout: None };
-        let brought = model.classify(&Batch { tokens: &tokens, segments: &segments, lora: &lora })?;
-        difference.extend(brought.to_device(&Device::Cpu)?.abs()?.flatten_all()?.to_vec1::<f32>()?);
-    }
-    // `max` would pass over NaN.
-    if difference.iter().any(|d| !d.is_finite()) {
-        return Err(ModelError::Input("the adapter makes logits that are not finite numbers".into()));
-    }
-    Ok(difference.iter().fold(0.0, |a: f64, d| a.max(f64::from(*d))))
 }
 
 /// Why the model cannot be read or run.

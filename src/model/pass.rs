@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use candle_core::{Storage, Tensor};
 
 use super::logits::LogitsError;
-use super::{Batch, CausalLm, ImageClassifier, KvCache, ModelError};
+use super::{Batch, CausalLm, ImageClassifier, KvCache, ModelError, Read};
 use crate::lora::LoraBatch;
 
 /// Runs the model; a panic in it becomes an error.
@@ -22,6 +22,20 @@ pub(crate) fn forward(
 ) -> Result<Tensor, ModelError> {
     // Whoever ran in this step fails and its caches are dropped: no state half written is seen again.
     let outcome = catch_unwind(AssertUnwindSafe(|| model.forward(batch, caches)));
+    outcome.unwrap_or_else(|_| Err(panicked()))
+}
+
+/// Runs the model and shows its logits to `read`; a panic in either becomes an error.
+///
+/// # Errors
+/// When the model or `read` fails or panics.
+pub(crate) fn step(
+    model: &dyn CausalLm,
+    batch: &Batch<'_>,
+    caches: &mut [&mut KvCache],
+    read: Read<'_>,
+) -> Result<(), ModelError> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| model.step(batch, caches, read)));
     outcome.unwrap_or_else(|_| Err(panicked()))
 }
 

@@ -5,39 +5,85 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::Core;
+use crate::engine::pass::{rows, step};
 use crate::engine::sampler::{Draws, GREEDY_BELOW, History, ignores_history};
 use crate::engine::scheduler::{Chunk, Id};
 use crate::engine::sequence::masked;
-use crate::model::ModelError;
 use crate::model::choice::{Choice, choose, is_possible};
+use crate::model::{Batch, Desk, KvCache, ModelError};
+
+/// What is known of a step's logits.
+pub(super) enum Seen {
+    /// The token of each chunk that is complete.
+    Chosen(Vec<Chosen>),
+    /// `[complete chunks, vocab]` in the host's memory.
+    Logits(Tensor),
+}
+
+/// What a sequence wanted, and its token.
+type Chosen = (Wanted, u32);
 
 /// What a sequence is to be given, and its random numbers after that.
-struct Wanted {
+pub(super) struct Wanted {
     id: Id,
     choice: Choice,
     draws: Draws,
 }
 
 impl Core {
-    /// Chooses the tokens of all chunks that are complete; returns false where it cannot and has done nothing.
-    pub(super) fn chosen_on_device(&mut self, chunks: &[Chunk], logits: &Tensor) -> Result<bool, ModelError> {
-        if !is_possible(logits) {
-            return Ok(false);
+    /// Computes what was packed, and the tokens of all chunks that are complete where their logits lie; takes the logits to
+    /// the host where it cannot.
+    pub(super) fn computed(&self, chunks: &[Chunk], caches: &mut [&mut KvCache]) -> Result<Seen, ModelError> {
+        let batch = Batch { tokens: &self.tokens, segments: &self.segments, lora: &self.lora };
+        let mut seen = None;
+        step(self.model.as_ref(), &batch, caches, &mut |logits, desk| {
+            seen = Some(self.seen(chunks, logits, desk)?);
+            Ok(())
+        })?;
+        seen.ok_or_else(|| ModelError::Unsupported("a pass without logits".into()))
+    }
+
+    fn seen(&self, chunks: &[Chunk], logits: &Tensor, desk: Option<&Desk>) -> Result<Seen, ModelError> {
+        if is_possible(logits)
+            && let Some(chosen) = self.chosen(chunks, logits, desk)?
+        {
+            return Ok(Seen::Chosen(chosen));
         }
+        // What lies in the host's memory is nobody else's.
+        let own = if logits.device().is_cpu() { logits.clone() } else { logits.force_contiguous()? };
+        Ok(Seen::Logits(own.to_device(&Device::Cpu)?))
+    }
+
+    fn chosen(
+        &self,
+        chunks: &[Chunk],
+        logits: &Tensor,
+        desk: Option<&Desk>,
+    ) -> Result<Option<Vec<Chosen>>, ModelError> {
         let vocab = logits.dims2()?.1;
         let wanted = chunks.iter().filter(|chunk| chunk.complete).map(|chunk| self.wanted(chunk.id, vocab));
-        let Some(wanted) = wanted.collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let Some(wanted) = wanted.collect::<Option<Vec<_>>>() else { return Ok(None) };
         let choices: Vec<Choice> = wanted.iter().map(|wanted| wanted.choice.clone()).collect();
-        let Some(tokens) = choose(logits, &choices)?.into_iter().collect::<Option<Vec<u32>>>() else {
-            return Ok(false);
+        let tokens = choose(logits, &choices, desk)?.into_iter().collect::<Option<Vec<u32>>>();
+        Ok(tokens.map(|tokens| wanted.into_iter().zip(tokens).collect()))
+    }
+
+    /// Gives every sequence that is complete its token.
+    pub(super) fn give(&mut self, chunks: &[Chunk], seen: Seen) -> Result<(), ModelError> {
+        let chosen = match seen {
+            Seen::Chosen(chosen) => chosen,
+            Seen::Logits(logits) => {
+                let wanted = chunks.iter().filter(|chunk| chunk.complete).count();
+                return rows(&logits, wanted, |all, vocab| self.sample_rows(chunks, all, vocab));
+            }
         };
         for chunk in chunks {
             self.scheduler.advance(chunk.id, chunk.tokens, chunk.complete);
         }
-        for (Wanted { id, draws, .. }, token) in wanted.into_iter().zip(tokens) {
+        for (Wanted { id, draws, .. }, token) in chosen {
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
             sequence.draws = draws;
             let group = sequence.group;
@@ -46,7 +92,7 @@ impl Core {
                 self.fail(group, Some(error));
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Returns what is to be chosen for a sequence, if a token is all that it wants.

@@ -21,7 +21,7 @@ use crate::lora::{Adapter, SiteId};
 use crate::model::cache::KvCache;
 use crate::model::config::Module;
 use crate::model::pages::{PAGE, Pool};
-use crate::model::{Batch, ModelError, Reserve, Reserved, Rows};
+use crate::model::{Batch, Desk, ModelError, Read, Reserve, Reserved};
 use crate::ops::cuda::{self, Gpu, MOST_NUMBERS, Recording};
 
 mod pass;
@@ -52,6 +52,8 @@ pub(super) struct Resident {
     frequencies: Tensor,
     reserved: Reserved,
     slots: Slots,
+    /// Memory to choose tokens in; used under the lock of `state`.
+    desk: Desk,
     /// The number format and the sites of the slots.
     slot_format: (DType, Range<usize>),
     state: Mutex<State>,
@@ -151,11 +153,12 @@ impl Llama {
         let other = new_room((rows, numbers(rows, reserve.sequences), 0), reserve.sequences)?;
         let size = (usize::try_from(adapters / number).unwrap_or(usize::MAX), self.dtype);
         let slots = Slots::new(&gpu, few, linear.clone(), size)?;
+        let desk = Desk::new(&gpu, few, outputs)?;
         let reserved = Reserved {
             weights: self.info.parameters * number,
             kv_cache: served as u64 * sizes.page,
             audits: audits as u64 * sizes.page,
-            steps: decoding.bytes() + other.bytes(),
+            steps: decoding.bytes() + other.bytes() + desk.bytes(),
             adapters: slots.tables().bytes(),
             jobs,
         };
@@ -175,6 +178,7 @@ impl Llama {
             frequencies: Tensor::new(&self.frequencies[..], &self.device)?,
             reserved,
             slots,
+            desk,
             slot_format: (self.dtype, linear),
             state: Mutex::new(State { decoding, other, recorded: HashMap::new() }),
             gpu,
@@ -189,6 +193,24 @@ impl Llama {
         caches: &mut [&mut KvCache],
         seen: Option<Seen<'_>>,
     ) -> std::result::Result<Tensor, ModelError> {
+        let mut own = None;
+        self.run_and_show(resident, batch, caches, seen, &mut |logits, _| {
+            // The room is the next step's.
+            own = Some(if logits.device().is_cpu() { logits.clone() } else { resident.gpu.own(logits)? });
+            Ok(())
+        })?;
+        own.ok_or_else(|| ModelError::Unsupported("a pass without logits".into()))
+    }
+
+    /// Runs a batch as [`Self::run_on_gpu`] does, and shows its logits where they lie.
+    pub(super) fn run_and_show(
+        &self,
+        resident: &Resident,
+        batch: &Batch<'_>,
+        caches: &mut [&mut KvCache],
+        seen: Option<Seen<'_>>,
+        read: Read<'_>,
+    ) -> std::result::Result<(), ModelError> {
         batch.lora.check_base(&self.info.fingerprint)?;
         let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
         let places = self.places(batch.tokens, &lengths, Some(&*caches))?;
@@ -204,7 +226,8 @@ impl Llama {
         for (cache, (rows, _)) in caches.iter_mut().zip(&places) {
             cache.advance(rows.len());
         }
-        Ok(logits)
+        // Nobody else has the room, nor the desk, until this has read.
+        read(&logits, Some(&resident.desk))
     }
 
     fn step_on_gpu(
@@ -216,10 +239,7 @@ impl Llama {
         seen: Option<Seen<'_>>,
     ) -> Result<Tensor> {
         let gpu = &resident.gpu;
-        let asked = |i: usize| match batch.segments[i].logits {
-            Rows::None => 0,
-            Rows::Last(count) => count,
-        };
+        let asked = |i: usize| batch.segments[i].logits.count();
         let chosen: Vec<usize> =
             places.iter().enumerate().flat_map(|(i, (rows, _))| rows.end - asked(i)..rows.end).collect();
         let placed = resident.slots.place(batch.lora)?;
@@ -273,11 +293,10 @@ impl Llama {
             let pass = Pass { gpu, room, form, slots, lora, chosen: &chosen, longest: Some(longest) };
             self.pass_on_gpu(resident, &pass, seen)?;
         }
-        // The room is the next step's.
         if chosen.is_empty() {
             return Tensor::zeros((0, room.logits.dim(1)?), DType::F32, &candle_core::Device::Cpu);
         }
-        gpu.own(&room.logits.narrow(0, 0, chosen.len())?)
+        room.logits.narrow(0, 0, chosen.len())
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
+use super::sites::asked_rows;
 use super::{EMBEDDING, Llama, Wanted};
 use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
@@ -49,6 +50,17 @@ struct Pass<'a> {
 }
 
 impl Llama {
+    /// Returns the rows of each segment that get logits.
+    ///
+    /// # Errors
+    /// When no language head is there, or a segment has fewer rows.
+    pub(super) fn asked(&self, batch: &Batch<'_>) -> Result<Vec<Range<usize>>, ModelError> {
+        if self.info.labels.is_some() {
+            return Err(ModelError::Unsupported("generation with a classification head".into()));
+        }
+        asked_rows(batch.segments)
+    }
+
     /// Runs all blocks and returns what the last one gives, before the final norm, `[rows, hidden]` of those wanted.
     pub(super) fn run_on_cpu(
         &self,

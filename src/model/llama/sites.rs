@@ -11,7 +11,7 @@ use super::EMBEDDING;
 use crate::lora::{Site, SiteKind};
 use crate::model::config::{Config, Head, Module};
 use crate::model::weights::Parts;
-use crate::model::{ModelError, ModelInfo, Rows, Segment};
+use crate::model::{ModelError, ModelInfo, Segment};
 
 pub(super) fn site_of(layer: usize, module: Module) -> usize {
     EMBEDDING.0 + 1 + layer * Module::ALL.len() + module as usize
@@ -94,10 +94,10 @@ pub(super) fn asked_rows(segments: &[Segment]) -> Result<Vec<Range<usize>>, Mode
     let mut end = 0;
     let rows = |segment: &Segment| {
         end += segment.len;
-        match segment.logits {
-            Rows::None => Ok(end..end),
-            Rows::Last(count) if count <= segment.len => Ok(end - count..end),
-            Rows::Last(count) => Err(ModelError::Input(format!("{count} rows asked of {} tokens", segment.len))),
+        let count = segment.logits.count();
+        match count <= segment.len {
+            true => Ok(end - count..end),
+            false => Err(ModelError::Input(format!("{count} rows asked of {} tokens", segment.len))),
         }
     };
     segments.iter().map(rows).collect()

@@ -119,6 +119,22 @@ impl Gpu {
         Ok((free + kept, total))
     }
 
+    /// Returns the bytes that tensors have now and the most that they had since this was called last.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> Result<(u64, u64)> {
+        use sys::CUmemPool_attribute::{CU_MEMPOOL_ATTR_USED_MEM_CURRENT, CU_MEMPOOL_ATTR_USED_MEM_HIGH};
+
+        let pool = pool(&self.device)?;
+        let [mut now, mut most, mut none] = [0_u64; 3];
+        #[expect(unsafe_code, reason = "the pool is the device's own, and the attributes are 64 bits")]
+        unsafe {
+            result::mem_pool::get_attribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, (&raw mut now).cast()).w()?;
+            result::mem_pool::get_attribute(pool, CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut most).cast()).w()?;
+            result::mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut none).cast()).w()?;
+        }
+        Ok((now, most))
+    }
+
     /// Takes memory from the driver that the pool keeps for tensors of later.
     ///
     /// # Errors

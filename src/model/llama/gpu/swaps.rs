@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::*;
 use crate::lora::{Base, Change, LinearDelta, LoraBatch, Run, Site, SiteKind};
+use crate::model::choice::{Choice, choose};
 use crate::model::testing::{ids, llama, mistral, tensors, write};
-use crate::model::{BaseModel, CausalLm, Segment, open};
+use crate::model::{BaseModel, CausalLm, Rows, Segment, open};
 use crate::ops::cuda::testing::values;
 
 fn config_of(value: &Value) -> crate::model::config::Config {
@@ -211,4 +212,68 @@ fn on_gpu_what_finds_no_room_is_the_same_through_tensors() {
         }
         assert!(small.effect(&own).unwrap() > 0.0);
     }
+}
+
+#[test]
+#[ignore = "alone in its process: what others take would count; `on_gpu_decoding_takes_no_memory` runs it"]
+fn decoding_alone() {
+    let config = mistral();
+    let model = model(&config, "f32", 2 * bytes(&config, "f32"));
+    let gpu = model.resident.as_ref().unwrap().gpu.clone();
+    let own: Vec<_> = (0..3).map(|seed| adapter(&model, 8, 100 * seed)).collect();
+    let mut streams: Vec<_> = (0..3).map(|_| model.new_cache()).collect();
+    // Greedy, and with all that changes logits.
+    let plain = Choice { temperature: 0.0, ..choice() };
+    let listed = Choice { seen: vec![(3, 1), (5, 2)], biases: vec![(7, 1.5)], ..choice() };
+    let mut step = |of: usize, with: usize, len: usize| {
+        let tokens = ids(len, of);
+        let segments = [Segment { len, logits: Rows::Last(1) }];
+        let runs = vec![Run { adapter: own[with].clone(), rows: 0..len, scale: 1.0 }];
+        let batch = Batch { tokens: &tokens, segments: &segments, lora: &LoraBatch { runs, dropout: None } };
+        let mut tokens = Vec::new();
+        let read: Read<'_> = &mut |logits, desk| {
+            for choice in [&plain, &listed] {
+                tokens.extend(choose(logits, std::slice::from_ref(choice), desk)?);
+            }
+            Ok(())
+        };
+        model.step(&batch, &mut [&mut streams[of]], read).unwrap();
+        assert!(tokens.iter().flatten().count() == 2);
+    };
+    for of in 0..3 {
+        step(of, of, 9);
+        step(of, of, 1);
+        step(of, of, 1);
+    }
+    let (before, _) = gpu.taken().unwrap();
+    for turn in 0..9 {
+        // Each step swaps one in.
+        step(turn % 3, turn % 3, 1);
+    }
+    let (after, most) = gpu.taken().unwrap();
+    assert!(after == before && most <= before, "a step took memory: {before}, then {after}, {most} at most");
+}
+
+fn choice() -> Choice {
+    Choice {
+        temperature: 0.7,
+        top_k: 5,
+        top_p: 0.9,
+        min_p: 0.0,
+        repetition_penalty: 1.2,
+        frequency_penalty: 0.1,
+        presence_penalty: 0.1,
+        draw: 0.4,
+        seen: Vec::new(),
+        biases: Vec::new(),
+    }
+}
+
+#[test]
+fn on_gpu_decoding_takes_no_memory() {
+    let name = format!("{}::decoding_alone", module_path!().split_once("::").unwrap().1);
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let outcome = command.args(["--ignored", "--exact", &name]).output().unwrap();
+    let told = String::from_utf8_lossy(&outcome.stdout);
+    assert!(outcome.status.success() && told.contains("1 passed"), "{told}");
 }
