@@ -104,7 +104,11 @@ impl Trainer {
         };
         let estimate = Estimate::new(base, model.depth(), settings, examples.labels.len(), tokens);
         let available = match context.memory_bytes {
-            0 => free(base.device()).saturating_sub(context.spare_bytes),
+            // Nothing that is left is not the same as not known.
+            0 => match free(base.device()) {
+                0 => 0,
+                free => free.saturating_sub(context.spare_bytes).max(1),
+            },
             bytes => bytes,
         };
         let recompute = fit(&estimate, settings.recompute, available)?;
