@@ -1,7 +1,7 @@
 //! The device: launches, products of cuBLAS, recordings.
 //!
-//! Besides `memory` the only place that hands addresses to the device. All work goes into one stream, in the order of the
-//! calls; during a capture into another one, which records it.
+//! Besides `memory` and `side` the only place that hands addresses to the device. All work goes into one stream, in the order
+//! of the calls; during a capture into another one, which records it. Only copies from the host may run beside it (`side`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
