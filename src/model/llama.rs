@@ -35,6 +35,7 @@ mod sites;
 #[cfg(test)]
 mod tests;
 
+use self::serving::Wanted;
 use self::sites::{classified_rows, info, site_of, sites};
 
 /// Site of the token embedding; the sites of the blocks follow, that of the head is the last.
@@ -87,14 +88,6 @@ impl Block {
 
 /// Gets the input of each block.
 type Seen<'a> = &'a mut (dyn FnMut(&Tensor) + Send);
-
-/// Rows of the last block that somebody asks for.
-enum Wanted<'a> {
-    /// All, and whoever asks sees the input of each block too.
-    All(Seen<'a>),
-    /// Those of each segment.
-    Rows(&'a [Range<usize>]),
-}
 
 /// What all blocks of one pass share.
 struct Pass<'a> {

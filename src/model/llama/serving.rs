@@ -12,13 +12,21 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Device, Tensor};
 
 use super::sites::asked_rows;
-use super::{EMBEDDING, Llama, Wanted};
+use super::{EMBEDDING, Llama, Seen};
 use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
 use crate::model::layers::project;
 use crate::model::{Batch, ModelError};
 use crate::ops::cpu::{Heads, Prepared, Sequence, attend, each, threads};
 use crate::ops::with_slices;
+
+/// Rows of the last block that somebody asks for.
+pub(super) enum Wanted<'a> {
+    /// All, and whoever asks sees the input of each block too.
+    All(Seen<'a>),
+    /// Those of each segment.
+    Rows(&'a [Range<usize>]),
+}
 
 /// Buffers of a pass.
 #[derive(Default)]
