@@ -86,7 +86,8 @@ class Bench:
         context = shapes.SHAPES[self.name]["max_position_embeddings"]
         longest = max(*self.plan.prefill, 64 * (DECODE_PROMPT + self.plan.new)) + 64
         self.kv = max(2 * longest * shapes.kv_bytes(self.name), 64 << 20)
-        settings = dict(ENGINE__KV_CACHE_BYTES=self.kv, ENGINE__MAX_STEP_TOKENS=min(2048, context),
+        # Nothing is claimed for jobs: what training takes is measured.
+        settings = dict(JOBS__MEMORY_BYTES=0, ENGINE__KV_CACHE_BYTES=self.kv, ENGINE__MAX_STEP_TOKENS=min(2048, context),
                         ENGINE__MAX_RUNNING_SEQUENCES=64, ENGINE__MAX_WAITING_SEQUENCES=4096,
                         REGISTRY__MEMORY_BYTES=max(1 << 30, 3 * 2 * self.plan.adapters * self.adapter_bytes))
         self.server = Server(self.options.program, self.folder, self.work, self.options.device, adapters=self.root,
