@@ -34,9 +34,12 @@ pub(crate) struct Choice {
 /// Memory of a device that tokens are chosen in, so that a step takes none. One choice at a time.
 #[derive(Debug)]
 pub struct Desk {
-    /// Settings, lists and tokens of all rows, u32.
+    /// Settings and lists of all rows, u32.
     #[cfg(feature = "cuda")]
     words: Tensor,
+    /// u32 `[rows]`, by itself: what is read of a tensor is all its memory.
+    #[cfg(feature = "cuda")]
+    tokens: Tensor,
     /// Logits after penalties, and logarithmic probabilities, f32.
     #[cfg(feature = "cuda")]
     numbers: Tensor,
@@ -53,14 +56,15 @@ impl Desk {
     /// # Errors
     /// When the device has none.
     pub(super) fn new(gpu: &Gpu, rows: usize, vocab: usize) -> candle_core::Result<Self> {
-        // Of each of two lists tokens, numbers and how many; and the token.
-        let words = gpu.tensor(rows * (SETTINGS + 2 * (2 * LISTED + 1) + 1), DType::U32)?;
-        Ok(Self { words, numbers: gpu.tensor(rows * (vocab + 1), DType::F32)? })
+        // Of each of two lists tokens, numbers and how many.
+        let words = gpu.tensor(rows * (SETTINGS + 2 * (2 * LISTED + 1)), DType::U32)?;
+        let tokens = gpu.tensor(rows, DType::U32)?;
+        Ok(Self { words, tokens, numbers: gpu.tensor(rows * (vocab + 1), DType::F32)? })
     }
 
     /// Returns the bytes that it takes.
     pub(super) fn bytes(&self) -> u64 {
-        4 * (self.words.elem_count() + self.numbers.elem_count()) as u64
+        4 * (self.words.elem_count() + self.tokens.elem_count() + self.numbers.elem_count()) as u64
     }
 }
 
@@ -158,7 +162,11 @@ pub(crate) fn choose(logits: &Tensor, choices: &[Choice], desk: Option<&Desk>) -
             adjusted
         }
     };
-    let (tokens, logprobs) = (rest.tensor(rows, DType::U32)?, rest.tensor(rows, DType::F32)?);
+    let tokens = match desk {
+        Some(desk) if rows <= desk.tokens.elem_count() => desk.tokens.narrow(0, 0, rows)?,
+        Some(_) | None => gpu.tensor(rows, DType::U32)?,
+    };
+    let logprobs = rest.tensor(rows, DType::F32)?;
     cuda::choose(&gpu, logits, &adjusted, &settings, &tokens, &logprobs)?;
     let token = |id: u32| (id != NO_TOKEN).then_some(id);
     Ok(tokens.to_vec1::<u32>()?.into_iter().map(token).collect())
