@@ -132,7 +132,7 @@ pub struct EngineSettings {
     /// Bytes of key and value cache; none are 2 GiB on the CPU, and half of what is free and not spoken for on a GPU.
     pub kv_cache_bytes: Option<u64>,
     /// Bytes of a GPU for adapters that steps compute with: those used last stay there. None are room for as many as
-    /// `max_running_sequences`, of rank 16 on all linear layers, and a sixteenth of what is free at most.
+    /// `max_running_sequences`, of rank 16 on all linear layers, and an eighth of what is free at most.
     pub adapter_slot_bytes: Option<u64>,
     /// Of the key and value cache, most bytes that keep what ended requests computed, for those that begin alike; 0
     /// keeps nothing. None are 128 MiB on the CPU, and all on a GPU.

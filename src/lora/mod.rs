@@ -258,6 +258,11 @@ pub trait Base {
     fn slot_format(&self, _site: SiteId) -> Option<DType> {
         None
     }
+
+    /// Returns how many numbers all slots have room for together.
+    fn slot_numbers(&self) -> usize {
+        0
+    }
 }
 
 /// What an adapter does at one site. All tensors are f32, but for low-rank matrices that lie in the base's own format.

@@ -60,12 +60,19 @@ pub(super) fn in_one(
     base: &dyn Base,
 ) -> Result<(BTreeMap<SiteId, Change>, Option<Piece>)> {
     let format = changes.keys().next().and_then(|site| base.slot_format(*site));
-    let (Some(format), true) = (format, changes.iter().all(|(site, change)| fits(base, *site, change))) else {
+    let reach = |matrix: &Tensor| matrix.elem_count().next_multiple_of(TOGETHER);
+    let total = changes.values().filter_map(matrices).flatten().map(reach).sum::<usize>();
+    // One that would never be in a slot is brought to the device once, and not in every step.
+    let has_room = total <= base.slot_numbers();
+    if format.is_some() && !has_room {
+        let help = "more engine.adapter_slot_bytes make room";
+        tracing::warn!(numbers = total, help, "an adapter is larger than all slots: its steps are slow");
+    }
+    let taken = has_room && changes.iter().all(|(site, change)| fits(base, *site, change));
+    let (Some(format), true) = (format, taken) else {
         let on_device = |(site, change)| Ok((site, on_device(site, change, base)?));
         return Ok((changes.into_iter().map(on_device).collect::<Result<_>>()?, None));
     };
-    let reach = |matrix: &Tensor| matrix.elem_count().next_multiple_of(TOGETHER);
-    let total = changes.values().filter_map(matrices).flatten().map(reach).sum::<usize>();
     let numbers = Tensor::zeros(total, format, &Device::Cpu)?;
     let mut at = 0;
     let mut put = |matrix: &Tensor| {

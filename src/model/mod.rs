@@ -145,7 +145,7 @@ pub struct Reserve {
     pub rows: usize,
     /// Sequences of a step.
     pub sequences: usize,
-    /// Bytes of the adapters in slots; none are room for one of rank 16 a sequence, a sixteenth of what is free at most.
+    /// Bytes of the adapters in slots; none are room for one of rank 16 a sequence, an eighth of what is free at most.
     pub adapter_bytes: Option<u64>,
     /// Bytes that jobs compute in: taken from other processes. None are a quarter of what is free and not to stay so.
     pub job_bytes: Option<u64>,

@@ -77,4 +77,9 @@ impl Base for Llama {
         let resident = self.resident.as_ref().filter(|_| self.info.labels.is_none())?;
         resident.slot_format(site)
     }
+
+    #[cfg(feature = "cuda")]
+    fn slot_numbers(&self) -> usize {
+        self.resident.as_ref().map_or(0, super::gpu::Resident::slot_numbers)
+    }
 }

@@ -85,6 +85,11 @@ impl Resident {
         self.slot_format.1.contains(&site.0).then_some(self.slot_format.0)
     }
 
+    /// Returns how many numbers the slots have room for.
+    pub(super) fn slot_numbers(&self) -> usize {
+        self.slots.tables().numbers()
+    }
+
     /// Brings an adapter into a slot, as far as nobody has to leave for it who is needed.
     pub(super) fn prefetch(&self, adapter: &Arc<Adapter>) {
         if let Err(error) = self.slots.prefetch(adapter) {

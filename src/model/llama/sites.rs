@@ -91,9 +91,10 @@ pub(super) fn classified_rows(pad: Option<u32>, tokens: &[u32], lengths: impl It
 /// # Errors
 /// When a segment has fewer.
 pub(super) fn asked_rows(segments: &[Segment]) -> Result<Vec<Range<usize>>, ModelError> {
-    let mut end = 0;
+    let mut end = 0_usize;
     let rows = |segment: &Segment| {
-        end += segment.len;
+        // A sum that is too large is refused where lengths are checked.
+        end = end.saturating_add(segment.len);
         let count = segment.logits.count();
         match count <= segment.len {
             true => Ok(end - count..end),

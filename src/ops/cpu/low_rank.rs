@@ -44,7 +44,7 @@ pub struct LowRank<'a> {
     pub scale: f32,
 }
 
-/// Adds low-rank products to rows of `out`; `x` has `inputs` columns.
+/// Adds low-rank products to rows of `out`, which are ascending and nobody else's; `x` has `inputs` columns.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -113,11 +113,14 @@ impl<'a> Changes<'a> {
     {
         let (mut parts, mut places, mut numbers) = (Vec::new(), Vec::new(), 0);
         for (product, (outputs, changes)) in products.enumerate() {
+            let mut next = 0;
             for LowRank { rows, factors, scale } in changes {
                 let rank = factors.rank(inputs, outputs)?;
-                if rows.start > rows.end || rows.end * inputs > x.len() {
+                // No two threads may add to one row.
+                if rows.start < next || rows.start > rows.end || rows.end * inputs > x.len() {
                     return Err(Misfit::of(x.len(), rows.end, inputs));
                 }
+                next = rows.end;
                 for start in rows.clone().step_by(ROWS).filter(|_| rank > 0) {
                     let rows = start..rows.end.min(start + ROWS);
                     places.push(numbers);
@@ -129,8 +132,10 @@ impl<'a> Changes<'a> {
             }
         }
         inner.resize(numbers.max(inner.len()), 0.0);
+        let place = inner.as_mut_ptr();
         for (part, at) in parts.iter_mut().zip(places) {
-            part.inner = Out(inner[at..].as_mut_ptr());
+            // SAFETY: it was just made so long.
+            part.inner = Out(unsafe { place.add(at) });
         }
         Ok(Self { x, inputs, parts })
     }

@@ -263,8 +263,10 @@ impl Gpu {
     pub fn record(&self, aside: &Self, work: impl Fn(&Self) -> Result<()>) -> Result<Result<Recording>> {
         aside.stream.join(&self.stream).w()?;
         // Kernels are loaded where they are launched at first, which cannot be recorded.
-        work(aside)?;
+        let done = work(aside);
+        // What follows here follows what was launched there, even if that was not all.
         self.stream.join(&aside.stream).w()?;
+        done?;
         Ok(aside.recorded(work))
     }
 

@@ -4,7 +4,9 @@
 //! it writes may still be read, and gets a mark that the steps that need it follow. Knows neither steps nor adapters.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{self, SendError, Sender};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
@@ -103,11 +105,17 @@ impl Side {
             };
             outcome = outcome.and(done.w());
         }
-        let mark = Mark::of(&self.stream)?;
-        for (lock, ..) in ready {
-            *lock.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(mark.clone());
+        let mark = outcome.and_then(|()| Mark::of(&self.stream));
+        match &mark {
+            Ok(mark) => {
+                for (lock, ..) in ready {
+                    *lock.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(mark.clone());
+                }
+            }
+            // What was begun reads memory that nobody marks: it has to be over. That the device fails is known already.
+            Err(_) => drop(self.stream.synchronize()),
         }
-        outcome.map(|()| mark)
+        mark
     }
 }
 
@@ -123,7 +131,6 @@ impl Drop for Side {
 /// Memory of the host that a device copies from by itself.
 pub struct PageLock {
     /// The memory.
-    #[expect(dead_code, reason = "it is what the device reads")]
     numbers: Tensor,
     address: usize,
     locked: bool,
@@ -159,21 +166,57 @@ impl PageLock {
             context: Arc::clone(gpu.stream.context()),
         }))
     }
+
+    /// Returns whether the device copies while the host goes on.
+    pub fn is_locked(&self) -> bool {
+        self.locked
+    }
 }
 
 impl Drop for PageLock {
     fn drop(&mut self) {
         let last = self.last.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        let mut outcome = last.map_or(Ok(()), |mark| mark.0.synchronize());
-        if self.locked {
-            outcome = outcome.and(self.context.bind_to_thread());
+        let (numbers, context) = (self.numbers.clone(), Arc::clone(&self.context));
+        let locked = Locked { numbers, address: self.address, locked: self.locked, last, context };
+        // That may wait for the device: whoever drops the last of an adapter, the thread of steps perhaps, does not.
+        if let Err(SendError(locked)) = UNLOCKER.send(locked) {
+            locked.let_go();
+        }
+    }
+}
+
+/// The thread that lets pages go.
+static UNLOCKER: LazyLock<Sender<Locked>> = LazyLock::new(|| {
+    let (sender, receiver) = mpsc::channel::<Locked>();
+    // Without it, whoever drops a lock lets go itself.
+    let _ = thread::Builder::new().name("unlock".into()).spawn(move || receiver.iter().for_each(|one| one.let_go()));
+    sender
+});
+
+/// What is to be let go of a lock.
+struct Locked {
+    numbers: Tensor,
+    address: usize,
+    locked: bool,
+    last: Option<Mark>,
+    context: Arc<CudaContext>,
+}
+
+impl Locked {
+    fn let_go(&self) {
+        let over = self.last.as_ref().map_or(Ok(()), |mark| mark.0.synchronize());
+        // The first call may only say what failed before.
+        let bound = || self.context.bind_to_thread().or_else(|_| self.context.bind_to_thread());
+        let done = over.and_then(|()| bound()).and_then(|()| match self.locked {
             #[expect(unsafe_code, reason = "the memory was locked here, and is still there")]
             // SAFETY: no copy reads it any more.
-            let done = unsafe { sys::cuMemHostUnregister(self.address as *mut _) }.result();
-            outcome = outcome.and(done);
-        }
-        if let Err(error) = outcome {
+            true => unsafe { sys::cuMemHostUnregister(self.address as *mut _) }.result(),
+            false => Ok(()),
+        });
+        if let Err(error) = done {
             tracing::warn!(error = &error as &dyn std::error::Error, "pages were not let go");
+            // Memory that the device still knows may be nobody else's.
+            std::mem::forget(self.numbers.clone());
         }
     }
 }

@@ -11,7 +11,7 @@ const OF_JOBS: u64 = 4;
 /// keys and values this part of what is left then,
 const OF_CACHE: u64 = 2;
 /// and slots no more than this.
-const MOST_OF_SLOTS: u64 = 16;
+const MOST_OF_SLOTS: u64 = 8;
 
 /// Sizes of a model, bytes.
 #[derive(Debug, Clone, Copy)]

@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::lora::{Adapter, LoraBatch, Piece, Run, SiteId};
 use crate::ops::Staged;
-use crate::ops::cuda::{Adapters, Gpu, Mark, Side};
+use crate::ops::cuda::{Adapters, Gpu, Mark, PageLock, Side};
 
 /// What kernels read of the slots, at addresses that stay.
 #[derive(Debug)]
@@ -42,6 +42,11 @@ impl Tables {
     /// Returns the column of a site.
     pub(super) fn column(&self, site: SiteId) -> usize {
         site.0 - self.sites.start
+    }
+
+    /// Returns the numbers of matrices that there is room for.
+    pub(super) fn numbers(&self) -> usize {
+        self.room.elem_count()
     }
 
     /// Returns the bytes set aside for matrices.
@@ -213,15 +218,18 @@ impl Slots {
             lora.runs.iter().for_each(|run| state.tell(run));
             return Ok(None);
         }
-        for run in &lora.runs {
-            let found = match state.find(&run.adapter, run.scale) {
-                Some(slot) => Some(slot),
-                None => state.fill(&self.tables, &self.gpu, (&run.adapter, run.scale), For::Step)?,
-            };
-            let Some((slot, held)) = found.and_then(|slot| Some((slot, state.held[slot].as_mut()?))) else {
-                state.tell(run);
-                return Ok(None);
-            };
+        let mut found = state.fill_all(&self.tables, &self.gpu, lora)?;
+        if found.is_none() {
+            // There is room, but not in one piece: all but those of other passes leave, and come again side by side.
+            state.clear();
+            found = state.fill_all(&self.tables, &self.gpu, lora)?;
+        }
+        let Some(found) = found else {
+            lora.runs.iter().for_each(|run| state.tell(run));
+            return Ok(None);
+        };
+        for slot in found {
+            let Some(held) = &mut state.held[slot] else { continue };
             held.used = now;
             placed.rank = placed.rank.max(held.rank);
             placed.slots.push(slot as u32);
@@ -240,8 +248,10 @@ impl Slots {
 
     /// Brings an adapter that a step will need into a slot, if there is one that nobody needs.
     pub(super) fn prefetch(&self, adapter: &Arc<Adapter>) -> Result<()> {
-        let mut state = self.lock();
-        if adapter.piece().is_none() || state.find(adapter, 1.0).is_some() {
+        // Who asks does not wait: neither for others, nor for a copy that the host has a part in.
+        let (Some(piece), Ok(mut state)) = (adapter.piece(), self.state.try_lock()) else { return Ok(()) };
+        let is_locked = piece.numbers().lock().is_some_and(PageLock::is_locked);
+        if !is_locked || state.find(adapter, 1.0).is_some() {
             return Ok(());
         }
         state.fill(&self.tables, &self.gpu, (adapter, 1.0), For::Later).map(drop)
@@ -259,6 +269,35 @@ impl State {
         let own: Vec<&Run> = lora.runs.iter().enumerate().filter(|(i, _)| is_first(*i)).map(|(_, run)| run).collect();
         let numbers = |run: &&Run| run.adapter.piece().map_or(0, |piece| piece.numbers().tensor().elem_count());
         own.len() <= self.held.len() && own.iter().map(numbers).sum::<usize>() <= total
+    }
+
+    /// Returns the slots of all runs of a step; those that are there already stay.
+    fn fill_all(&mut self, tables: &Tables, gpu: &Gpu, lora: &LoraBatch) -> Result<Option<Vec<usize>>> {
+        for run in &lora.runs {
+            let slot = self.find(&run.adapter, run.scale);
+            if let Some(held) = slot.and_then(|slot| self.held[slot].as_mut()) {
+                held.used = self.now;
+            }
+        }
+        let mut slots = Vec::with_capacity(lora.runs.len());
+        for Run { adapter, scale, .. } in &lora.runs {
+            let slot = match self.find(adapter, *scale) {
+                Some(slot) => Some(slot),
+                None => self.fill(tables, gpu, (adapter, *scale), For::Step)?,
+            };
+            let Some(slot) = slot else { return Ok(None) };
+            slots.push(slot);
+        }
+        Ok(Some(slots))
+    }
+
+    /// Empties all slots but those of steps that are being given to the device.
+    fn clear(&mut self) {
+        for (slot, held) in self.held.iter_mut().enumerate() {
+            if let Some(Held { place, read, .. }) = held.take_if(|held| !held.busy) {
+                self.left.extend(read.map(|read| Left { slot, place, read }));
+            }
+        }
     }
 
     fn find(&self, adapter: &Arc<Adapter>, scale: f32) -> Option<usize> {

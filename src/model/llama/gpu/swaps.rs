@@ -186,6 +186,41 @@ fn on_gpu_an_adapter_may_be_gone_before_its_step_has_run() {
     }
 }
 
+/// The logits of two sequences in one pass, each of an adapter.
+fn pair(model: &Llama, adapters: [&Arc<Adapter>; 2]) -> Vec<Vec<f32>> {
+    let tokens = ids(18, 3);
+    let segments = [Segment { len: 9, logits: Rows::Last(1) }; 2];
+    let run =
+        |(i, adapter): (usize, &Arc<Adapter>)| Run { adapter: adapter.clone(), rows: 9 * i..9 * i + 9, scale: 1.0 };
+    let lora = LoraBatch { runs: adapters.into_iter().enumerate().map(run).collect(), dropout: None };
+    let mut caches = [model.new_cache(), model.new_cache()];
+    let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
+    model.forward(&batch, &mut caches.iter_mut().collect::<Vec<_>>()).unwrap().to_vec2().unwrap()
+}
+
+fn close(got: &[Vec<f32>], expected: &[Vec<f32>]) {
+    for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((got - expected).abs() < 1e-3, "{got} instead of {expected}");
+    }
+}
+
+#[test]
+fn on_gpu_room_in_pieces_becomes_one() {
+    let config = mistral();
+    let of = |model: &Llama| [(4, 0), (4, 100), (4, 200), (12, 300)].map(|(rank, seed)| adapter(model, rank, seed));
+    let size = |own: &Arc<Adapter>| own.piece().unwrap().bytes();
+    let ample = model(&config, "f32", 1 << 20);
+    let own = of(&ample);
+    let expected = pair(&ample, [&own[1], &own[3]]);
+    let tight = model(&config, "f32", (3 * size(&own[0])).max(size(&own[0]) + size(&own[3])));
+    let own = of(&tight);
+    // Three side by side, the second of which stays in the middle of what the fourth needs.
+    pair(&tight, [&own[0], &own[1]]);
+    pair(&tight, [&own[1], &own[2]]);
+    close(&pair(&tight, [&own[1], &own[3]]), &expected);
+    assert!(slots(&tight).has(&own[1]) && slots(&tight).has(&own[3]));
+}
+
 #[test]
 fn on_gpu_steps_of_the_base_model_alone_know_no_slots() {
     let config = mistral();
@@ -203,13 +238,17 @@ fn on_gpu_what_finds_no_room_is_the_same_through_tensors() {
         let own = adapter(&ample, 8, 3);
         let expected = alone(&ample, 1, 4, Some(&own));
         let small = model(&config, "f32", 4);
+        let large = adapter(&small, 8, 3);
+        // One that no slots have room for lies on the device.
+        assert!(large.piece().is_none());
+        close(&alone(&small, 1, 4, Some(&large)), &expected);
+        // Of two, each would have room.
+        let both = pair(&ample, [&own, &adapter(&ample, 8, 50)]);
+        let small = model(&config, "f32", bytes(&config, "f32"));
         let own = adapter(&small, 8, 3);
         assert!(own.piece().is_some());
-        let got = alone(&small, 1, 4, Some(&own));
+        close(&pair(&small, [&own, &adapter(&small, 8, 50)]), &both);
         assert!(!slots(&small).has(&own));
-        for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
-            assert!((got - expected).abs() < 1e-3, "{got} instead of {expected}");
-        }
         assert!(small.effect(&own).unwrap() > 0.0);
     }
 }
