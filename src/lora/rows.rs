@@ -102,14 +102,12 @@ impl Changed<'_> {
             let (own, after) = after.split_at_mut(run.rows.len() * output);
             let x = &x[run.rows.start * input..run.rows.end * input];
             let part = |(x, out)| Part { change, scale: run.scale, x: (x, input), out: (out, output), bias };
-            // A layer that was replaced has threads of its own.
-            match change {
-                Change::Replaced { .. } => part((x, own)).finish()?,
-                _ if is_finished(change, bias) => {}
-                _ => {
-                    let x = x.chunks((ROWS * input).max(1));
-                    parts.extend(x.zip(own.chunks_mut((ROWS * output).max(1))).map(part));
-                }
+            if matches!(change, Change::Replaced { .. }) {
+                // It has threads of its own.
+                part((x, own)).finish()?;
+            } else if !is_finished(change, bias) {
+                let x = x.chunks((ROWS * input).max(1));
+                parts.extend(x.zip(own.chunks_mut((ROWS * output).max(1))).map(part));
             }
             (next, rest) = (run.rows.end, after);
         }
