@@ -30,9 +30,7 @@ install
 [ $# -gt 0 ] || exit 0
 export CUDA_HOME=$home NVCC=$home/bin/nvcc
 export CUDA_COMPUTE_CAP=90 CUDARC_CUDA_VERSION=13000 CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-2}
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS # they would replace the flag below
-target=x86_64-unknown-linux-gnu
+export RUSTC_WRAPPER=$top/tests/gpu/rustc.sh
 command=$1
 shift
-exec cargo "$command" --target $target --features cuda \
-    --config "target.$target.rustflags=[\"--cfg\",\"feature=\\\"dynamic-loading\\\"\"]" "$@"
+exec cargo "$command" --features cuda "$@"

@@ -11,7 +11,7 @@ may_spill=()
 
 target=${CARGO_TARGET_DIR:-target}
 home=${EVENKEEL_CUDA_HOME:-target/cuda}
-built=$target/x86_64-unknown-linux-gnu/debug
+built=$target/debug
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 fail() {
