@@ -150,18 +150,19 @@ impl LoraBatch {
 
     /// Returns the runs that change a site, after checking all of them.
     pub(crate) fn touching(&self, site: SiteId, rows: usize) -> Result<Vec<(&Run, &Change)>> {
+        Ok(self.within(rows)?.filter_map(|run| Some((run, run.adapter.change(site)?))).collect())
+    }
+
+    /// Returns the runs that have rows, after checking all of them.
+    pub(super) fn within(&self, rows: usize) -> Result<impl Iterator<Item = &Run>> {
         let mut next = 0;
-        let mut touching = Vec::new();
         for run in &self.runs {
             if run.rows.start < next || run.rows.end < run.rows.start || run.rows.end > rows {
                 bail!("the run {:?} of a LoRA batch overlaps another or leaves its {rows} rows", run.rows);
             }
             next = run.rows.end;
-            if let Some(change) = run.adapter.changes.get(&site).filter(|_| !run.rows.is_empty()) {
-                touching.push((run, change));
-            }
         }
-        Ok(touching)
+        Ok(self.runs.iter().filter(|run| !run.rows.is_empty()))
     }
 }
 

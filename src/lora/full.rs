@@ -101,7 +101,15 @@ pub fn read(full: Full, tensors: &[u8], base: &dyn Base) -> Result<Adapter, Lora
         bytes: reader.bytes,
         classes: full.classes,
     };
-    Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, piece: None, guard: Guard(None) })
+    Ok(Adapter {
+        generation,
+        base: base.fingerprint().to_owned(),
+        info,
+        changes,
+        piece: None,
+        table: None,
+        guard: Guard(None),
+    })
 }
 
 /// The tensors not yet bound.

@@ -20,6 +20,7 @@ mod piece;
 mod plan;
 mod rows;
 mod spelling;
+mod table;
 mod targets;
 mod tensors;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use labels::{MAX_LABELS, MAX_NAME, labelled};
 pub use piece::{Part, Piece};
 pub use plan::{Plan, Planned, plan};
 pub use rows::{Changed, low_ranks};
+use table::Table;
 
 /// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).
 pub const NO_LAYER: &str = "dummy-target-modules";
@@ -346,6 +348,8 @@ pub struct Adapter {
     changes: BTreeMap<SiteId, Change>,
     /// What `changes` are views of, where it lies in the host's memory in one piece.
     piece: Option<Piece>,
+    /// What it does as steps on the CPU read it.
+    table: Option<Table>,
     #[expect(dead_code, reason = "its work is to be dropped")]
     guard: Guard,
 }
@@ -396,7 +400,7 @@ impl Adapter {
         let (modules, task_type) = (Vec::new(), String::new());
         let info = AdapterInfo { kind: Kind::Lora, rank: 0, alpha: 0.0, modules, task_type, bytes: 0, classes: None };
         let generation = Generation::from_digest([0; 32]);
-        Self { generation, base: String::new(), info, changes, piece: None, guard: Guard(None) }
+        Self { generation, base: String::new(), info, changes, piece: None, table: None, guard: Guard(None) }
     }
 
     /// Returns an adapter in the making as one that was read lies in memory: what slots take comes from the CPU.
@@ -410,7 +414,7 @@ impl Adapter {
     #[cfg(test)]
     pub(crate) fn hollow(generation: Generation, info: AdapterInfo) -> Self {
         let (base, changes) = (String::new(), BTreeMap::new());
-        Self { generation, base, info, changes, piece: None, guard: Guard(None) }
+        Self { generation, base, info, changes, piece: None, table: None, guard: Guard(None) }
     }
 }
 

@@ -15,7 +15,7 @@ use super::targets::{HEADS, Targets, is_suffix};
 use super::tensors::View;
 use super::{
     Adapter, AdapterInfo, Base, Change, Classes, Generation, Guard, Kind, LoraError, Piece, Site, SiteId, SiteKind,
-    names, piece, spelling, tensors,
+    Table, names, piece, spelling, tensors,
 };
 
 /// Reads `adapter_config.json` and `adapter_model.safetensors` and binds them to `base`.
@@ -33,6 +33,7 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
     let sites = spelling::of_file(base, |site| modules.contains_key(&site.path));
     let changes = bind(&config, &mut modules, (base, sites))?;
     let (changes, piece) = piece::in_one(changes, base)?;
+    let (changes, table) = if piece.is_some() { (changes, None) } else { Table::of(changes)? };
 
     let mut classes = None;
     for (id, change) in &changes {
@@ -50,7 +51,7 @@ pub fn read(config: &[u8], tensors: &[u8], base: &dyn Base) -> Result<Adapter, L
         bytes: piece.as_ref().map_or_else(|| changes.values().map(Change::bytes).sum(), Piece::bytes),
         classes,
     };
-    Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, piece, guard: Guard(None) })
+    Ok(Adapter { generation, base: base.fingerprint().to_owned(), info, changes, piece, table, guard: Guard(None) })
 }
 
 /// Returns the labels of a head that is saved: those that the configuration names, or as many as it has where the base

@@ -20,6 +20,7 @@ const ROWS: usize = 32;
 #[derive(Debug)]
 pub struct Changed<'a> {
     rows: usize,
+    /// Those that do more than to add matrices of a table.
     touching: Vec<(&'a Run, &'a Change)>,
     /// Of those that have any.
     matrices: Vec<(&'a Run, Pair<'a>)>,
@@ -38,7 +39,7 @@ struct Part<'a> {
 impl LoraBatch {
     /// Returns whether some run changes a site.
     pub fn changes(&self, site: SiteId) -> bool {
-        self.runs.iter().any(|run| run.adapter.changes.contains_key(&site))
+        self.runs.iter().any(|run| run.adapter.change(site).is_some())
     }
 
     /// Returns what happens to a linear layer of `rows` rows.
@@ -46,14 +47,19 @@ impl LoraBatch {
     /// # Errors
     /// When the runs do not fit the rows, or a DoRA adapter is scaled.
     pub fn changed(&self, site: SiteId, rows: usize) -> Result<Changed<'_>> {
-        let touching = self.touching(site, rows)?;
-        let mut matrices = Vec::with_capacity(touching.len());
-        for (run, change) in &touching {
+        let (mut touching, mut matrices) = (Vec::new(), Vec::with_capacity(self.runs.len()));
+        for run in self.within(rows)? {
+            if let Some(pair) = run.adapter.plain(site) {
+                matrices.push((run, pair));
+                continue;
+            }
+            let Some(change) = run.adapter.change(site) else { continue };
+            touching.push((run, change));
             let Change::Linear(delta) = change else { continue };
             if delta.magnitude.is_some() && is_scaled(run.scale) {
                 bail!("a DoRA adapter cannot be scaled by {}: its norms hold for its own scaling", run.scale);
             }
-            matrices.push((*run, Pair::new(&delta.a, &delta.b)?));
+            matrices.push((run, Pair::new(&delta.a, &delta.b)?));
         }
         Ok(Changed { rows, touching, matrices })
     }
@@ -81,11 +87,8 @@ impl Changed<'_> {
     }
 
     /// Begins to read the low-rank matrices.
-    ///
-    /// # Errors
-    /// When one has another shape.
-    pub fn read(&self) -> Result<Vec<(&Run, Reading<impl Deref<Target = Storage> + '_>)>> {
-        self.matrices.iter().map(|(run, pair)| Ok((*run, pair.read()?))).collect()
+    pub fn read(&self) -> Vec<(&Run, Reading<impl Deref<Target = Storage> + '_>)> {
+        self.matrices.iter().map(|(run, pair)| (*run, pair.read())).collect()
     }
 
     /// Does to the base's product `out` whatever else adapters do than to add [`low_ranks`]; rows of nobody get `bias`. `x` is

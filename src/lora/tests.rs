@@ -142,7 +142,7 @@ fn apply(lora: &LoraBatch, site: SiteId, x: &Tensor, bias: Option<&Tensor>) -> T
     let rows = x.dim(0).unwrap();
     let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let changed = lora.changed(site, rows).unwrap();
-    let (read, sizes) = (changed.read().unwrap(), (values.len() / rows, in_place.len() / rows));
+    let (read, sizes) = (changed.read(), (values.len() / rows, in_place.len() / rows));
     add_low_rank((&values, sizes.0), &low_ranks(&read).unwrap(), (&mut in_place, sizes.1)).unwrap();
     changed.finish(&values, bias, &mut in_place).unwrap();
     let in_place = Tensor::from_vec(in_place, product.shape(), &Device::Cpu).unwrap();

@@ -93,7 +93,7 @@ pub(super) fn project<const N: usize>(
     prepared: &mut Prepared,
 ) -> Result<()> {
     let changed: Vec<_> = layers.iter().map(|(layer, _)| lora.changed(layer.site, rows)).collect::<Result<_>>()?;
-    let read = changed.iter().map(Changed::read).collect::<Result<Vec<_>>>()?;
+    let read: Vec<_> = changed.iter().map(Changed::read).collect();
     let changes = read.iter().map(|read| low_ranks(read)).collect::<Result<Vec<_>>>()?;
     let mut products = Vec::with_capacity(N);
     for (((layer, out), changed), changes) in layers.iter_mut().zip(&changed).zip(&changes) {

@@ -34,10 +34,7 @@ pub fn with_slices<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([
 
 /// Low-rank matrices as kernels read them: A `[input, r]` by columns, B `[r, output]` by rows. Copies where they lie otherwise.
 #[derive(Debug)]
-pub struct Pair<'a> {
-    a: Cow<'a, Tensor>,
-    b: Cow<'a, Tensor>,
-}
+pub struct Pair<'a>([(Cow<'a, Tensor>, Range<usize>); 2]);
 
 /// The same, while they are read.
 #[derive(Debug)]
@@ -51,19 +48,21 @@ impl<'a> Pair<'a> {
     pub fn new(a: &'a Tensor, b: &'a Tensor) -> Result<Self> {
         let a = if by_columns(a.layout()).is_some() { Cow::Borrowed(a) } else { Cow::Owned(a.t()?.contiguous()?.t()?) };
         let b = if b.is_contiguous() { Cow::Borrowed(b) } else { Cow::Owned(b.contiguous()?) };
-        Ok(Self { a, b })
-    }
-
-    /// Begins to read them.
-    ///
-    /// # Errors
-    /// When A is no matrix.
-    pub fn read(&self) -> Result<Reading<impl Deref<Target = Storage> + '_>> {
-        let Self { a, b } = self;
         let (Some(of_a), Some(of_b)) = (by_columns(a.layout()), b.layout().contiguous_offsets()) else {
             candle_core::bail!("A {:?} or B {:?} is no matrix", a.shape(), b.shape());
         };
-        Ok(Reading([(a.storage_and_layout().0, of_a), (b.storage_and_layout().0, of_b.0..of_b.1)]))
+        Ok(Self([(a, of_a), (b, of_b.0..of_b.1)]))
+    }
+
+    /// Takes A and B that lie so in a tensor of one piece.
+    pub fn within(numbers: &'a Tensor, places: [Range<usize>; 2]) -> Self {
+        let first = numbers.layout().start_offset();
+        Self(places.map(|place| (Cow::Borrowed(numbers), first + place.start..first + place.end)))
+    }
+
+    /// Begins to read them.
+    pub fn read(&self) -> Reading<impl Deref<Target = Storage> + '_> {
+        Reading(self.0.each_ref().map(|(tensor, place)| (tensor.storage_and_layout().0, place.clone())))
     }
 }
 
