@@ -4,8 +4,8 @@
 //! Holds the types; reading is in `peft`, applying in `batch`. Does not name adapters, count their bytes against a
 //! budget or open files: that is `registry`'s. Matrices are f32 on the base model's device, as PEFT has them over a
 //! half-precision base too; on the CPU those of low rank are bf16 beside weights that have no more bits than that
-//! ([`Base::low_rank_format`]), since a step of many adapters mostly reads them. An adapter that slots of a device take
-//! stays in the host's memory instead, in one piece (`piece`). All is computed in f32.
+//! ([`Base::low_rank_format`]), since a step of many adapters mostly reads them, and one behind the other (`table`). An
+//! adapter that slots of a device take stays in the host's memory instead, in one piece (`piece`). All is computed in f32.
 
 mod batch;
 mod bind;
