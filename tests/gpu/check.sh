@@ -9,9 +9,8 @@ cd "$(dirname "$0")/../.."
 # Kernels that may spill, with the reason beside each.
 may_spill=()
 
-target=${CARGO_TARGET_DIR:-target}
 home=${EVENKEEL_CUDA_HOME:-target/cuda}
-built=$target/debug
+built=${CARGO_TARGET_DIR:-target}/debug
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 fail() {
