@@ -104,7 +104,7 @@ def machine(program):
     """Date, processor, and versions of everything that is compared."""
     models = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
     own = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    names = ("llama-cpp-python", "torch", "transformers", "peft")
+    names = ("llama-cpp-python", "torch", "transformers", "peft", "lm-eval")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     load = os.getloadavg()[0]
     return f"{datetime.date.today()}, {os.cpu_count()} x {models[0]}, load before {load:.2f}: {own}, {versions}"

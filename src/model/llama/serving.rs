@@ -40,6 +40,7 @@ struct Scratch {
     mixed: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    gated: Vec<f32>,
     prepared: Prepared,
 }
 
@@ -149,7 +150,7 @@ impl Llama {
     ) -> candle_core::Result<()> {
         let (block, eps) = (&self.blocks[layer], self.config.rms_norm_eps);
         let [attention_site, mlp_site] = self.norms_of(layer);
-        let Scratch { normed, back, query, key, value, mixed, gate, up, prepared } = scratch;
+        let Scratch { normed, back, query, key, value, mixed, gate, up, gated, prepared } = scratch;
 
         normed.resize(x.len(), 0.0);
         pass.lora.norm_rows(attention_site, x, &block.attention_norm, eps, normed)?;
@@ -177,9 +178,9 @@ impl Llama {
 
         pass.lora.norm_rows(mlp_site, x, &block.mlp_norm, eps, normed)?;
         project(&pass.lora, (normed, pass.rows), [(&block.gate, gate), (&block.up, up)], prepared)?;
-        mixed.resize(gate.len(), 0.0);
-        threads::gated(gate, up, mixed);
-        project(&pass.lora, (mixed, pass.rows), [(&block.down, back)], prepared)?;
+        gated.resize(gate.len(), 0.0);
+        threads::gated(gate, up, gated);
+        project(&pass.lora, (gated, pass.rows), [(&block.down, back)], prepared)?;
         threads::add(x, back);
         Ok(())
     }

@@ -41,8 +41,8 @@ impl Work for Narrow<'_> {
                 // SAFETY: 16 numbers stand there in both.
                 unsafe { s.to_bf16(x.as_ptr().add(at), out.as_mut_ptr().add(at)) };
             }
-            for at in whole..self.inputs {
-                out[at] = half::bf16::from_f32(x[at]).to_bits();
+            for at in whole..out.len() {
+                out[at] = x.get(at).map_or(0, |x| half::bf16::from_f32(*x).to_bits());
             }
         }
     }
@@ -113,33 +113,30 @@ impl Prepared {
     pub(super) fn fill_narrow(&mut self, level: Level, x: &[f32], inputs: usize) {
         if level == Level::Amx {
             // What fills up the last block is left of an earlier product: its results are dropped.
-            self.narrow.resize(x.len().next_multiple_of(TILE_ROWS * inputs), 0);
             let block = TILE_ROWS * inputs;
+            let narrow = room(&mut self.narrow, x.len().next_multiple_of(block));
             let part = ALONE.div_ceil(4 * block) * block;
-            each(x.chunks(part).zip(self.narrow.chunks_mut(part)).collect(), |(x, out)| {
+            each(x.chunks(part).zip(narrow.chunks_mut(part)).collect(), |(x, out)| {
                 let blocks = x.chunks(block).zip(out.chunks_mut(block));
                 blocks.for_each(|(x, out)| level.run(NarrowBlock { x, inputs, out }));
             });
             return;
         }
         let width = inputs.next_multiple_of(2);
-        self.narrow.clear();
-        self.narrow.resize(x.len() / inputs * width, 0);
+        let narrow = room(&mut self.narrow, x.len() / inputs * width);
         if x.len() < ALONE {
-            level.run(Narrow { x, inputs, out: &mut self.narrow });
+            level.run(Narrow { x, inputs, out: narrow });
             return;
         }
         let rows = ALONE.div_ceil(4 * inputs);
-        let parts = x.chunks(rows * inputs).zip(self.narrow.chunks_mut(rows * width));
+        let parts = x.chunks(rows * inputs).zip(narrow.chunks_mut(rows * width));
         each(parts.collect(), |(x, out)| level.run(Narrow { x, inputs, out }));
     }
 
     fn fill_quants(&mut self, level: Level, x: &[f32]) {
         let blocks = x.len() / BLOCK;
-        self.quants.resize(x.len(), 0);
-        self.steps.resize(blocks, 0.0);
-        self.sums.resize(blocks, [0; 2]);
-        let (quants, steps, sums) = (&mut self.quants[..], &mut self.steps[..], &mut self.sums[..]);
+        let (quants, steps) = (room(&mut self.quants, x.len()), room(&mut self.steps, blocks));
+        let sums = room(&mut self.sums, blocks);
         if x.len() < ALONE {
             level.run(Quantise { x, quants, steps, sums });
             return;
@@ -151,4 +148,10 @@ impl Prepared {
             level.run(Quantise { x, quants, steps, sums });
         });
     }
+}
+
+/// Returns the first `len` of numbers that are left of earlier rows, and not cleared.
+fn room<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    buffer.resize(len.max(buffer.len()), T::default());
+    &mut buffer[..len]
 }
