@@ -44,12 +44,11 @@ def convert(adapter_dir, path, heads, kv_heads):
 
 
 class LlamaCpp:
-    def __init__(self, model, adapter_dir, work, tiles):
+    def __init__(self, model, adapter_dir, work):
         lib.llama_backend_init()
         self.log = lib.llama_log_callback(lambda *_: None)
         lib.llama_log_set(self.log, ctypes.c_void_p(0))
         params = lib.llama_model_default_params()
-        params.use_extra_bufts = tiles
         self.model = lib.llama_model_load_from_file(model.encode(), params)
         self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
         self.work = work
@@ -131,20 +130,5 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, shape=(self.vocab,)).argmax())
 
 
-def tiles_work(arguments):
-    """Whether weights repacked for the processor's tiles (AMX) can be used.
-
-    Some virtual machines show them and keep none of their state: an illegal instruction ends the process, here a child.
-    """
-    child = os.fork()
-    if child == 0:
-        LlamaCpp(*arguments, tiles=True).generate(streams=1, prompt=8, new=2, seed=0)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
-
-
 if __name__ == "__main__":
-    tiles = tiles_work(sys.argv[1:4])
-    if not tiles:
-        print("llama.cpp: without AMX, which fails here", file=sys.stderr, flush=True)
-    peer.serve(LlamaCpp(*sys.argv[1:4], tiles=tiles))
+    peer.serve(LlamaCpp(*sys.argv[1:4]))

@@ -22,9 +22,24 @@ cd "$(dirname "$0")/../.."
 here=target/bench
 mkdir -p "$here"
 
+# Prints what llama.cpp is compiled for: this processor, but without AMX, its code for which ends the process (it loads
+# tiles on a thread that has configured none).
+for_processor() {
+    if ! grep -qw amx_tile /proc/cpuinfo; then
+        echo -DGGML_NATIVE=ON
+        return
+    fi
+    local flag
+    printf %s -DGGML_NATIVE=OFF
+    for flag in SSE42:sse4_2 AVX:avx AVX2:avx2 FMA:fma F16C:f16c BMI2:bmi2 AVX512:avx512f AVX512_VBMI:avx512vbmi \
+        AVX512_VNNI:avx512_vnni AVX512_BF16:avx512_bf16; do
+        if grep -qw "${flag#*:}" /proc/cpuinfo; then printf %s " -DGGML_${flag%:*}=ON"; fi
+    done
+}
+
 # llama.cpp's server, of the sources that llama-cpp-python brings, for this processor; without TLS and web pages.
 llama_server() {
-    local version folder
+    local version folder processor
     version=$(sed -n 's/^llama-cpp-python==//p' tests/bench/requirements.txt)
     folder=$here/llama-cpp-$version
     if [ ! -x "$folder/llama-server" ]; then
@@ -34,8 +49,9 @@ llama_server() {
             "llama-cpp-python==$version" -d "$folder"
         tar -xzf "$folder"/llama_cpp_python-*.tar.gz -C "$folder"
         PATH=$PATH:$PWD/$here/venv/bin
+        read -ra processor < <(for_processor)
         cmake -S "$folder/llama_cpp_python-$version/vendor/llama.cpp" -B "$folder/build" -DCMAKE_BUILD_TYPE=Release \
-            -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_TESTS=OFF \
+            "${processor[@]}" -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_TESTS=OFF \
             -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF >&2
         cmake --build "$folder/build" --target llama-server -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" >&2
         cp "$folder/build/bin/llama-server" "$folder"
@@ -67,7 +83,8 @@ if ! cmp -s tests/bench/requirements.txt "$here/venv/installed"; then
     echo "$(date +%T) peers" >&2
     # One that was finished once is only brought up to date: it is large.
     [ -e "$here/venv/installed" ] || python3 -m venv --clear "$here/venv"
-    "$here/venv/bin/pip" install -q --disable-pip-version-check -r tests/bench/requirements.txt
+    CMAKE_ARGS=$(for_processor) "$here/venv/bin/pip" install -q --disable-pip-version-check \
+        -r tests/bench/requirements.txt
     cp tests/bench/requirements.txt "$here/venv/installed"
 fi
 if [ -z "$program" ]; then
