@@ -74,6 +74,8 @@ pub(super) struct Plan {
 #[derive(Debug)]
 struct Entry {
     id: Id,
+    /// Its request's first sequence.
+    of: Id,
     demand: Demand,
     known: usize,
     computed: usize,
@@ -105,7 +107,7 @@ impl Scheduler {
             Work::Packed(known) => known,
             Work::Alone => 0,
         };
-        self.waiting.push_back(Entry { id, demand, known, computed: 0 });
+        self.waiting.push_back(Entry { id, of: id, demand, known, computed: 0 });
     }
 
     /// Plans the next step, into a plan that is used again. `begin` is told who is admitted and how many bytes are
@@ -154,8 +156,10 @@ impl Scheduler {
         let entry = &mut self.running[at];
         entry.demand.sequences -= 1;
         let demand = Demand { sequences: 1, ..entry.demand };
-        let sibling = Entry { id: sibling, demand, known: entry.known, computed: entry.computed };
-        self.running.push(sibling);
+        let sibling = Entry { id: sibling, of: id, demand, known: entry.known, computed: entry.computed };
+        // Behind its siblings, and not behind whoever came after them: a long prompt of another request would come first.
+        let siblings = self.running[at..].iter().take_while(|e| e.of == id).count();
+        self.running.insert(at + siblings, sibling);
     }
 
     /// Lets another request that is computed in slices have the next turn.
@@ -237,6 +241,17 @@ mod tests {
         assert_eq!(plan(&mut scheduler), [(1, 1, true), (2, 7, false)]);
         assert_eq!(plan(&mut scheduler), [(1, 1, true), (2, 5, true)]);
         assert_eq!(plan(&mut scheduler), [(1, 1, true), (2, 1, true)]);
+    }
+
+    #[test]
+    fn a_sibling_is_not_behind_the_prompt_of_who_came_later() {
+        let mut scheduler = Scheduler::new(limits(8, 4, 100));
+        scheduler.enqueue(1, packed(3, 3, 10));
+        scheduler.enqueue(2, packed(50, 1, 20));
+        assert_eq!(plan(&mut scheduler), [(1, 3, true), (2, 5, false)]);
+        scheduler.fork(1, 3);
+        scheduler.fork(1, 4);
+        assert_eq!(plan(&mut scheduler), [(1, 1, true), (3, 1, true), (4, 1, true), (2, 5, false)]);
     }
 
     #[test]

@@ -173,10 +173,10 @@ impl Jobs {
             forgotten = catalog.forget_jobs(inner.parts.settings.keep_finished)?;
             Ok::<_, JobsError>(job)
         })?;
-        inner.parts.store.naming().sweep(&forgotten);
         tracing::info!(job = %job.id, adapter = job.name(), dataset = job.dataset, "job queued");
         inner.announce();
         inner.wake();
+        inner.parts.store.sweep(&forgotten);
         Ok(job)
     }
 
@@ -285,10 +285,10 @@ impl Jobs {
             inner.enter(catalog, &job)?;
             Ok::<_, JobsError>(job)
         })?;
-        inner.parts.store.naming().sweep(&orphans);
         tracing::info!(job = %id, "job resumed");
         inner.announce();
         inner.wake();
+        inner.parts.store.sweep(&orphans);
         Ok(job)
     }
 

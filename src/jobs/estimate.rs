@@ -126,7 +126,8 @@ fn rows_of_step(settings: &Settings) -> f64 {
     settings.batch_size.saturating_mul(settings.accumulation) as f64
 }
 
-fn steps_of(settings: &Settings, dataset: &Dataset) -> u64 {
+/// Returns the steps of a run; with packing, at most as many.
+pub(super) fn steps_of(settings: &Settings, dataset: &Dataset) -> u64 {
     match settings.length {
         Length::Steps(steps) => steps,
         Length::Epochs(epochs) => {

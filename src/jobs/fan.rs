@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::audit::settings_of;
 use super::changes::{Inner, Jobs};
+use super::estimate::steps_of;
 use super::names::{check_checkpoints, check_names, checkpoint_name};
 use super::queue::new_job;
 use super::{AuditModel, AuditTask, Job, JobId, JobsError, ModelSource, Task, Tuning, expected_text};
@@ -19,7 +20,7 @@ use crate::audit::assess::{Shape, unknown_measures};
 use crate::audit::settings::{Membership, Settings as AuditSettings};
 use crate::lora::LoraError;
 use crate::registry::{Expected, Name, Reference, RegistryError, RequestKey};
-use crate::train::{Length, LoraSettings, Method, Schedule, Settings, Subset};
+use crate::train::{Length, LoraSettings, Method, Schedule, Settings, Subset, Use};
 
 /// Rows that the control model is trained on, and how often it sees them: few and often, so that it must remember them.
 const PLANTED_ROWS: f64 = 64.0;
@@ -131,10 +132,10 @@ impl Jobs {
             forgotten = catalog.forget_jobs(inner.parts.settings.keep_finished)?;
             Ok::<_, JobsError>(plan.audit.clone())
         })?;
-        inner.parts.store.naming().sweep(&forgotten);
         tracing::info!(job = %job.id, name = job.name(), children = job.children().len(), "audit queued");
         inner.announce();
         inner.wake();
+        inner.parts.store.sweep(&forgotten);
         Ok(job)
     }
 }
@@ -283,6 +284,7 @@ impl Fan<'_> {
         dataset: &str,
     ) -> Result<(), JobsError> {
         let mut made: Vec<(Settings, Vec<JobId>)> = Vec::new();
+        let rows = self.inner.parts.rows.read(dataset)?;
         // Another place to draw rows from makes no other method, and neither do steps at which it is looked at.
         let plain = |method: &Settings| Settings { subset: None, publish_steps: Vec::new(), ..method.clone() };
         for ((model, wanted), method) in models.iter_mut().zip(&self.wanted.models).zip(methods) {
@@ -298,9 +300,16 @@ impl Fan<'_> {
             for number in 0..membership.shadows {
                 let subset = self.subset(membership.shadow_fraction, made.len(), number);
                 let seed = alike.seed.wrapping_add(1 + number as u64);
-                let name = self.name(&format!("{}.shadow-{number}", wanted.training()), &publish_steps)?;
-                let publish_steps = publish_steps.clone();
-                let settings = Settings { subset: Some(subset), seed, publish_steps, ..alike.clone() };
+                let mut settings = Settings { subset: Some(subset), seed, ..alike.clone() };
+                // What the target looked at may be among the rows to learn from.
+                if !rows.rows.iter().any(|row| settings.use_of(row) == Use::Look) {
+                    (settings.eval_every, settings.patience, settings.keep_best) = (0, 0, false);
+                }
+                // A run in epochs may be shorter on these rows (with packing it is not known yet).
+                let last = steps_of(&settings, &rows);
+                settings.publish_steps = publish_steps.iter().copied().filter(|step| *step <= last).collect();
+                let name = format!("{}.shadow-{number}", wanted.training());
+                let name = self.name(&name, &settings.publish_steps)?;
                 let job = self.child(&name, settings, dataset);
                 model.shadows.push(job.id);
                 self.helpers.push(job);

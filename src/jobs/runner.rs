@@ -179,7 +179,7 @@ impl Inner {
             }
             Some(Event::Job(Box::new(job.clone())))
         })?;
-        self.parts.store.naming().sweep(&orphans);
+        self.parts.store.sweep(&orphans);
         self.count_end(&job);
         let reason = job.failure.as_ref().map(|failure| failure.reason.as_str());
         tracing::info!(job = %id, state = job.state.as_str(), reason, "job ended");

@@ -97,14 +97,16 @@ impl Inference {
         self.engine.enter(sequences).map_err(|error| status::engine(&error, context))
     }
 
-    /// Does the tokenizer's work off the async threads.
-    async fn prepare<T: Send + 'static>(
+    /// Does the tokenizer's work off the async threads. `place` is held until it is done, also when the caller has left:
+    /// what bounds the queue bounds this too.
+    async fn prepare<P: Send + 'static, T: Send + 'static>(
         &self,
-        context: &Context,
+        (place, context): (P, &Context),
         work: impl FnOnce(&Prompts) -> Result<T, PromptError> + Send + 'static,
-    ) -> Result<T, Status> {
+    ) -> Result<(P, T), Status> {
         let prompts = self.prompts.clone();
-        blocking(context, move || work(&prompts)).await?.map_err(|error| status::prompt(&error, context))
+        let prepared = blocking(context, move || work(&prompts).map(|prepared| (place, prepared))).await?;
+        prepared.map_err(|error| status::prompt(&error, context))
     }
 
     /// Checks and submits a request for text.
@@ -113,7 +115,7 @@ impl Inference {
         let checked = convert::generate(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
         let place = self.enter(checked.n, &context)?;
         let reference = checked.adapter.clone();
-        let mut request = self.prepare(&context, move |prompts| prompts.generate(checked)).await?;
+        let (place, mut request) = self.prepare((place, &context), move |prompts| prompts.generate(checked)).await?;
         request.adapter = self.adapter(reference.clone(), &context).await?;
         request.adapter_use = self.adapter_use(reference.as_ref());
         request.deadline = context.deadline;
@@ -146,7 +148,8 @@ impl Inference {
         }
         let place = self.enter(1, of.context)?;
         let context = of.context;
-        let mut request = self.prepare(context, move |prompts| prompts.classify(texts, &places)).await?;
+        let (place, mut request) =
+            self.prepare((place, context), move |prompts| prompts.classify(texts, &places)).await?;
         request.adapter = self.adapter(of.adapter.clone(), context).await?;
         request.adapter_use = self.adapter_use(of.adapter.as_ref());
         request.deadline = context.deadline;
@@ -364,7 +367,7 @@ impl pb::inference_service_server::InferenceService for Inference {
         let checked = convert::score(request.into_inner(), self.bounds()).map_err(|v| status::violations(&v))?;
         let place = self.enter(1, &context)?;
         let reference = checked.adapter.clone();
-        let mut request = self.prepare(&context, move |prompts| prompts.score(checked)).await?;
+        let (place, mut request) = self.prepare((place, &context), move |prompts| prompts.score(checked)).await?;
         request.adapter = self.adapter(reference.clone(), &context).await?;
         request.adapter_use = self.adapter_use(reference.as_ref());
         request.deadline = context.deadline;
@@ -419,6 +422,7 @@ impl pb::inference_service_server::InferenceService for Inference {
             let pieces = ids.iter().map(|id| prompts.tokenizer.piece(*id).unwrap_or_default()).collect();
             Ok(pb::TokenizeResponse { ids, pieces, text })
         };
-        Ok(Response::new(self.prepare(&context, work).await?))
+        let ((), response) = self.prepare(((), &context), work).await?;
+        Ok(Response::new(response))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Blocks for as long as the tokenizer works: call it off the async threads.
 //! Units: tokens. Candidates given as text are cut from the joint encoding of prompt and candidate, as
-//! lm-evaluation-harness' `_encode_pair` does.
+//! lm-evaluation-harness' `_encode_pair` does, but that white space at a prompt's end stays there.
 
 use std::sync::Arc;
 

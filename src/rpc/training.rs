@@ -96,8 +96,8 @@ pub(super) fn settings(v: &mut Violations, wire: Option<pb::TrainingSettings>, c
         epsilon: v.check(
             "settings.epsilon",
             wire.epsilon.unwrap_or(1e-8),
-            |e| *e > 0.0 && *e <= 1.0,
-            "must be above 0 and at most 1",
+            |e| (f64::from(f32::MIN_POSITIVE)..=1.0).contains(e),
+            "must be at least 1.2e-38, the smallest number of f32, and at most 1",
         ),
         max_grad_norm: v.check(
             "settings.max_grad_norm",

@@ -88,6 +88,13 @@ impl Store {
         Naming { store: self, _guard: self.naming.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
+    /// Removes blobs that nobody names, if there are any: whoever has none waits for nobody who writes.
+    pub fn sweep(&self, orphans: &[String]) {
+        if !orphans.is_empty() {
+            self.naming().sweep(orphans);
+        }
+    }
+
     /// Reads rows, all of one moment.
     ///
     /// # Errors

@@ -67,6 +67,11 @@ impl Trainer {
     /// # Errors
     /// Names the setting, the row, or the bytes.
     pub fn begin(context: &Context, dataset: &Dataset, settings: &Settings) -> Result<Self, TrainError> {
+        Self::prepare(context, dataset, settings, 0)
+    }
+
+    /// As [`Self::begin`]; `held` bytes of the host are given back before the first step.
+    fn prepare(context: &Context, dataset: &Dataset, settings: &Settings, held: u64) -> Result<Self, TrainError> {
         let examples = Examples::new(context, dataset, settings)?;
         let order = Order::new(&examples.train, settings)?;
         let looks = [
@@ -107,7 +112,10 @@ impl Trainer {
             // Nothing that is left is not the same as not known.
             0 => match free(base.device()) {
                 0 => 0,
-                free => free.saturating_sub(context.spare_bytes).max(1),
+                free => {
+                    let held = if base.device().is_cpu() { held } else { 0 };
+                    free.saturating_add(held).saturating_sub(context.spare_bytes).max(1)
+                }
             },
             bytes => bytes,
         };
@@ -172,7 +180,7 @@ impl Trainer {
         settings: &Settings,
         checkpoint: &[u8],
     ) -> Result<Self, TrainError> {
-        let mut trainer = Self::begin(context, dataset, settings)?;
+        let mut trainer = Self::prepare(context, dataset, settings, checkpoint.len() as u64)?;
         let unreadable = |error: safetensors::SafeTensorError| TrainError::Checkpoint(format!("is faulty: {error}"));
         let (_, header) = safetensors::SafeTensors::read_metadata(checkpoint).map_err(unreadable)?;
         let text = header.metadata().as_ref().and_then(|texts| texts.get(STATE));

@@ -121,7 +121,9 @@ fn an_audit_runs_after_what_it_needs_and_tidies_up() {
     let subsets: Vec<_> = tunings.iter().map(|tuning| tuning.subset.clone()).collect();
     assert!(subsets[0].is_none() && subsets[1] != subsets[2]);
     assert_eq!(subsets[1].as_ref().map(|subset| subset.fraction), Some(0.5));
-    assert_eq!(Settings { subset: None, seed: 1, ..tunings[1].clone() }, tunings[0]);
+    // There are no rows to look at.
+    let alike = Settings { eval_every: 0, ..tunings[0].clone() };
+    assert_eq!(Settings { subset: None, seed: 1, ..tunings[1].clone() }, alike);
     let (summary, report) = house.reports.get("fair").unwrap();
     assert_eq!((&summary.id, summary.job.as_deref()), (&report_of(&done), Some(&*job.id.to_string())));
     assert_eq!(summary.id, hex::encode(Sha256::digest(report.canonical().unwrap())));

@@ -293,6 +293,36 @@ fn adapters(house: &House) -> Vec<String> {
 }
 
 #[test]
+fn shadows_are_trained_on_what_rows_they_have() {
+    let house = House::new();
+    // One step or two of these rows; there are none to look at, whatever the target had.
+    let alike = Settings {
+        eval_every: 2,
+        patience: 3,
+        keep_best: true,
+        length: Length::Epochs(1.0),
+        batch_size: 100,
+        accumulation: 1,
+        publish_steps: vec![1, 7],
+        ..settings()
+    };
+    let at = |step: u64| {
+        let checkpoint = Some(CheckpointWanted { training: "s".into(), step });
+        let settings = Box::new(alike.clone());
+        model(&format!("s {step}"), SourceWanted::Training { settings, dataset: None, checkpoint })
+    };
+    let wanted = audit("fair", vec![at(1), at(7)], Some(shadows(2, false)));
+    let job = house.jobs.create_audit(wanted, None).unwrap();
+    let crate::jobs::Task::Audit { audit } = &job.task else { panic!() };
+    for shadow in &audit.models[0].shadows {
+        let shadow = house.jobs.get(*shadow).unwrap();
+        let crate::jobs::Task::FineTuning(tuning) = &shadow.task else { panic!() };
+        let Settings { eval_every, patience, keep_best, publish_steps, .. } = &tuning.settings;
+        assert_eq!((*eval_every, *patience, *keep_best, publish_steps.as_slice()), (0, 0, false, &[1][..]));
+    }
+}
+
+#[test]
 fn checkpoints_of_one_training_are_audited_as_models_of_their_own() {
     let house = House::new();
     let wanted = audit("fair", asked(), Some(shadows(2, true)));

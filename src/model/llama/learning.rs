@@ -7,6 +7,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::sites::heads;
 use super::{EMBEDDING, Llama};
 use crate::lora::{Change, LoraBatch, SiteId};
 use crate::model::layers::{learning, run_backward};
@@ -68,12 +69,7 @@ impl Llama {
         let projections = [&block.query, &block.key, &block.value, &block.output, &block.gate, &block.up, &block.down];
         let Some(layers) = learning(projections, lora, rows)? else { return Ok(None) };
         let mut learning = Learning {
-            heads: Heads {
-                heads: self.config.heads,
-                kv_heads: self.config.kv_heads,
-                head_dim: self.config.head_dim,
-                window: self.config.sliding_window,
-            },
+            heads: heads(&self.config),
             lengths: layout.spans.iter().map(|span| span.rows.len()).collect(),
             layout,
             norms: [first, second],

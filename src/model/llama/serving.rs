@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
-use super::sites::asked_rows;
+use super::sites::{asked_rows, heads};
 use super::{EMBEDDING, Llama, Seen};
 use crate::lora::LoraBatch;
 use crate::model::cache::KvCache;
@@ -96,13 +96,7 @@ impl Llama {
         mut wanted: Wanted<'_>,
     ) -> Result<Tensor, ModelError> {
         let (rows, hidden) = (batch.tokens.len(), self.config.hidden_size);
-        let heads = Heads {
-            heads: self.config.heads,
-            kv_heads: self.config.kv_heads,
-            head_dim: self.config.head_dim,
-            window: self.config.sliding_window,
-        };
-        let pass = Pass::new(Cow::Borrowed(batch.lora), (heads, &self.frequencies), places);
+        let pass = Pass::new(Cow::Borrowed(batch.lora), (heads(&self.config), &self.frequencies), places);
         let mut x = vec![0.0; rows * hidden];
         self.embed_on_cpu(batch, &mut x)?;
         let mut scratch = Scratch::default();

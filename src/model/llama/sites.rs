@@ -12,6 +12,7 @@ use crate::lora::{Site, SiteKind};
 use crate::model::config::{Config, Head, Module};
 use crate::model::weights::Parts;
 use crate::model::{ModelError, ModelInfo, Segment};
+use crate::ops::cpu::{Heads, KeysValues};
 
 pub(super) fn site_of(layer: usize, module: Module) -> usize {
     EMBEDDING.0 + 1 + layer * Module::ALL.len() + module as usize
@@ -44,8 +45,15 @@ pub(super) fn sites(config: &Config) -> Vec<Site> {
     sites
 }
 
+/// Returns the sizes of its attention.
+pub(super) fn heads(config: &Config) -> Heads {
+    Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim, window: config.sliding_window }
+}
+
 pub(super) fn info(config: &Config, parts: &Parts, device: &Device) -> ModelInfo {
-    let cached = 2 * config.layers * config.kv_heads * config.head_dim * parts.dtype.size_in_bytes();
+    let numbers =
+        if device.is_cpu() { KeysValues::numbers(heads(config)) } else { 2 * config.kv_heads * config.head_dim };
+    let cached = config.layers * numbers * parts.dtype.size_in_bytes();
     ModelInfo {
         architecture: config.architecture.clone(),
         fingerprint: parts.fingerprint.clone(),

@@ -152,7 +152,7 @@ pub(super) unsafe fn multiply(x: *const u16, weights: *const u8, inputs: usize, 
     unsafe {
         configure();
         // Rows stay near while all weights pass.
-        let near = (NEAR / (ROWS * TILE_INPUTS * 2 * steps.max(1))).next_multiple_of(2) * ROWS;
+        let near = (NEAR / (ROWS * TILE_INPUTS * 2 * steps.max(1))).max(1).next_multiple_of(2) * ROWS;
         for first in part.rows.clone().step_by(near) {
             for tile in part.tiles.clone().step_by(2) {
                 for row in (first..part.rows.end.min(first + near)).step_by(2 * ROWS) {

@@ -73,14 +73,19 @@ struct Piece<'a> {
 /// Writes softmax(q·kᵀ/√head_dim)·v of all rows of the sequences.
 pub fn attend(heads: Heads, q: &[f32], sequences: &[Sequence<'_>], out: &mut [f32]) {
     let width = heads.heads * heads.head_dim;
-    let fits = |sequence: &Sequence<'_>| {
-        sequence.rows.end * width <= q.len().min(out.len())
+    let mut next = 0;
+    let fits = |sequence: &&Sequence<'_>| {
+        // No two may write one row.
+        let is_behind = sequence.rows.start >= next;
+        next = next.max(sequence.rows.end);
+        is_behind
+            && sequence.rows.end * width <= q.len().min(out.len())
             && sequence.past + sequence.rows.len() <= sequence.seen.room()
             && sequence.seen.heads() == heads
     };
     let mut pieces = Vec::with_capacity(sequences.len() * heads.kv_heads);
     let mut work = 0;
-    let sequences: Vec<_> = sequences.iter().filter(|sequence| fits(sequence)).collect();
+    let sequences: Vec<_> = sequences.iter().filter(fits).collect();
     let parts: Vec<_> = sequences.iter().map(|sequence| sequence.seen.parts()).collect();
     for (sequence, parts) in sequences.into_iter().zip(&parts) {
         let len = sequence.rows.len();

@@ -175,6 +175,11 @@ impl KeysValues {
         self.meter.take(capacity);
     }
 
+    /// Returns how many numbers a position takes.
+    pub fn numbers(heads: Heads) -> usize {
+        heads.kv_heads * (heads.head_dim + heads.padded())
+    }
+
     /// Returns for how many positions one that goes on after `len` others takes memory at most when it gets `more`.
     pub fn own_capacity(len: usize, more: usize) -> usize {
         grown(len % LANES + more)

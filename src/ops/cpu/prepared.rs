@@ -41,8 +41,8 @@ impl Work for Narrow<'_> {
                 // SAFETY: 16 numbers stand there in both.
                 unsafe { s.to_bf16(x.as_ptr().add(at), out.as_mut_ptr().add(at)) };
             }
-            for at in whole..out.len() {
-                out[at] = x.get(at).map_or(0, |x| half::bf16::from_f32(*x).to_bits());
+            for (at, out) in out.iter_mut().enumerate().skip(whole) {
+                *out = x.get(at).map_or(0, |x| half::bf16::from_f32(*x).to_bits());
             }
         }
     }

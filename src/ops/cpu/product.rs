@@ -325,6 +325,9 @@ impl Work for Turned<'_> {
 
 /// Divides columns of up to [`UNPACKED`] tiles among threads, and rows where there are many.
 fn pieces(rows: usize, outputs: usize) -> Vec<Piece> {
+    if rows == 0 || outputs == 0 {
+        return Vec::new();
+    }
     let tiles = outputs.div_ceil(LANES);
     let columns = tiles.div_ceil(UNPACKED);
     let wanted = (rayon::current_num_threads() * PIECES).div_ceil(columns).clamp(1, rows.div_ceil(UNPACKED_ROWS));

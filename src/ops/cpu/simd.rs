@@ -276,10 +276,11 @@ fn is_intel() -> bool {
     *ANSWER
 }
 
-/// Returns eˣ, to about 2 units in the last place; 0 below -87, and the largest power at 88.
+/// Returns eˣ, to about 2 units in the last place; 0 below -87, the largest power at 88, and NaN of NaN.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let x = s.min(s.max(x, s.splat(-87.0)), s.splat(88.0));
+    // The second is taken where they cannot be compared.
+    let x = s.min(s.splat(88.0), s.max(s.splat(-87.0), x));
     let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts (Cody and Waite 1980), then the series of eʳ for |r| ≤ ln 2 / 2.
     let r = s.fma(n, s.splat(-0.693_359_4), x);

@@ -135,7 +135,7 @@ step! {
     /// Turns pairs (i, i + head_dim/2) of all heads of one row by the angles `[head_dim/2]`, in place; back with a
     /// `direction` of -1.
     rope as Rope(x: &'a mut [f32], cos: &'a [f32], sin: &'a [f32], direction: f32) -> (), |s| {
-        let half = cos.len().max(1);
+        let half = cos.len().min(sin.len()).max(1);
         let direction = s.splat(direction);
         for head in x.chunks_exact_mut(2 * half) {
             let (first, second) = head.split_at_mut(half);

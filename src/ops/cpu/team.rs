@@ -2,12 +2,12 @@
 //!
 //! rayon lets a thread that finds no work sleep soon, and a step has some hundred products of few rows, each of which would
 //! wait until it wakes (without this, 8 streams had up to a tenth less tokens a second). Within [`together`] the other
-//! threads of the pool wait awake for the next loop, [`AWAKE`] at most; elsewhere loops are rayon's. Which piece a thread
-//! gets is chance: pieces may not depend on it. Knows no mathematics.
+//! threads of the pool wait awake for the next loop, [`AWAKE`] at most; elsewhere loops are rayon's, and those within a
+//! piece are the piece's own. Which piece a thread gets is chance: pieces may not depend on it. Knows no mathematics.
 //! After: the fork and join of OpenMP's runtimes, which spin for a while before they block.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -32,6 +32,9 @@ type Job<'a> = &'a (dyn Fn() + Sync);
 thread_local! {
     /// The team that the pass on this thread leads.
     static TEAM: RefCell<Option<Arc<Team>>> = const { RefCell::new(None) };
+    /// Whether this thread computes a piece of a team's loop: loops within it are its own. Would it wait for rayon's, it
+    /// could meanwhile be given the part of a helper, whose end would then be waited for by itself.
+    static WITHIN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Threads that wait for loops of one leader.
@@ -54,7 +57,7 @@ struct Team {
 pub fn together<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| {
         let others = rayon::current_num_threads() - 1;
-        if others == 0 || TEAM.with_borrow(Option::is_some) {
+        if others == 0 || WITHIN.get() || TEAM.with_borrow(Option::is_some) {
             return work();
         }
         let team = Arc::new(Team::led_by(thread::current().id()));
@@ -83,10 +86,10 @@ pub(super) fn each_with<T: Send, S>(
     make: impl Fn() -> S + Sync + Send,
     work: impl Fn(&mut S, T) + Sync + Send,
 ) {
-    if items.len() < 2 {
-        return items.into_iter().for_each(|item| work(&mut make(), item));
+    if items.len() < 2 || WITHIN.get() {
+        let mut own = None;
+        return items.into_iter().for_each(|item| work(own.get_or_insert_with(&make), item));
     }
-    // Loops within loops are rayon's.
     let Some(team) = TEAM.take() else {
         return items.into_par_iter().with_max_len(1).for_each_init(make, work);
     };
@@ -98,6 +101,8 @@ pub(super) fn each_with<T: Send, S>(
         item.lock().unwrap_or_else(PoisonError::into_inner).take()
     };
     team.run(&|| {
+        let _outside = Finally(|| WITHIN.set(false));
+        WITHIN.set(true);
         let mut own = None;
         while let Some(item) = take() {
             work(own.get_or_insert_with(&make), item);
@@ -193,7 +198,8 @@ impl Team {
 
     /// Takes part in the leader's loops until there are no more.
     fn help(&self) {
-        if thread::current().id() == self.leader {
+        // Whoever leads, or has a piece of another loop to end, came here by waiting for rayon.
+        if thread::current().id() == self.leader || WITHIN.get() {
             return;
         }
         let mut last = 0;
@@ -320,6 +326,30 @@ mod tests {
         };
         pool(2).install(|| together(|| each(vec![(); 20], |()| together(inner))));
         assert_eq!(count.into_inner(), 20 * 100);
+    }
+
+    #[test]
+    fn pieces_that_wait_for_rayon_hold_nobody_up() {
+        let pool = Arc::new(pool(4));
+        let count = Arc::new(AtomicUsize::new(0));
+        let passes = [0, 1].map(|_| {
+            let (pool, count) = (Arc::clone(&pool), Arc::clone(&count));
+            thread::spawn(move || {
+                pool.install(|| {
+                    for _ in 0..200 {
+                        together(|| {
+                            each((0..6).collect(), |_: usize| {
+                                (0..16).into_par_iter().with_max_len(1).for_each(|_| {
+                                    count.fetch_add(1, Ordering::Relaxed);
+                                });
+                            });
+                        });
+                    }
+                });
+            })
+        });
+        passes.into_iter().for_each(|pass| pass.join().unwrap());
+        assert_eq!(count.load(Ordering::Relaxed), 2 * 200 * 6 * 16);
     }
 
     #[test]

@@ -108,8 +108,9 @@ class InferenceServiceServicer(object):
         """Returns the log-probability of each candidate as the continuation of one prompt.
 
         A candidate given as text is tokenized as lm-evaluation-harness does it: prompt and candidate are encoded together
-        and the prompt's tokens taken off the front. Where the prompt's own encoding is not the beginning of that, and after
-        `messages` or `prompt_token_ids`, the candidate is encoded alone, without special tokens.
+        and the prompt's tokens taken off the front. White space at the prompt's end stays there, where that moves it to the
+        candidate. Where the prompt's own encoding is not the beginning of the joint one, and after `messages` or
+        `prompt_token_ids`, the candidate is encoded alone, without special tokens.
 
         The same request gives the same bits whatever else the server does: on the CPU nothing depends on what shares its
         pass, on a GPU each candidate is computed in a shape of its own.
