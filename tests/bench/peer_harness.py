@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on transformers: how models are scored by most. usage: peer_harness.py MODEL_DIR f32|bf16"""
+"""lm-evaluation-harness on transformers, which computes all logits. usage: peer_harness.py MODEL_DIR f32|bf16"""
 
 import contextlib
 import sys

@@ -35,6 +35,7 @@ for_processor() {
         AVX512_VNNI:avx512_vnni AVX512_BF16:avx512_bf16; do
         if grep -qw "${flag#*:}" /proc/cpuinfo; then printf %s " -DGGML_${flag%:*}=ON"; fi
     done
+    echo
 }
 
 # llama.cpp's server, of the sources that llama-cpp-python brings, for this processor; without TLS and web pages.
