@@ -305,14 +305,16 @@ fn compute(mut parts: Vec<(Id, &mut ScoreTask, Piece)>, model: &dyn CausalLm) ->
     let batch = Batch { tokens: &tokens, segments: &segments, lora: &lora };
     let mut caches: Vec<&mut KvCache> = parts.iter_mut().flat_map(|(.., piece)| &mut piece.caches).collect();
     let logits = forward(model, &batch, &mut caches)?;
-    Ok(rows(&logits, wanted, |mut all, vocab| {
+    let outcomes = rows(&logits, wanted, |mut all, vocab| {
         let absorb = |(id, task, piece): (Id, &mut ScoreTask, Piece)| {
             let (own, rest) = all.split_at(piece.rows * vocab);
             all = rest;
             (id, task.absorb(piece, own, vocab))
         };
         parts.into_iter().map(absorb).collect()
-    })?)
+    })?;
+    model.reuse(logits);
+    Ok(outcomes)
 }
 
 impl Scored {

@@ -155,6 +155,12 @@ impl LoraBatch {
 
     /// Returns the runs that have rows, after checking all of them.
     pub(super) fn within(&self, rows: usize) -> Result<impl Iterator<Item = &Run>> {
+        self.check(rows)?;
+        Ok(self.runs.iter().filter(|run| !run.rows.is_empty()))
+    }
+
+    /// Checks that the runs lie in `rows` rows, each behind the one before it.
+    pub(super) fn check(&self, rows: usize) -> Result<()> {
         let mut next = 0;
         for run in &self.runs {
             if run.rows.start < next || run.rows.end < run.rows.start || run.rows.end > rows {
@@ -162,7 +168,7 @@ impl LoraBatch {
             }
             next = run.rows.end;
         }
-        Ok(self.runs.iter().filter(|run| !run.rows.is_empty()))
+        Ok(())
     }
 }
 

@@ -35,7 +35,7 @@ use candle_core::{DType, Device, Tensor};
 pub use labels::{MAX_LABELS, MAX_NAME, labelled};
 pub use piece::{Part, Piece};
 pub use plan::{Plan, Planned, plan};
-pub use rows::{Changed, low_ranks};
+pub use rows::{Changed, OpenBatch, low_ranks};
 use table::Table;
 
 /// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
 use super::batch::{as_matrix, is_scaled};
+use super::table::{Found, Opened, Table};
 use super::{Change, LinearDelta, LoraBatch, Run, SiteId};
 use crate::ops::cpu::{LowRank, each, threads};
 use crate::ops::{Pair, Reading, matmul, with_slices};
@@ -24,6 +25,50 @@ pub struct Changed<'a> {
     touching: Vec<(&'a Run, &'a Change)>,
     /// Of those that have any.
     matrices: Vec<(&'a Run, Pair<'a>)>,
+}
+
+/// A batch whose adapters are read, for all layers of a pass.
+#[derive(Debug)]
+pub struct OpenBatch<'a> {
+    batch: &'a LoraBatch,
+    /// Of each run, where it has one.
+    tables: Vec<Option<Opened<'a>>>,
+}
+
+impl LoraBatch {
+    /// Begins to read what its adapters add.
+    pub fn open(&self) -> OpenBatch<'_> {
+        let tables = self.runs.iter().map(|run| run.adapter.table.as_ref().map(Table::open));
+        OpenBatch { batch: self, tables: tables.collect() }
+    }
+}
+
+impl<'a> OpenBatch<'a> {
+    /// Returns the batch.
+    pub fn batch(&self) -> &'a LoraBatch {
+        self.batch
+    }
+
+    /// Adds to a list what low-rank matrices add to the base's product at a site of `rows` rows; returns whether that is all
+    /// that adapters do there.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows.
+    pub fn low_ranks<'s>(&'s self, site: SiteId, rows: usize, list: &mut Vec<LowRank<'s>>) -> Result<bool> {
+        let mut is_all = true;
+        self.batch.check(rows)?;
+        for (run, table) in self.batch.runs.iter().zip(&self.tables).filter(|(run, _)| !run.rows.is_empty()) {
+            match table.as_ref().map(|table| table.at(site)) {
+                Some(Found::Nothing) => {}
+                Some(Found::LowRank(factors)) => {
+                    list.push(LowRank { rows: run.rows.clone(), factors, scale: run.scale });
+                }
+                Some(Found::Other) => is_all = false,
+                None => is_all &= run.adapter.change(site).is_none(),
+            }
+        }
+        Ok(is_all)
+    }
 }
 
 /// Rows of one run in one layer.

@@ -5,12 +5,14 @@
 //! adapter are views of that memory. Computes nothing.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::fmt;
+use std::ops::{Deref, Range};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 
 use super::{Adapter, Change, LinearDelta, SiteId};
 use crate::ops::Pair;
+use crate::ops::cpu::Factors;
 
 /// Numbers that a matrix begins at a multiple of: a line of the caches, and more.
 const TOGETHER: usize = 32;
@@ -105,6 +107,60 @@ impl Table {
     fn pair(&self, part: &Part) -> Option<Pair<'_>> {
         let numbers = self.numbers[part.of].as_ref()?;
         Some(Pair::within(numbers, [part.a.clone(), part.b.clone()]))
+    }
+
+    /// Begins to read it.
+    pub(super) fn open(&self) -> Opened<'_> {
+        fn read(numbers: &Tensor) -> Guard<'_> {
+            Box::new(numbers.storage_and_layout().0)
+        }
+        Opened { table: self, numbers: self.numbers.each_ref().map(|numbers| numbers.as_ref().map(read)) }
+    }
+}
+
+type Guard<'a> = Box<dyn Deref<Target = Storage> + 'a>;
+
+/// A table that is read.
+pub(super) struct Opened<'a> {
+    table: &'a Table,
+    numbers: [Option<Guard<'a>>; 2],
+}
+
+impl fmt::Debug for Opened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("table", self.table).finish_non_exhaustive()
+    }
+}
+
+/// What a table says of a site.
+pub(super) enum Found<'a> {
+    /// The adapter does nothing there.
+    Nothing,
+    /// It adds low-rank matrices, and nothing else.
+    LowRank(Factors<'a>),
+    /// Something that its change tells.
+    Other,
+}
+
+impl Opened<'_> {
+    /// Returns what happens at a site.
+    pub(super) fn at(&self, site: SiteId) -> Found<'_> {
+        let part = match self.table.at(site) {
+            None => return Found::Nothing,
+            Some(Entry::Other) => return Found::Other,
+            Some(Entry::LowRank(part)) => part,
+        };
+        let numbers = self.numbers[part.of].as_ref();
+        numbers.and_then(|numbers| factors(numbers, &part.a, &part.b)).map_or(Found::Other, Found::LowRank)
+    }
+}
+
+/// Returns matrices that begin at the start of their storage.
+fn factors<'a>(numbers: &'a Storage, a: &Range<usize>, b: &Range<usize>) -> Option<Factors<'a>> {
+    match numbers {
+        Storage::Cpu(CpuStorage::F32(all)) => Some(Factors::F32([&all[a.clone()], &all[b.clone()]])),
+        Storage::Cpu(CpuStorage::BF16(all)) => Some(Factors::Bf16([&all[a.clone()], &all[b.clone()]])),
+        _ => None,
     }
 }
 

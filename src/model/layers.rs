@@ -11,9 +11,9 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::ModelError;
-use crate::lora::{Change, Changed, LoraBatch, SiteId, low_ranks};
+use crate::lora::{Change, Changed, LoraBatch, OpenBatch, SiteId, low_ranks};
 use crate::ops::buffer::Buffer;
-use crate::ops::cpu::Prepared;
+use crate::ops::cpu::{LowRank, Prepared, threads};
 use crate::ops::learning::{Layer, Learnt, Weight};
 use crate::ops::{self, Linear, Product, explicit, matmul, softmax, softmax_backward, with_slices};
 
@@ -85,8 +85,40 @@ pub(super) fn run_backward(
 }
 
 /// Applies linear layers with their adapters to the same rows on the CPU, without a gradient: `x` is `[rows, input]`,
-/// results take the place of what their buffers held.
+/// results take the place of what their buffers held. Takes no memory where adapters only add low-rank matrices.
 pub(super) fn project<const N: usize>(
+    lora: &OpenBatch<'_>,
+    (x, rows): (&[f32], usize),
+    mut layers: [(&Projection, &mut Vec<f32>); N],
+    prepared: &mut Prepared,
+) -> Result<()> {
+    let (mut list, mut ends, mut is_all): (Vec<LowRank<'_>>, _, _) = (prepared.list(), [0; N], true);
+    for ((layer, out), end) in layers.iter_mut().zip(&mut ends) {
+        is_all &= lora.low_ranks(layer.site, rows, &mut list)?;
+        *end = list.len();
+        out.resize(rows * layer.weight.outputs()?, 0.0);
+    }
+    if !is_all {
+        return project_changed(lora.batch(), (x, rows), layers, prepared);
+    }
+    let mut next = 0;
+    let products = layers.iter_mut().zip(ends).map(|((layer, out), end)| {
+        let changes = &list[std::mem::replace(&mut next, end)..end];
+        Product { linear: &layer.weight, out, changes }
+    });
+    Linear::forward_all(x, rows, products, prepared)?;
+    prepared.keep(list);
+    layers.into_iter().try_for_each(|(layer, out)| {
+        let Some(bias) = &layer.bias else { return Ok(()) };
+        with_slices([bias], |[bias]| {
+            threads::add_bias(out, bias);
+            Ok(())
+        })
+    })
+}
+
+/// The same with whatever adapters do; results have their length.
+fn project_changed<const N: usize>(
     lora: &LoraBatch,
     (x, rows): (&[f32], usize),
     mut layers: [(&Projection, &mut Vec<f32>); N],
@@ -95,13 +127,8 @@ pub(super) fn project<const N: usize>(
     let changed: Vec<_> = layers.iter().map(|(layer, _)| lora.changed(layer.site, rows)).collect::<Result<_>>()?;
     let read: Vec<_> = changed.iter().map(Changed::read).collect();
     let changes = read.iter().map(|read| low_ranks(read)).collect::<Result<Vec<_>>>()?;
-    let mut products = Vec::with_capacity(N);
-    for (((layer, out), changed), changes) in layers.iter_mut().zip(&changed).zip(&changes) {
-        out.resize(rows * layer.weight.outputs()?, 0.0);
-        if !changed.is_replaced() {
-            products.push(Product { linear: &layer.weight, out, changes });
-        }
-    }
+    let all = layers.iter_mut().zip(&changed).zip(&changes).filter(|((_, changed), _)| !changed.is_replaced());
+    let products = all.map(|(((layer, out), _), changes)| Product { linear: &layer.weight, out, changes });
     Linear::forward_all(x, rows, products, prepared)?;
     layers.into_iter().zip(&changed).try_for_each(|((layer, out), changed)| changed.finish(x, layer.bias.as_ref(), out))
 }

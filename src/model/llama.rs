@@ -54,6 +54,7 @@ pub struct Llama {
     blocks: Vec<Block>,
     norm: Tensor,
     head: Projection,
+    idle: serving::Idle,
     /// What it has set aside on its device.
     #[cfg(feature = "cuda")]
     resident: Option<gpu::Resident>,
@@ -141,6 +142,7 @@ impl Llama {
             head,
             device,
             config,
+            idle: serving::Idle::default(),
             #[cfg(feature = "cuda")]
             resident: None,
         })
@@ -319,14 +321,13 @@ impl Llama {
         SiteId(self.last_norm().0 + 1)
     }
 
-    /// Returns f32 logits of the last block's output, which is that of `rows` of the batch.
+    /// Returns f32 logits of the last block's output, that of `rows` of the batch; none are on the CPU, as CUDA cannot.
     fn logits(&self, last: &Tensor, rows: &[usize], lora: &LoraBatch) -> Result<Tensor, ModelError> {
         if rows.is_empty() {
-            // On the CPU: CUDA has no empty tensors.
-            let output = self.sites.last().map_or(0, |head| head.output);
-            return Ok(Tensor::zeros((0, output), DType::F32, &Device::Cpu)?);
+            return Ok(Tensor::zeros((0, self.head.weight.outputs()?), DType::F32, &Device::Cpu)?);
         }
-        Ok(self.head_on(last, &lora.select(rows), self.info.labels.is_some())?)
+        let lora = lora.select(rows);
+        if self.device.is_cpu() { self.logits_on_cpu(last, &lora) } else { Ok(self.head_on(last, &lora, false)?) }
     }
 
     /// Returns f32 logits of the last block's output, all rows of it, from the language head or a classifier's.
@@ -419,6 +420,10 @@ impl CausalLm for Llama {
         let Some(resident) = &self.resident else { return read(&self.forward(batch, caches)?, None) };
         self.asked(batch)?;
         self.run_and_show(resident, batch, caches, None, read)
+    }
+
+    fn reuse(&self, logits: Tensor) {
+        self.idle.keep(logits);
     }
 
     /// What the segments say of rows is not looked at.

@@ -206,6 +206,11 @@ pub trait CausalLm: BaseModel {
         read(&self.forward(batch, caches)?, None)
     }
 
+    /// Takes logits back that a pass returned and nobody reads any more: a later pass writes its own there.
+    fn reuse(&self, logits: Tensor) {
+        drop(logits);
+    }
+
     /// Classifies whole sequences, one a segment: f32 logits `[segments, labels]`.
     ///
     /// # Errors

@@ -4,9 +4,12 @@
 //! back), and clearing it anew is work for one thread. What was dropped lies ready for the next one of about its size, and
 //! goes back to the system when something larger is needed or [`clear`] is called. Computes nothing.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 /// By length.
 static IDLE: Mutex<BTreeMap<usize, Vec<Vec<f32>>>> = Mutex::new(BTreeMap::new());
@@ -88,6 +91,31 @@ pub fn clear() {
     idle().clear();
 }
 
+/// Returns the memory of an f32 tensor on the CPU, after which neither it nor what shares its numbers may be read.
+///
+/// # Errors
+/// When it is on another device.
+pub fn reclaim(tensor: Tensor) -> Result<Vec<f32>> {
+    struct Take(Cell<Vec<f32>>);
+
+    impl InplaceOp1 for Take {
+        fn name(&self) -> &'static str {
+            "reclaim"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
+            if let CpuStorage::F32(numbers) = storage {
+                self.0.set(std::mem::take(numbers));
+            }
+            Ok(())
+        }
+    }
+
+    let taken = Take(Cell::default());
+    tensor.inplace_op1(&taken)?;
+    Ok(taken.0.into_inner())
+}
+
 fn idle() -> MutexGuard<'static, BTreeMap<usize, Vec<Vec<f32>>>> {
     IDLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -119,7 +147,16 @@ fn pop(idle: &mut BTreeMap<usize, Vec<Vec<f32>>>, size: usize) -> Option<Vec<f32
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
+
+    #[test]
+    fn the_memory_of_a_tensor_comes_back() {
+        let tensor = Tensor::from_vec(vec![1.0_f32, 2.0], 2, &Device::Cpu).unwrap();
+        assert_eq!(reclaim(tensor).unwrap(), [1.0, 2.0]);
+        assert!(reclaim(Tensor::new(&[1_u32], &Device::Cpu).unwrap()).unwrap().is_empty());
+    }
 
     #[test]
     fn a_buffer_has_its_length_whatever_it_was_before() {

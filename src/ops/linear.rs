@@ -150,22 +150,35 @@ impl Linear {
     ///
     /// # Errors
     /// When shapes do not fit or a weight is not on the CPU.
-    pub fn forward_all(x: &[f32], rows: usize, products: Vec<Product<'_>>, prepared: &mut Prepared) -> Result<()> {
-        let mut packed = Vec::with_capacity(products.len());
-        for Product { linear, out, changes } in products {
+    pub fn forward_all<'a>(
+        x: &'a [f32],
+        rows: usize,
+        products: impl Iterator<Item = Product<'a>>,
+        prepared: &mut Prepared,
+    ) -> Result<()> {
+        let mut fault = Ok(());
+        let jobs = products.filter_map(|Product { linear, out, changes }| {
             if let Weight::Packed(weights) = &linear.weight {
-                packed.push(Job { weights, out, changes });
-                continue;
+                return Some(Job { weights, out, changes });
             }
-            let inputs = x.len() / rows.max(1);
-            let product = linear.forward(&Tensor::from_slice(x, (rows, inputs), &Device::Cpu)?)?;
-            with_slices([&product], |[product]| {
-                out.copy_from_slice(product);
-                Ok(())
-            })?;
-            cpu::add_low_rank((x, inputs), changes, (out, linear.outputs()?))?;
-        }
-        Ok(cpu::products(x, rows, &mut packed, prepared)?)
+            if let Err(error) = linear.forward_alone((x, rows), changes, out) {
+                fault = Err(error);
+            }
+            None
+        });
+        cpu::products(x, rows, jobs, prepared)?;
+        fault
+    }
+
+    /// Writes x·Wᵀ of a weight without kernels, and adds low-rank products.
+    fn forward_alone(&self, (x, rows): (&[f32], usize), changes: &[LowRank<'_>], out: &mut [f32]) -> Result<()> {
+        let inputs = x.len() / rows.max(1);
+        let product = self.forward(&Tensor::from_slice(x, (rows, inputs), &Device::Cpu)?)?;
+        with_slices([&product], |[product]| {
+            out.copy_from_slice(product);
+            Ok(())
+        })?;
+        Ok(cpu::add_low_rank((x, inputs), changes, (out, self.outputs()?))?)
     }
 
     /// Returns x·Wᵀ + (x·a)·b + bias as one operation, with gradients of `x`, `a` `[input, r]` and `b` `[r, output]` only;

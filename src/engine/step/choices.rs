@@ -77,7 +77,9 @@ impl Core {
             Seen::Chosen(chosen) => chosen,
             Seen::Logits(logits) => {
                 let wanted = chunks.iter().filter(|chunk| chunk.complete).count();
-                return rows(&logits, wanted, |all, vocab| self.sample_rows(chunks, all, vocab));
+                let done = rows(&logits, wanted, |all, vocab| self.sample_rows(chunks, all, vocab));
+                self.model.reuse(logits);
+                return done;
             }
         };
         for chunk in chunks {

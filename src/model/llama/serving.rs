@@ -1,23 +1,25 @@
 //! The pass without gradients on the CPU: the same blocks as `pass_block`, on slices that are used again.
 //!
-//! One scratch for all layers, keys and values written where attention reads them, adapters added in place. It runs on
+//! One scratch for all layers and passes, keys and values written where attention reads them, adapters added in place: a
+//! block takes no memory of the system (but keys and values grow). It runs on
 //! the threads of the pool, so that its parts start within microseconds. Chooses nothing: who calls has the batch.
 //! A row's result depends on its own sequence and adapter only, not on what else is in the batch (`ops::cpu`).
 //! Shapes: `[tokens, …]`, packed.
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Tensor};
 
 use super::sites::{asked_rows, heads};
 use super::{EMBEDDING, Llama, Seen};
-use crate::lora::LoraBatch;
+use crate::lora::{LoraBatch, OpenBatch};
 use crate::model::cache::KvCache;
 use crate::model::layers::project;
 use crate::model::{Batch, ModelError};
-use crate::ops::cpu::{Heads, Prepared, Sequence, attend, each, threads};
+use crate::ops::buffer::reclaim;
+use crate::ops::cpu::{Heads, Prepared, Sequence, attend, each_part, emptied, threads};
 use crate::ops::with_slices;
 
 /// Rows of the last block that somebody asks for.
@@ -28,8 +30,21 @@ pub(super) enum Wanted<'a> {
     Rows(&'a [Range<usize>]),
 }
 
-/// Buffers of a pass.
-#[derive(Default)]
+/// Rows of a pass whose scratch is kept for the next one: more than a step of the engine has by default.
+const KEPT: usize = 2048;
+
+/// Numbers of logits whose memory is kept for the next ones, and how many such are.
+const KEPT_LOGITS: (usize, usize) = (1 << 23, 2);
+
+/// What is used again by later passes.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    scratches: Mutex<Vec<Scratch>>,
+    logits: Mutex<Vec<Vec<f32>>>,
+}
+
+/// Buffers of a pass. A buffer holds anything until it is written.
+#[derive(Debug, Default)]
 struct Scratch {
     /// What goes into a product, and what comes back to the stream.
     normed: Vec<f32>,
@@ -42,6 +57,38 @@ struct Scratch {
     up: Vec<f32>,
     gated: Vec<f32>,
     prepared: Prepared,
+    /// Empty between two layers.
+    sequences: Vec<Sequence<'static>>,
+}
+
+impl Idle {
+    /// Runs a pass of some rows with a scratch.
+    fn with<R>(&self, rows: usize, pass: impl FnOnce(&mut Scratch) -> R) -> R {
+        let mut scratch = lock(&self.scratches).pop().unwrap_or_default();
+        let result = pass(&mut scratch);
+        if rows <= KEPT {
+            lock(&self.scratches).push(scratch);
+        }
+        result
+    }
+
+    /// Returns memory for logits.
+    fn logits(&self) -> Vec<f32> {
+        lock(&self.logits).pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of logits.
+    pub(super) fn keep(&self, logits: Tensor) {
+        let mut all = lock(&self.logits);
+        let fits = (1..=KEPT_LOGITS.0).contains(&logits.elem_count());
+        if fits && all.len() < KEPT_LOGITS.1 && logits.device().is_cpu() {
+            all.extend(reclaim(logits));
+        }
+    }
+}
+
+fn lock<T>(all: &Mutex<T>) -> MutexGuard<'_, T> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What all blocks of a pass share.
@@ -57,6 +104,9 @@ struct Pass<'a> {
     /// Rows of each sequence, and the position of the first.
     places: Vec<(Range<usize>, usize)>,
 }
+
+/// A pass, and what its adapters add.
+type Opened<'a> = (&'a Pass<'a>, &'a OpenBatch<'a>);
 
 impl Llama {
     /// Returns the rows of each segment that get logits.
@@ -99,25 +149,41 @@ impl Llama {
         let pass = Pass::new(Cow::Borrowed(batch.lora), (heads(&self.config), &self.frequencies), places);
         let mut x = vec![0.0; rows * hidden];
         self.embed_on_cpu(batch, &mut x)?;
-        let mut scratch = Scratch::default();
         let last = self.blocks.len().saturating_sub(1);
-        for layer in 0..self.blocks.len() {
-            match &mut wanted {
-                Wanted::All(seen) => seen(&Tensor::from_slice(&x, (rows, hidden), &Device::Cpu)?),
-                Wanted::Rows(wanted) if layer == last => {
-                    let asked = pass.of(wanted);
-                    self.block_on_cpu(layer, &mut x, (&pass, Some(&asked)), caches, &mut scratch)?;
-                    continue;
+        let asked = match &wanted {
+            Wanted::Rows(wanted) => Some(pass.of(wanted)),
+            Wanted::All(_) => None,
+        };
+        let (open, open_asked) = (pass.lora.open(), asked.as_ref().map(|asked| asked.lora.open()));
+        self.idle.with(rows, |scratch| {
+            for layer in 0..self.blocks.len() {
+                if let Wanted::All(seen) = &mut wanted {
+                    seen(&Tensor::from_slice(&x, (rows, hidden), &Device::Cpu)?);
                 }
-                Wanted::Rows(_) => {}
+                let asked = asked.as_ref().zip(open_asked.as_ref()).filter(|_| layer == last);
+                self.block_on_cpu(layer, &mut x, ((&pass, &open), asked), caches, scratch)?;
             }
-            self.block_on_cpu(layer, &mut x, (&pass, None), caches, &mut scratch)?;
-        }
+            Ok::<_, ModelError>(())
+        })?;
         for (cache, (rows, _)) in caches.iter_mut().zip(&pass.places) {
             cache.advance(rows.len());
         }
         let rows = x.len() / hidden;
         Ok(Tensor::from_vec(x, (rows, hidden), &Device::Cpu)?)
+    }
+
+    /// Returns f32 logits of the last block's output, all rows of it, from the language head.
+    pub(super) fn logits_on_cpu(&self, last: &Tensor, lora: &LoraBatch) -> Result<Tensor, ModelError> {
+        let shape = (last.dim(0)?, self.head.weight.outputs()?);
+        let mut logits = self.idle.logits();
+        self.idle.with(shape.0, |Scratch { normed, prepared, .. }| {
+            with_slices([last], |[x]| {
+                normed.resize(x.len(), 0.0);
+                lora.norm_rows(self.last_norm(), x, &self.norm, self.config.rms_norm_eps, normed)
+            })?;
+            project(&lora.open(), (normed, shape.0), [(&self.head, &mut logits)], prepared)
+        })?;
+        Ok(Tensor::from_vec(logits, shape, &Device::Cpu)?)
     }
 
     fn embed_on_cpu(&self, batch: &Batch<'_>, x: &mut [f32]) -> candle_core::Result<()> {
@@ -138,43 +204,43 @@ impl Llama {
         &self,
         layer: usize,
         x: &mut Vec<f32>,
-        (pass, asked): (&Pass<'_>, Option<&Pass<'_>>),
+        ((pass, open), asked): (Opened<'_>, Option<Opened<'_>>),
         caches: &mut [&mut KvCache],
         scratch: &mut Scratch,
     ) -> candle_core::Result<()> {
         let (block, eps) = (&self.blocks[layer], self.config.rms_norm_eps);
         let [attention_site, mlp_site] = self.norms_of(layer);
-        let Scratch { normed, back, query, key, value, mixed, gate, up, gated, prepared } = scratch;
+        let Scratch { normed, back, query, key, value, mixed, gate, up, gated, prepared, sequences } = scratch;
 
         normed.resize(x.len(), 0.0);
         pass.lora.norm_rows(attention_site, x, &block.attention_norm, eps, normed)?;
         let (keys, values) = ((&block.key, &mut *key), (&block.value, &mut *value));
         match asked {
-            None => project(&pass.lora, (normed, pass.rows), [(&block.query, query), keys, values], prepared)?,
-            Some(_) => project(&pass.lora, (normed, pass.rows), [keys, values], prepared)?,
+            None => project(open, (normed, pass.rows), [(&block.query, query), keys, values], prepared)?,
+            Some(_) => project(open, (normed, pass.rows), [keys, values], prepared)?,
         }
         threads::rope(key, (&pass.cos, &pass.sin), pass.rows, 1.0);
         pass.keep(layer, [key, value], caches)?;
-        if let Some(asked) = asked {
+        if let Some((asked, open)) = asked {
             pass.pick(asked, x);
             pass.pick(asked, normed);
             if asked.rows == 0 {
                 return Ok(());
             }
-            project(&asked.lora, (normed, asked.rows), [(&block.query, &mut *query)], prepared)?;
+            project(open, (normed, asked.rows), [(&block.query, &mut *query)], prepared)?;
         }
-        let pass = asked.unwrap_or(pass);
+        let (pass, open) = asked.unwrap_or((pass, open));
         threads::rope(query, (&pass.cos, &pass.sin), pass.rows, 1.0);
         mixed.resize(query.len(), 0.0);
-        pass.attend(layer, query, caches, mixed)?;
-        project(&pass.lora, (mixed, pass.rows), [(&block.output, back)], prepared)?;
+        pass.attend(layer, query, caches, (mixed, sequences))?;
+        project(open, (mixed, pass.rows), [(&block.output, back)], prepared)?;
         threads::add(x, back);
 
         pass.lora.norm_rows(mlp_site, x, &block.mlp_norm, eps, normed)?;
-        project(&pass.lora, (normed, pass.rows), [(&block.gate, gate), (&block.up, up)], prepared)?;
+        project(open, (normed, pass.rows), [(&block.gate, gate), (&block.up, up)], prepared)?;
         gated.resize(gate.len(), 0.0);
         threads::gated(gate, up, gated);
-        project(&pass.lora, (gated, pass.rows), [(&block.down, back)], prepared)?;
+        project(open, (gated, pass.rows), [(&block.down, back)], prepared)?;
         threads::add(x, back);
         Ok(())
     }
@@ -218,11 +284,12 @@ impl Pass<'_> {
         let width = self.heads.kv_heads * self.heads.head_dim;
         // Sequences lie far apart in memory: waiting for it is work for all threads.
         let fault = Mutex::new(Ok(()));
-        each(self.places.iter().zip(caches.iter_mut()).collect(), |((rows, _), cache): (&(Range<usize>, usize), _)| {
-            let part = rows.start * width..rows.end * width;
-            let cache: &mut &mut KvCache = cache;
-            if let Err(error) = cache.write_slices(layer, self.heads, &key[part.clone()], &value[part]) {
-                *fault.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+        each_part(caches, 1, |number, cache| {
+            for (cache, (rows, _)) in cache.iter_mut().zip(&self.places[number..]) {
+                let part = rows.start * width..rows.end * width;
+                if let Err(error) = cache.write_slices(layer, self.heads, &key[part.clone()], &value[part]) {
+                    *lock(&fault) = Err(error);
+                }
             }
         });
         fault.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -234,13 +301,14 @@ impl Pass<'_> {
         layer: usize,
         query: &[f32],
         caches: &[&mut KvCache],
-        mixed: &mut [f32],
+        (mixed, list): (&mut [f32], &mut Vec<Sequence<'static>>),
     ) -> candle_core::Result<()> {
-        let mut sequences = Vec::with_capacity(self.places.len());
+        let mut sequences: Vec<Sequence<'_>> = std::mem::take(list);
         for ((rows, past), cache) in self.places.iter().zip(caches) {
             sequences.push(Sequence { rows: rows.clone(), past: *past, seen: cache.slices(layer)? });
         }
         attend(self.heads, query, &sequences, mixed);
+        *list = emptied(sequences);
         Ok(())
     }
 }

@@ -33,7 +33,7 @@ impl Stage {
         let (rows, lora) = (images * arrangement.rows() / 4, lora.spread(arrangement.rows() / 4));
         let Scratch { normed, back, prepared, .. } = scratch;
         let fours = arrangement.laid(x, self.groups.heads * self.groups.dim, false, normed)?;
-        project(&lora, (fours, rows), [(reduction, back)], prepared)?;
+        project(&lora.open(), (fours, rows), [(reduction, back)], prepared)?;
         norm.write(back, &lora, x)
     }
 }
@@ -51,6 +51,7 @@ impl Block {
         let bias = spread_table(&table, &self.positions.index)?;
         let mask = self.windows.mask_on(&Device::Cpu)?;
         let (inside, inner_rows) = (lora.spread(arrangement.rows()), images * arrangement.rows());
+        let inside = inside.open();
 
         let Scratch { normed, back, query, key, value, mixed, prepared, .. } = scratch;
         let windows = arrangement.laid(x, width, false, normed)?;

@@ -35,11 +35,11 @@ impl Scratch {
         x: Option<&[f32]>,
         (rows, lora): (usize, &LoraBatch),
     ) -> Result<()> {
-        let [inner, active] = &mut self.inner;
-        project(lora, (x.unwrap_or(&self.normed), rows), [(up, inner)], &mut self.prepared)?;
+        let ([inner, active], lora) = (&mut self.inner, lora.open());
+        project(&lora, (x.unwrap_or(&self.normed), rows), [(up, inner)], &mut self.prepared)?;
         active.resize(inner.len(), 0.0);
         threads::gelu(inner, active);
-        project(lora, (active, rows), [(down, &mut self.back)], &mut self.prepared)
+        project(&lora, (active, rows), [(down, &mut self.back)], &mut self.prepared)
     }
 }
 

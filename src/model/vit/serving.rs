@@ -32,7 +32,7 @@ impl Vit {
         block.attention_norm.write(x, &all, &mut scratch.normed)?;
         let Scratch { normed, back, query, key, value, mixed, prepared, .. } = scratch;
         let layers = [(&block.query, &mut *query), (&block.key, &mut *key), (&block.value, &mut *value)];
-        project(&all, (normed, rows), layers, prepared)?;
+        project(&all.open(), (normed, rows), layers, prepared)?;
         mixed.resize(query.len(), 0.0);
         attend_groups(groups, [query, key, value], scores(&scales(groups)), mixed)?;
         let (rows, lora) = match self.wanted(layer) {
@@ -45,7 +45,7 @@ impl Vit {
                 (images, lora)
             }
         };
-        project(lora, (mixed, rows), [(&block.output, back)], prepared)?;
+        project(&lora.open(), (mixed, rows), [(&block.output, back)], prepared)?;
         threads::add(x, back);
 
         block.mlp_norm.write(x, lora, &mut scratch.normed)?;

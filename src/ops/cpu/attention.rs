@@ -6,6 +6,7 @@
 //! Shapes: queries and results `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`, packed.
 //! After: Ainslie et al. 2023 (grouped queries), Dao 2023 (the backward computes shares again).
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ use rayon::prelude::*;
 use super::keys_values::{KeysValues, Part};
 use super::simd::{LANES, Level};
 use super::steps::{powers, scale as multiply_by, softmax_backward};
-use super::team::each_with;
+use super::team::each_number;
 use super::tile::{Floats, Out, Sweep};
 
 /// Positions of a sequence that are computed together.
@@ -64,49 +65,53 @@ pub struct Sequence<'a> {
 /// A block of queries of one sequence, for the heads that share keys and values.
 struct Piece<'a> {
     sequence: &'a Sequence<'a>,
-    parts: &'a [Part<'a>],
     head: usize,
     /// Positions within the rows of the sequence.
     queries: Range<usize>,
 }
 
+thread_local! {
+    /// Where pieces lie: the number of the sequence, the head, the queries. What a thread had is used again.
+    static PLACES: Cell<Vec<(usize, usize, Range<usize>)>> = const { Cell::new(Vec::new()) };
+    /// Scores and mixed values of a piece.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
 /// Writes softmax(q·kᵀ/√head_dim)·v of all rows of the sequences.
 pub fn attend(heads: Heads, q: &[f32], sequences: &[Sequence<'_>], out: &mut [f32]) {
     let width = heads.heads * heads.head_dim;
-    let mut next = 0;
-    let fits = |sequence: &&Sequence<'_>| {
+    let mut places = PLACES.take();
+    places.clear();
+    let (mut work, mut next) = (0, 0);
+    for (number, sequence) in sequences.iter().enumerate() {
         // No two may write one row.
         let is_behind = sequence.rows.start >= next;
         next = next.max(sequence.rows.end);
-        is_behind
+        let fits = is_behind
             && sequence.rows.end * width <= q.len().min(out.len())
             && sequence.past + sequence.rows.len() <= sequence.seen.room()
-            && sequence.seen.heads() == heads
-    };
-    let mut pieces = Vec::with_capacity(sequences.len() * heads.kv_heads);
-    let mut work = 0;
-    let sequences: Vec<_> = sequences.iter().filter(fits).collect();
-    let parts: Vec<_> = sequences.iter().map(|sequence| sequence.seen.parts()).collect();
-    for (sequence, parts) in sequences.into_iter().zip(&parts) {
-        let len = sequence.rows.len();
+            && sequence.seen.heads() == heads;
+        let len = if fits { sequence.rows.len() } else { 0 };
         work += len * (sequence.past + len) * width;
         for first in (0..len).step_by(QUERIES) {
-            for head in 0..heads.kv_heads {
-                pieces.push(Piece { sequence, parts, head, queries: first..len.min(first + QUERIES) });
-            }
+            places.extend((0..heads.kv_heads).map(|head| (number, head, first..len.min(first + QUERIES))));
         }
     }
-    let out = Out(out.as_mut_ptr());
-    if work < 1 << 14 {
-        let mut scratch = Vec::new();
-        pieces.iter().for_each(|piece| piece.compute(heads, q, out, &mut scratch));
-        return;
-    }
     // The last pieces of a sequence see the most.
-    pieces.reverse();
-    each_with(pieces, Vec::new, |scratch, piece| {
-        piece.compute(heads, q, out, scratch);
-    });
+    places.reverse();
+    let out = Out(out.as_mut_ptr());
+    let compute = |at: usize| {
+        let (number, head, queries) = places[at].clone();
+        let mut scratch = SCRATCH.take();
+        Piece { sequence: &sequences[number], head, queries }.compute(heads, q, out, &mut scratch);
+        SCRATCH.set(scratch);
+    };
+    if work < 1 << 14 {
+        (0..places.len()).for_each(compute);
+    } else {
+        each_number(places.len(), compute);
+    }
+    PLACES.set(places);
 }
 
 impl Piece<'_> {
@@ -142,8 +147,8 @@ impl Piece<'_> {
         let (mixed, scores) = scratch.split_at_mut(rows.count * padded);
         let scores = &mut scores[..rows.count * width];
         let inside = |part: &Part<'_>| part.positions.start.max(first)..part.positions.end.min(positions.end);
-        for part in self.parts {
-            let (keys, range) = (part.keys(self.head), inside(part));
+        self.sequence.seen.each_part(|part| {
+            let (keys, range) = (part.keys(self.head), inside(&part));
             if !range.is_empty() {
                 let from = range.start - part.positions.start;
                 let (columns, count) = (range.start - first, range.len().next_multiple_of(LANES));
@@ -154,17 +159,17 @@ impl Piece<'_> {
                     (&mut scores[columns..], width),
                 );
             }
-        }
+        });
         for (i, scores) in scores.chunks_exact_mut(width).enumerate() {
             let position = positions.start + if positions.len() == 1 { 0 } else { i };
             let sum = shares(scores, heads.first_seen(position) - first..position + 1 - first, heads.scale());
             multiply_by(scores, 1.0 / sum);
         }
         let mut add = false;
-        for part in self.parts {
-            let (values, range) = (part.values(self.head), inside(part));
+        self.sequence.seen.each_part(|part| {
+            let (values, range) = (part.values(self.head), inside(&part));
             if range.is_empty() {
-                continue;
+                return;
             }
             let kernel = Floats {
                 x: scores[range.start - first..].as_ptr(),
@@ -177,7 +182,7 @@ impl Piece<'_> {
             };
             run(kernel, rows.count, padded, (mixed, padded), add);
             add = true;
-        }
+        });
     }
 }
 

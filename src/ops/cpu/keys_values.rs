@@ -144,7 +144,7 @@ impl KeysValues {
         };
         own.grow(0, grown(len));
         let (dim, padded) = (self.heads.head_dim, self.heads.padded());
-        for part in self.parts() {
+        self.each_part(|part| {
             let (first, end) = (part.positions.start, part.positions.end.min(len));
             for head in (0..self.heads.kv_heads).filter(|_| first < end) {
                 let (to, size) = (head * own.capacity + first, end - first);
@@ -152,7 +152,7 @@ impl KeysValues {
                 own.keys[to * dim..][..keys].copy_from_slice(&part.keys(head)[..keys]);
                 own.values[to * padded..][..size * padded].copy_from_slice(&part.values(head)[..size * padded]);
             }
-        }
+        });
         own
     }
 
@@ -232,16 +232,17 @@ impl KeysValues {
         self.start + self.capacity
     }
 
-    /// Returns what is held, in the order of positions.
-    pub(super) fn parts(&self) -> Vec<Part<'_>> {
-        let mut parts = vec![Part { positions: self.start..self.room(), of: self }];
-        let mut of = self;
-        while let Some(before) = &of.before {
-            parts.push(Part { positions: before.start..of.start.min(before.room()), of: before });
-            of = before;
+    /// Shows what is held, in the order of positions.
+    pub(super) fn each_part<'a>(&'a self, mut show: impl FnMut(Part<'a>)) {
+        self.until(self.room(), &mut show);
+    }
+
+    /// The same up to a position.
+    fn until<'a>(&'a self, end: usize, show: &mut impl FnMut(Part<'a>)) {
+        if let Some(before) = &self.before {
+            before.until(self.start.min(before.room()), show);
         }
-        parts.reverse();
-        parts
+        show(Part { positions: self.start..end, of: self });
     }
 
     /// Returns tiles of keys and rows of values of all heads.

@@ -13,10 +13,11 @@ use std::thread;
 use half::bf16;
 
 use super::dense::{dots, multiply_columns};
+use super::prepared::{Prepared, emptied};
 use super::product::{Misfit, fits};
 use super::simd::{LANES, Level, Number, Simd, Work};
 use super::steps;
-use super::team::each;
+use super::team::each_number;
 use super::tile::Out;
 
 /// Rows of x·A that are one piece.
@@ -54,32 +55,40 @@ pub fn add_low_rank(
     (out, outputs): (&mut [f32], usize),
 ) -> Result<(), Misfit> {
     fits(out.len(), x.len() / inputs.max(1), outputs)?;
-    let mut inner = Vec::new();
-    let changes = Changes::new((x, inputs), [(outputs, changes)].into_iter(), &mut inner)?;
+    let mut all = Changes::new((x, inputs), &mut Prepared::default());
+    all.push(0, outputs, changes)?;
+    all.begin();
     let out = Out(out.as_mut_ptr());
-    each(changes.parts.iter().collect(), |part: &Part<'_>| {
-        changes.compute(part);
-        part.add(part.rows.clone(), 0..outputs.div_ceil(LANES), (out, outputs));
+    each_number(all.len(), |number| {
+        let part = &all.parts[number];
+        all.compute(part);
+        all.add_part(part, part.rows.clone(), 0..outputs.div_ceil(LANES), (out, outputs));
     });
     Ok(())
 }
 
 /// The low-rank products of a loop, in pieces.
+#[derive(Debug)]
 pub(super) struct Changes<'a> {
     x: &'a [f32],
     inputs: usize,
     parts: Vec<Part<'a>>,
+    /// x·A of all parts, of which there are so many numbers, and where they are written.
+    inner: Vec<f32>,
+    numbers: usize,
+    place: Out,
 }
 
 /// x·A of some rows.
+#[derive(Debug)]
 pub(super) struct Part<'a> {
     /// The product that it is added to.
     product: usize,
     rows: Range<usize>,
     factors: Factors<'a>,
     scale: f32,
-    /// `[rows, rank]`.
-    inner: Out,
+    /// Where its `[rows, rank]` begin.
+    at: usize,
     is_done: AtomicBool,
 }
 
@@ -98,46 +107,44 @@ impl Factors<'_> {
 }
 
 impl<'a> Changes<'a> {
-    /// Divides what is added to products of `x` `[rows, inputs]`; of each there are the number of outputs and its changes.
-    /// `inner` becomes the place of x·A.
+    /// Begins with nothing that is added to products of `x` `[rows, inputs]`; takes its memory from `prepared`.
+    pub(super) fn new((x, inputs): (&'a [f32], usize), prepared: &mut Prepared) -> Self {
+        let (parts, inner) = (std::mem::take(&mut prepared.lists.parts), std::mem::take(&mut prepared.inner));
+        Self { x, inputs, parts, inner, numbers: 0, place: Out(std::ptr::null_mut()) }
+    }
+
+    /// Divides what is added to a product of some outputs.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub(super) fn new<'c>(
-        (x, inputs): (&'a [f32], usize),
-        products: impl Iterator<Item = (usize, &'c [LowRank<'a>])>,
-        inner: &mut Vec<f32>,
-    ) -> Result<Self, Misfit>
-    where
-        'a: 'c,
-    {
-        let (mut parts, mut places, mut numbers) = (Vec::new(), Vec::new(), 0);
-        for (product, (outputs, changes)) in products.enumerate() {
-            let mut next = 0;
-            for LowRank { rows, factors, scale } in changes {
-                let rank = factors.rank(inputs, outputs)?;
-                // No two threads may add to one row.
-                if rows.start < next || rows.start > rows.end || rows.end * inputs > x.len() {
-                    return Err(Misfit::of(x.len(), rows.end, inputs));
-                }
-                next = rows.end;
-                for start in rows.clone().step_by(ROWS).filter(|_| rank > 0) {
-                    let rows = start..rows.end.min(start + ROWS);
-                    places.push(numbers);
-                    numbers += rows.len() * rank;
-                    let (scale, is_done) = (*scale, AtomicBool::new(false));
-                    let inner = Out(std::ptr::null_mut());
-                    parts.push(Part { product, rows, factors: *factors, scale, inner, is_done });
-                }
+    pub(super) fn push(&mut self, product: usize, outputs: usize, changes: &[LowRank<'a>]) -> Result<(), Misfit> {
+        let (inputs, mut next) = (self.inputs, 0);
+        for LowRank { rows, factors, scale } in changes {
+            let rank = factors.rank(inputs, outputs)?;
+            // No two threads may add to one row.
+            if rows.start < next || rows.start > rows.end || rows.end * inputs > self.x.len() {
+                return Err(Misfit::of(self.x.len(), rows.end, inputs));
+            }
+            next = rows.end;
+            for start in rows.clone().step_by(ROWS).filter(|_| rank > 0) {
+                let rows = start..rows.end.min(start + ROWS);
+                let (at, is_done) = (self.numbers, AtomicBool::new(false));
+                self.numbers += rows.len() * rank;
+                self.parts.push(Part { product, rows, factors: *factors, scale: *scale, at, is_done });
             }
         }
-        inner.resize(numbers.max(inner.len()), 0.0);
-        let place = inner.as_mut_ptr();
-        for (part, at) in parts.iter_mut().zip(places) {
-            // SAFETY: it was just made so long.
-            part.inner = Out(unsafe { place.add(at) });
-        }
-        Ok(Self { x, inputs, parts })
+        Ok(())
+    }
+
+    /// Makes room for x·A, when all has been pushed.
+    pub(super) fn begin(&mut self) {
+        self.inner.resize(self.numbers.max(self.inner.len()), 0.0);
+        self.place = Out(self.inner.as_mut_ptr());
+    }
+
+    /// Gives the memory back.
+    pub(super) fn end(self, prepared: &mut Prepared) {
+        (prepared.lists.parts, prepared.inner) = (emptied(self.parts), self.inner);
     }
 
     /// Returns the number of pieces that have to be computed.
@@ -155,10 +162,22 @@ impl<'a> Changes<'a> {
     fn compute(&self, part: &Part<'_>) {
         // Whoever waits is not left alone by a panic.
         let _done = Done(&part.is_done);
-        let rows = &self.x[part.rows.start * self.inputs..part.rows.end * self.inputs];
         match part.factors {
-            Factors::F32([a, _]) => part.inner(rows, self.inputs, a),
-            Factors::Bf16([a, _]) => part.inner(rows, self.inputs, a),
+            Factors::F32([a, _]) => self.inner(part, a),
+            Factors::Bf16([a, _]) => self.inner(part, a),
+        }
+    }
+
+    fn inner<N: Number>(&self, part: &Part<'_>, a: &[N]) {
+        // All at once: what lies in short rows would be waited for row by row.
+        Level::best().run(Ask { rows: a, width: a.len(), tiles: 0..a.len().div_ceil(LANES) });
+        let (x, inputs, count) = (&self.x[part.rows.start * self.inputs..], self.inputs, part.rows.len());
+        // SAFETY: there is room for so many numbers from there on, for this part alone.
+        let inner = unsafe { std::slice::from_raw_parts_mut(self.place.0.add(part.at), count * (a.len() / inputs)) };
+        let fit = dots((x, count, inputs), (a, inputs), inner);
+        debug_assert!(fit.is_ok());
+        if (part.scale - 1.0).abs() > 0.0 {
+            steps::scale(inner, part.scale);
         }
     }
 
@@ -177,8 +196,33 @@ impl<'a> Changes<'a> {
         for part in self.of(product, rows) {
             part.wait();
             let rows = part.rows.start.max(rows.start)..part.rows.end.min(rows.end);
-            part.add(rows, tiles.clone(), out);
+            self.add_part(part, rows, tiles.clone(), out);
         }
+    }
+
+    fn add_part(&self, part: &Part<'_>, rows: Range<usize>, tiles: Range<usize>, out: (Out, usize)) {
+        match part.factors {
+            Factors::F32([_, b]) => self.expand(part, b, rows, tiles, out),
+            Factors::Bf16([_, b]) => self.expand(part, b, rows, tiles, out),
+        }
+    }
+
+    fn expand<N: Number>(
+        &self,
+        part: &Part<'_>,
+        b: &[N],
+        rows: Range<usize>,
+        tiles: Range<usize>,
+        (out, outputs): (Out, usize),
+    ) {
+        let rank = b.len() / outputs.max(1);
+        let at = part.at + (rows.start - part.rows.start) * rank;
+        // SAFETY: it has rows of `rank` numbers and is computed: nobody writes it any more.
+        let inner = unsafe { std::slice::from_raw_parts(self.place.0.add(at), rows.len() * rank) };
+        // SAFETY: the row lies in the result.
+        let out = Out(unsafe { out.0.add(rows.start * outputs) });
+        let fit = multiply_columns((inner, rows.len(), rank), (b, outputs), tiles, (out, outputs), true);
+        debug_assert!(fit.is_ok());
     }
 
     fn of(&self, product: usize, rows: &Range<usize>) -> impl Iterator<Item = &Part<'a>> {
@@ -189,19 +233,6 @@ impl<'a> Changes<'a> {
 }
 
 impl Part<'_> {
-    fn inner<N: Number>(&self, x: &[f32], inputs: usize, a: &[N]) {
-        // All at once: what lies in short rows would be waited for row by row.
-        Level::best().run(Ask { rows: a, width: a.len(), tiles: 0..a.len().div_ceil(LANES) });
-        let count = self.rows.len() * (a.len() / inputs.max(1));
-        // SAFETY: the place was made for so many numbers, for this piece alone.
-        let inner = unsafe { std::slice::from_raw_parts_mut(self.inner.0, count) };
-        let fit = dots((x, self.rows.len(), inputs), (a, inputs), inner);
-        debug_assert!(fit.is_ok());
-        if (self.scale - 1.0).abs() > 0.0 {
-            steps::scale(inner, self.scale);
-        }
-    }
-
     fn wait(&self) {
         for look in 0_usize.. {
             if self.is_done.load(Ordering::Acquire) {
@@ -209,24 +240,6 @@ impl Part<'_> {
             }
             if look < LOOKS { std::hint::spin_loop() } else { thread::yield_now() }
         }
-    }
-
-    fn add(&self, rows: Range<usize>, tiles: Range<usize>, out: (Out, usize)) {
-        match self.factors {
-            Factors::F32([_, b]) => self.expand(b, rows, tiles, out),
-            Factors::Bf16([_, b]) => self.expand(b, rows, tiles, out),
-        }
-    }
-
-    fn expand<N: Number>(&self, b: &[N], rows: Range<usize>, tiles: Range<usize>, (out, outputs): (Out, usize)) {
-        let rank = b.len() / outputs.max(1);
-        let skipped = (rows.start - self.rows.start) * rank;
-        // SAFETY: it has rows of `rank` numbers and is computed: nobody writes it any more.
-        let inner = unsafe { std::slice::from_raw_parts(self.inner.0.add(skipped), rows.len() * rank) };
-        // SAFETY: the row lies in the result.
-        let out = Out(unsafe { out.0.add(rows.start * outputs) });
-        let fit = multiply_columns((inner, rows.len(), rank), (b, outputs), tiles, (out, outputs), true);
-        debug_assert!(fit.is_ok());
     }
 }
 

@@ -60,9 +60,9 @@ pub use groups::{Groups, Scores, attend_groups, attend_groups_backward};
 pub use keys_values::KeysValues;
 pub use low_rank::{Factors, LowRank, add_low_rank};
 pub(super) use packed::Packed;
-pub use prepared::Prepared;
+pub use prepared::{Prepared, emptied};
 pub use product::Misfit;
 pub(super) use product::{Job, product, product_exact, product_transposed, products};
 #[cfg(test)]
 use simd::Level;
-pub use team::{each, together};
+pub use team::{each, each_part, together};

@@ -1,12 +1,15 @@
 //! Rows of activations in the forms that packed weights are multiplied with: bf16, or bytes with a scale for 32.
 //!
-//! Buffers are kept for the next rows. Multiplies nothing.
+//! Buffers are kept for the next rows, and the lists that a loop of products makes too. Multiplies nothing.
 //! Shapes: rows packed `[rows, inputs]`.
 
 use super::blocks::{BLOCK, Format};
+use super::low_rank::{LowRank, Part};
 use super::packed::Packed;
+use super::product::Piece;
 use super::simd::{Level, Simd, TILE_INPUTS, TILE_ROWS, Work};
-use super::team::each;
+use super::team::{Parts, each_number, each_part};
+use super::tile::Out;
 
 /// Values below which threads are not asked to help.
 const ALONE: usize = 1 << 15;
@@ -21,6 +24,16 @@ pub struct Prepared {
     pub(super) sums: Vec<[i32; 2]>,
     /// Place of what adapters make of the rows.
     pub(super) inner: Vec<f32>,
+    pub(super) lists: Lists,
+}
+
+/// Memory of lists; empty between two loops.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    pub(super) low_ranks: Vec<LowRank<'static>>,
+    pub(super) parts: Vec<Part<'static>>,
+    pub(super) outs: Vec<(&'static Packed, Out)>,
+    pub(super) pieces: Vec<Piece>,
 }
 
 struct Narrow<'a> {
@@ -94,6 +107,16 @@ impl Work for Quantise<'_> {
 }
 
 impl Prepared {
+    /// Takes memory for a list of changes, empty; [`Self::keep`] gives it back.
+    pub fn list(&mut self) -> Vec<LowRank<'static>> {
+        std::mem::take(&mut self.lists.low_ranks)
+    }
+
+    /// Keeps the memory of a list for the next one.
+    pub fn keep(&mut self, list: Vec<LowRank<'_>>) {
+        self.lists.low_ranks = emptied(list);
+    }
+
     /// Prepares rows for weights of some formats.
     pub(super) fn fill<'a>(
         &mut self,
@@ -116,7 +139,8 @@ impl Prepared {
             let block = TILE_ROWS * inputs;
             let narrow = room(&mut self.narrow, x.len().next_multiple_of(block));
             let part = ALONE.div_ceil(4 * block) * block;
-            each(x.chunks(part).zip(narrow.chunks_mut(part)).collect(), |(x, out)| {
+            each_part(narrow, part, |number, out| {
+                let x = &x[number * part..x.len().min((number + 1) * part)];
                 let blocks = x.chunks(block).zip(out.chunks_mut(block));
                 blocks.for_each(|(x, out)| level.run(NarrowBlock { x, inputs, out }));
             });
@@ -129,8 +153,10 @@ impl Prepared {
             return;
         }
         let rows = ALONE.div_ceil(4 * inputs);
-        let parts = x.chunks(rows * inputs).zip(narrow.chunks_mut(rows * width));
-        each(parts.collect(), |(x, out)| level.run(Narrow { x, inputs, out }));
+        each_part(narrow, rows * width, |number, out| {
+            let first = number * rows * inputs;
+            level.run(Narrow { x: &x[first..x.len().min(first + rows * inputs)], inputs, out });
+        });
     }
 
     fn fill_quants(&mut self, level: Level, x: &[f32]) {
@@ -142,16 +168,40 @@ impl Prepared {
             return;
         }
         let size = ALONE / 4;
-        let parts = x.chunks(size).zip(quants.chunks_mut(size));
-        let scales = steps.chunks_mut(size / BLOCK).zip(sums.chunks_mut(size / BLOCK));
-        each(parts.zip(scales).collect(), |((x, quants), (steps, sums))| {
+        let (quants, steps) = (Parts::new(quants, size), Parts::new(steps, size / BLOCK));
+        let sums = Parts::new(sums, size / BLOCK);
+        each_number(quants.count(), |number| {
+            let x = &x[number * size..x.len().min((number + 1) * size)];
+            // SAFETY: every number comes once.
+            let (quants, steps, sums) = unsafe { (quants.get(number), steps.get(number), sums.get(number)) };
             level.run(Quantise { x, quants, steps, sums });
         });
     }
+}
+
+/// Returns the memory of a list for items of another lifetime.
+pub fn emptied<T, U>(mut list: Vec<T>) -> Vec<U> {
+    list.clear();
+    // The standard library collects items of one size in place.
+    list.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
 /// Returns the first `len` of numbers that are left of earlier rows, and not cleared.
 fn room<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     buffer.resize(len.max(buffer.len()), T::default());
     &mut buffer[..len]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_a_list_is_kept_for_items_of_another_lifetime() {
+        let text = String::from("here");
+        let list: Vec<&str> = vec![&text; 100];
+        let memory = list.as_ptr() as usize;
+        let again: Vec<&'static str> = emptied(list);
+        assert!(again.is_empty() && again.capacity() >= 100 && again.as_ptr() as usize == memory);
+    }
 }

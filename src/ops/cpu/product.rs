@@ -10,10 +10,10 @@ use super::amx::{self, Part};
 use super::blocks::{BLOCK, Format};
 use super::low_rank::{Changes, LowRank};
 use super::packed::Packed;
-use super::prepared::Prepared;
+use super::prepared::{Prepared, emptied};
 use super::quants::Quants;
 use super::simd::{LANES, Level, Simd, Work};
-use super::team::{each, each_with};
+use super::team::{each_number, each_with};
 use super::tile::{Ahead, Brains, Floats, Halves, Out, Sweep};
 
 /// Products of numbers below which threads are not asked to help.
@@ -64,7 +64,7 @@ pub(in crate::ops) fn product(
     out: &mut [f32],
     prepared: &mut Prepared,
 ) -> Result<(), Misfit> {
-    products(x, rows, &mut [Job { weights, out, changes: &[] }], prepared)
+    products(x, rows, [Job { weights, out, changes: &[] }], prepared)
 }
 
 /// A product to be written.
@@ -80,47 +80,50 @@ pub(in crate::ops) struct Job<'a> {
 ///
 /// # Errors
 /// When shapes do not fit.
-pub(in crate::ops) fn products(
-    x: &[f32],
+pub(in crate::ops) fn products<'a>(
+    x: &'a [f32],
     rows: usize,
-    jobs: &mut [Job<'_>],
+    jobs: impl IntoIterator<Item = Job<'a>>,
     prepared: &mut Prepared,
 ) -> Result<(), Misfit> {
     products_at(Level::best(), x, rows, jobs, prepared)
 }
 
 /// A piece of a product.
-struct Piece {
+#[derive(Debug, Clone)]
+pub(super) struct Piece {
     job: usize,
     tiles: Range<usize>,
     rows: Range<usize>,
 }
 
 /// Writes the products with the instructions of a level.
-pub(super) fn products_at(
+pub(super) fn products_at<'a>(
     level: Level,
-    x: &[f32],
+    x: &'a [f32],
     rows: usize,
-    jobs: &mut [Job<'_>],
+    jobs: impl IntoIterator<Item = Job<'a>>,
     prepared: &mut Prepared,
 ) -> Result<(), Misfit> {
-    let Some(inputs) = jobs.first().map(|job| job.weights.inputs()) else { return Ok(()) };
-    for Job { weights, out, .. } in jobs.iter() {
+    let inputs = x.len() / rows.max(1);
+    let mut outs: Vec<(&Packed, Out)> = std::mem::take(&mut prepared.lists.outs);
+    let mut changes = Changes::new((x, inputs), prepared);
+    for Job { weights, out, changes: of_job } in jobs {
         fits(x.len(), rows, weights.inputs())?;
         fits(out.len(), rows, weights.outputs())?;
+        changes.push(outs.len(), weights.outputs(), of_job)?;
+        outs.push((weights, Out(out.as_mut_ptr())));
     }
-    if rows == 0 {
+    if rows == 0 || outs.is_empty() {
         return Ok(());
     }
-    let mut inner = std::mem::take(&mut prepared.inner);
-    let of_jobs = jobs.iter().map(|job| (job.weights.outputs(), job.changes));
-    let changes = Changes::new((x, inputs), of_jobs, &mut inner)?;
-    prepared.fill(level, x, inputs, jobs.iter().map(|job| job.weights));
-    let outs: Vec<(&Packed, Out)> = jobs.iter_mut().map(|job| (job.weights, Out(job.out.as_mut_ptr()))).collect();
-    let whole = Whole { level, rows: (x, &*prepared), changes, outs };
-    whole.compute(rows);
-    drop(whole);
-    prepared.inner = inner;
+    changes.begin();
+    prepared.fill(level, x, inputs, outs.iter().map(|(weights, _)| *weights));
+    let mut pieces = std::mem::take(&mut prepared.lists.pieces);
+    let whole = Whole { level, rows: (x, prepared), changes: &changes, outs: &outs };
+    whole.compute(rows, &mut pieces);
+    changes.end(prepared);
+    (prepared.lists.outs, prepared.lists.pieces) = (emptied(outs), pieces);
     Ok(())
 }
 
@@ -129,12 +132,12 @@ struct Whole<'a> {
     level: Level,
     /// As they are, and as weights are multiplied with.
     rows: (&'a [f32], &'a Prepared),
-    changes: Changes<'a>,
-    outs: Vec<(&'a Packed, Out)>,
+    changes: &'a Changes<'a>,
+    outs: &'a [(&'a Packed, Out)],
 }
 
 impl Whole<'_> {
-    fn compute(&self, rows: usize) {
+    fn compute(&self, rows: usize, pieces: &mut Vec<Piece>) {
         let total: usize = self.outs.iter().map(|(weights, _)| weights.tiles()).sum();
         let inputs = self.rows.0.len() / rows;
         if rows * inputs * total * LANES < ALONE {
@@ -143,33 +146,30 @@ impl Whole<'_> {
             (0..self.outs.len()).for_each(|job| self.piece(piece(job), std::ptr::null()));
             return;
         }
-        let list = self.divide(rows, total);
+        self.divide(rows, total, pieces);
         // Threads take pieces in turn: what one takes next is most likely as many further as there are threads.
         let threads = rayon::current_num_threads();
-        let starts: Vec<_> = list.iter().map(|piece| (piece.job, piece.tiles.start)).collect();
         // Those of changes come first, so that nobody waits for one that nobody has begun.
-        let changes = (0..self.changes.len()).map(|at| (at, None));
-        let pieces = changes.chain(list.into_iter().map(Some).enumerate()).collect();
-        each(pieces, |(i, piece): (usize, Option<Piece>)| match piece {
-            None => self.changes.piece(i),
-            Some(piece) => {
-                let start = |&(job, tile): &(usize, usize)| {
-                    let weights = self.outs[job].0;
-                    weights.bytes().as_ptr().wrapping_add(tile * weights.tile_bytes())
-                };
-                self.piece(piece, starts.get(i + threads).map_or(std::ptr::null(), start));
-            }
+        let changes = self.changes.len();
+        each_number(changes + pieces.len(), |number| {
+            let Some(number) = number.checked_sub(changes) else { return self.changes.piece(number) };
+            let start = |piece: &Piece| {
+                let weights = self.outs[piece.job].0;
+                weights.bytes().as_ptr().wrapping_add(piece.tiles.start * weights.tile_bytes())
+            };
+            let then = pieces.get(number + threads).map_or(std::ptr::null(), start);
+            self.piece(pieces[number].clone(), then);
         });
     }
 
     /// Divides the results among threads.
-    fn divide(&self, rows: usize, total: usize) -> Vec<Piece> {
+    fn divide(&self, rows: usize, total: usize, list: &mut Vec<Piece>) {
         let pieces = rayon::current_num_threads() * PIECES;
         let step = total.div_ceil(pieces).next_multiple_of(3);
         // Few tiles and many rows are divided by rows.
         let parts = (pieces * step).div_ceil(total.next_multiple_of(step)).clamp(1, rows.div_ceil(64));
         let rows_step = rows.div_ceil(parts).next_multiple_of(16);
-        let mut list = Vec::with_capacity(2 * pieces);
+        list.clear();
         for (job, (weights, _)) in self.outs.iter().enumerate() {
             for first in (0..weights.tiles()).step_by(step) {
                 for row in (0..rows).step_by(rows_step) {
@@ -178,7 +178,6 @@ impl Whole<'_> {
                 }
             }
         }
-        list
     }
 
     /// Computes a piece; `then` is what this thread probably reads after it.

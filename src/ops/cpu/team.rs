@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -86,28 +87,86 @@ pub(super) fn each_with<T: Send, S>(
     make: impl Fn() -> S + Sync + Send,
     work: impl Fn(&mut S, T) + Sync + Send,
 ) {
-    if items.len() < 2 || WITHIN.get() {
+    let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    each_number_with(items.len(), make, |own, number| {
+        let item = items[number].lock().unwrap_or_else(PoisonError::into_inner).take();
+        item.into_iter().for_each(|item| work(own, item));
+    });
+}
+
+/// Does `work` for every part of `size` items, of which the last may have fewer, and its number; in any order. Takes no
+/// memory.
+pub fn each_part<T: Send>(items: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync + Send) {
+    let parts = Parts::new(items, size);
+    // SAFETY: every number comes once.
+    each_number(parts.count(), |number| work(number, unsafe { parts.get(number) }));
+}
+
+/// Does `work` for every number below `count`, in any order. Takes no memory.
+pub(super) fn each_number(count: usize, work: impl Fn(usize) + Sync + Send) {
+    each_number_with(count, || (), |(), number| work(number));
+}
+
+/// The same with something that each thread makes once.
+pub(super) fn each_number_with<S>(
+    count: usize,
+    make: impl Fn() -> S + Sync + Send,
+    work: impl Fn(&mut S, usize) + Sync + Send,
+) {
+    if count < 2 || WITHIN.get() {
         let mut own = None;
-        return items.into_iter().for_each(|item| work(own.get_or_insert_with(&make), item));
+        return (0..count).for_each(|number| work(own.get_or_insert_with(&make), number));
     }
     let Some(team) = TEAM.take() else {
-        return items.into_par_iter().with_max_len(1).for_each_init(make, work);
+        return (0..count).into_par_iter().with_max_len(1).for_each_init(make, work);
     };
     let _back = Finally(|| TEAM.set(Some(Arc::clone(&team))));
     let next = AtomicUsize::new(0);
-    let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-    let take = || {
-        let item = items.get(next.fetch_add(1, Ordering::Relaxed))?;
-        item.lock().unwrap_or_else(PoisonError::into_inner).take()
-    };
     team.run(&|| {
         let _outside = Finally(|| WITHIN.set(false));
         WITHIN.set(true);
         let mut own = None;
-        while let Some(item) = take() {
-            work(own.get_or_insert_with(&make), item);
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return;
+            }
+            work(own.get_or_insert_with(&make), number);
         }
     });
+}
+
+/// Parts of a slice that threads write.
+pub(super) struct Parts<'a, T> {
+    first: *mut T,
+    len: usize,
+    size: usize,
+    items: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: whoever takes a part sees to it that no other thread has it.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    /// Divides a slice into parts of `size` items; the last may have fewer.
+    pub(super) fn new(items: &'a mut [T], size: usize) -> Self {
+        Self { first: items.as_mut_ptr(), len: items.len(), size: size.max(1), items: PhantomData }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.len.div_ceil(self.size)
+    }
+
+    /// Returns a part.
+    ///
+    /// # Safety
+    /// Nobody else may have it.
+    #[expect(clippy::mut_from_ref, reason = "each part once")]
+    pub(super) unsafe fn get(&self, number: usize) -> &mut [T] {
+        let first = self.len.min(number * self.size);
+        // SAFETY: it lies in the slice, and the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(first), self.size.min(self.len - first)) }
+    }
 }
 
 /// Calls something when it goes, even if that is because of a panic.

@@ -114,12 +114,12 @@ fn every_form_multiplies_and_no_row_depends_on_another() {
                 let tolerance = if format == Format::Bf16 && level.narrows(inputs) { 0.1 } else { 2e-4 };
                 let mut whole = vec![f32::NAN; 37 * outputs];
                 let mut prepared = Prepared::default();
-                products_at(level, &x, 37, &mut [job(&packed, &mut whole)], &mut prepared).unwrap();
+                products_at(level, &x, 37, [job(&packed, &mut whole)], &mut prepared).unwrap();
                 close(&whole, &expected, tolerance, &what);
                 for (first, rows) in [(0, 1), (36, 1), (3, 2), (5, 3), (1, 7), (8, 16)] {
                     let mut part = vec![f32::NAN; rows * outputs];
                     let x = &x[first * inputs..(first + rows) * inputs];
-                    products_at(level, x, rows, &mut [job(&packed, &mut part)], &mut prepared).unwrap();
+                    products_at(level, x, rows, [job(&packed, &mut part)], &mut prepared).unwrap();
                     assert_eq!(part, whole[first * outputs..(first + rows) * outputs], "{what}, {rows} rows");
                 }
             }
@@ -136,8 +136,8 @@ fn several_products_of_the_same_rows_are_those_of_each() {
     for rows in [1, 4, 300] {
         let x = values(rows * 576, 4);
         let mut together: Vec<_> = all.iter().map(|weights| vec![0.0; rows * weights.outputs()]).collect();
-        let mut jobs: Vec<_> = all.iter().zip(&mut together).map(|(weights, out)| job(weights, out)).collect();
-        products(&x, rows, &mut jobs, &mut Prepared::default()).unwrap();
+        let jobs: Vec<_> = all.iter().zip(&mut together).map(|(weights, out)| job(weights, out)).collect();
+        products(&x, rows, jobs, &mut Prepared::default()).unwrap();
         for (weights, together) in all.iter().zip(&together) {
             let mut alone = vec![0.0; together.len()];
             product(weights, &x, rows, &mut alone, &mut Prepared::default()).unwrap();
@@ -242,8 +242,8 @@ fn products_have_the_changes_of_their_rows() {
         }
         let mut together: Vec<_> = all.iter().map(|weights| vec![0.0; rows * weights.outputs()]).collect();
         let of_all = all.iter().zip(&mut together).zip(&changes);
-        let mut jobs: Vec<_> = of_all.map(|((weights, out), changes)| Job { weights, out, changes }).collect();
-        products(&x, rows, &mut jobs, &mut Prepared::default()).unwrap();
+        let jobs: Vec<_> = of_all.map(|((weights, out), changes)| Job { weights, out, changes }).collect();
+        products(&x, rows, jobs, &mut Prepared::default()).unwrap();
         for ((weights, together), changes) in all.iter().zip(&together).zip(&changes) {
             let mut alone = vec![0.0; together.len()];
             product(weights, &x, rows, &mut alone, &mut Prepared::default()).unwrap();
@@ -255,8 +255,8 @@ fn products_have_the_changes_of_their_rows() {
     }
     let wrong = LowRank { rows: 0..1, factors: Factors::F32([&matrices[0][0].0, &matrices[1][0].1]), scale: 1.0 };
     let mut out = vec![0.0; 576];
-    let mut jobs = [Job { weights: &all[0], out: &mut out, changes: &[wrong] }];
-    assert!(products(&values(inputs, 1), 1, &mut jobs, &mut Prepared::default()).is_err());
+    let jobs = [Job { weights: &all[0], out: &mut out, changes: &[wrong] }];
+    assert!(products(&values(inputs, 1), 1, jobs, &mut Prepared::default()).is_err());
 }
 
 #[test]
