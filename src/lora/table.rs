@@ -160,7 +160,7 @@ fn factors<'a>(numbers: &'a Storage, a: &Range<usize>, b: &Range<usize>) -> Opti
     match numbers {
         Storage::Cpu(CpuStorage::F32(all)) => Some(Factors::F32([&all[a.clone()], &all[b.clone()]])),
         Storage::Cpu(CpuStorage::BF16(all)) => Some(Factors::Bf16([&all[a.clone()], &all[b.clone()]])),
-        _ => None,
+        Storage::Cpu(_) | Storage::Cuda(_) | Storage::Metal(_) => None,
     }
 }
 
