@@ -27,7 +27,7 @@ pub struct Changed<'a> {
     matrices: Vec<(&'a Run, Pair<'a>)>,
 }
 
-/// A batch whose adapters are read, for all layers of a pass.
+/// A batch whose adapters are read, for as many layers as have its rows.
 #[derive(Debug)]
 pub struct OpenBatch<'a> {
     batch: &'a LoraBatch,

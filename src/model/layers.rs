@@ -85,7 +85,8 @@ pub(super) fn run_backward(
 }
 
 /// Applies linear layers with their adapters to the same rows on the CPU, without a gradient: `x` is `[rows, input]`,
-/// results take the place of what their buffers held. Takes no memory where adapters only add low-rank matrices.
+/// results take the place of what their buffers held. Takes no memory where weights
+/// have kernels and adapters only add low-rank matrices.
 pub(super) fn project<const N: usize>(
     lora: &OpenBatch<'_>,
     (x, rows): (&[f32], usize),

@@ -91,7 +91,8 @@ pub fn clear() {
     idle().clear();
 }
 
-/// Returns the memory of an f32 tensor on the CPU, after which neither it nor what shares its numbers may be read.
+/// Returns the memory of an f32 tensor on the CPU, after which neither it nor what shares its numbers may be read; nothing
+/// of a tensor of another type.
 ///
 /// # Errors
 /// When it is on another device.

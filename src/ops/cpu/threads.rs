@@ -1,4 +1,5 @@
-//! Steps over many rows, divided among threads; few numbers stay on the caller's. They take no memory.
+//! Steps over many rows, divided among threads; few numbers stay on the caller's. But for backwards
+//! with two results they take no memory.
 //!
 //! The same steps as in `steps.rs`, whose results do not depend on where rows are divided.
 
