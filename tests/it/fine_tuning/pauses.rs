@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use crate::client::Server;
+use crate::client::{Server, eventually};
 
 const STEPS: u64 = 400;
 /// Kills that must hit a running job.
@@ -64,6 +64,11 @@ async fn ended(server: &Server, id: &str) -> (String, Vec<TrainingProgress>, BTr
     assert_eq!(steps.iter().map(|step| step.step).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
     let generation = job.result.unwrap().generation;
     assert_eq!(server.client.complete(greedy("live", "Snow is", 1)).await.1, generation);
+    // Watchers hear of the end before the checkpoint's file is removed; it is counted after.
+    eventually("its files", || async {
+        (server.client.metrics().await.sum("evenkeel_jobs_finished_total", &["succeeded"]) == 1.0).then_some(())
+    })
+    .await;
     (generation, steps, files(&server.settings.server.data_dir))
 }
 
