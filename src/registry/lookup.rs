@@ -206,14 +206,15 @@ impl Registry {
             let known: Vec<&str> = self.bases.iter().map(|base| base.model.info().fingerprint.as_str()).collect();
             LoraError::Mismatch(format!("`{name}` was made for base model {}, not {}", row.base, known.join(" or ")))
         })?;
-        let reserved = self.reserve(row.bytes)?;
+        let mut reserved = self.reserve(row.bytes)?;
         let config = self.store.blobs().get(&row.config_blob)?;
         let tensors = self.store.blobs().get(&row.tensor_blob)?;
         let adapter = base.model.load_adapter(&config, &tensors)?;
         if adapter.generation() != generation {
             return Err(StoreError::Corrupt(format!("{name}@{generation}")).into());
         }
-        // A row written by another version may count otherwise.
+        // A row written by another version, or beside weights of another format, may count otherwise.
+        reserved.shrink(adapter.info().bytes);
         let more = self.reserve(adapter.info().bytes.saturating_sub(row.bytes))?;
         let adapter = Arc::new(adapter.with_guard(Box::new((reserved, more))));
         self.memory.hold(adapter.clone());

@@ -54,6 +54,15 @@ pub(super) struct Reservation {
     taken: Arc<Taken>,
 }
 
+impl Reservation {
+    /// Gives back what is more than `bytes`.
+    pub(super) fn shrink(&mut self, bytes: u64) {
+        self.taken.bytes.fetch_sub(self.bytes.saturating_sub(bytes), Ordering::AcqRel);
+        self.bytes = self.bytes.min(bytes);
+        self.taken.show();
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.taken.bytes.fetch_sub(self.bytes, Ordering::AcqRel);

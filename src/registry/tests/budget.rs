@@ -151,3 +151,25 @@ fn deletion_during_a_load_leaves_nothing_in_memory() {
     });
     assert_eq!(house.metrics.adapter_bytes.get(), 0);
 }
+
+#[test]
+fn what_an_adapter_takes_counts_and_not_what_its_row_says() {
+    let mut house = Plan::memory(250).start();
+    house.publish("poet", 100, "one");
+    for said in [240, 60] {
+        let folder = house.folder.clone();
+        drop(house);
+        let store = Store::open(&folder.path().join("data")).unwrap();
+        let say = |catalog: &crate::store::Catalog<'_>| {
+            let row = catalog.generations("poet")?.remove(0);
+            catalog.put_generation(&crate::store::GenerationRow { bytes: said, ..row })
+        };
+        store.change(say).unwrap();
+        drop(store);
+        house = Plan::memory(250).open(folder);
+        house.lease("poet");
+        assert_eq!(house.metrics.adapter_bytes.get(), 100);
+    }
+    house.publish("other", 250, "two");
+    assert_eq!(house.metrics.adapter_bytes.get(), 250);
+}
