@@ -8,7 +8,7 @@
 #        tests/bench/run.sh --formats [--text FILE] [--llama-server [BINARY]] [OPTION]...
 #                                                                  the same GGUF formats as llama.cpp; with its server
 #                                                                  too, which is compiled here where none is named
-#        tests/bench/run.sh --alone [--adapters N] [OPTION]...     start, gRPC, streams, adapters, a prompt again
+#        tests/bench/run.sh --alone [--adapters N] [OPTION]...     start, gRPC, streams, adapters, swaps, a prompt again
 #        tests/bench/run.sh --audit [--hatecheck FOLDER] [--shadows N] [OPTION]...
 #                                                                  audits of real data, scoring against transformers
 #        tests/bench/run.sh --vision [OPTION]...                   images: speed, a real task, audits
