@@ -8,7 +8,6 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::piece::brought;
 use super::{Change, Dropout, LinearDelta, LoraBatch, Run, SiteId};
 use crate::ops::{add_bias, dense_product, matmul, rms_norm};
 
@@ -74,12 +73,10 @@ impl LoraBatch {
                 if of.len() == rows
                     && !is_scaled(*scale)
                     && delta.a.dtype() == DType::F32
+                    && delta.is_plain()
                     && run.adapter.piece.is_none() =>
             {
-                let LinearDelta { a, b, b_bias: None, magnitude: None, bias: None, .. } = delta else {
-                    return Ok(None);
-                };
-                Ok(Some((a, b)))
+                Ok(Some((&delta.a, &delta.b)))
             }
             _ => Ok(None),
         }
@@ -245,8 +242,8 @@ fn low_rank(
     if let Some(dropout) = dropout {
         x = (x.clone() * kept(dropout, x.dims(), x.device())?)?;
     }
-    let [a, b] = [&delta.a, &delta.b].map(|matrix| brought(matrix, x.device())?.to_dtype(DType::F32));
-    let mut change = matmul(&matmul(&x, &a?)?, &b?)?;
+    let (a, b) = delta.matrices(x.device())?;
+    let mut change = matmul(&matmul(&x, &a)?, &b)?;
     if let Some(bias) = &delta.b_bias {
         change = change.broadcast_add(bias)?;
     }

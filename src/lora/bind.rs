@@ -69,7 +69,7 @@ impl Binder<'_> {
         let b = (b * scaling)?;
         if aside {
             let (a, b) = (a.t()?, b.t()?);
-            return Ok(Change::Linear(LinearDelta { a, b, b_bias: None, scaling, magnitude: None, bias: None }));
+            return Ok(Change::Linear(LinearDelta::new(a, b, scaling)));
         }
         let b_bias = if self.config.lora_bias {
             let bias = parts.need(&site.path, Part::BBias)?;
@@ -85,9 +85,9 @@ impl Binder<'_> {
         };
         let bias = bias.map(|bias| self.vector(site, &bias)).transpose()?;
         // A stays in its rows, as products on the CPU read it.
-        let format = self.base.low_rank_format(id);
-        let (a, b) = (a.to_dtype(format)?.t()?, b.t()?.contiguous()?.to_dtype(format)?);
-        Ok(Change::Linear(LinearDelta { a, b, b_bias, scaling, magnitude, bias }))
+        let delta = LinearDelta::new(a.t()?, b.t()?.contiguous()?, scaling);
+        let delta = LinearDelta { b_bias, magnitude, bias, ..delta };
+        Ok(Change::Linear(delta.in_format(self.base.low_rank_format(id))?))
     }
 
     /// Returns m / ‖W + sBA‖, `[output]`.

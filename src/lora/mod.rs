@@ -3,13 +3,15 @@
 //!
 //! Holds the types; reading is in `peft`, applying in `batch`. Does not name adapters, count their bytes against a
 //! budget or open files: that is `registry`'s. Matrices are f32 on the base model's device, as PEFT has them over a
-//! half-precision base too; on the CPU those of low rank are bf16 beside weights that have no more bits than that
-//! ([`Base::low_rank_format`]), since a step of many adapters mostly reads them, and one behind the other (`table`). An
-//! adapter that slots of a device take stays in the host's memory instead, in one piece (`piece`). All is computed in f32.
+//! half-precision base too; on the CPU those of low rank are bf16 beside weights of that, and mostly 8 bits beside quantised
+//! ones ([`Base::low_rank_format`], `delta`), since a step of many adapters mostly reads them; they lie one behind the other
+//! (`table`). An adapter that slots of a device take stays in the host's memory instead, in one piece (`piece`). All is
+//! computed in f32.
 
 mod batch;
 mod bind;
 mod config;
+mod delta;
 pub mod full;
 mod images;
 mod json;
@@ -32,10 +34,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+pub use delta::LinearDelta;
 pub use labels::{MAX_LABELS, MAX_NAME, labelled};
 pub use piece::{Part, Piece};
 pub use plan::{Plan, Planned, plan};
-pub use rows::{Changed, OpenBatch, low_ranks};
+pub use rows::{Changed, OpenBatch};
 use table::Table;
 
 /// `target_modules` of an adapter that saves modules and adapts no layer (peft `DUMMY_TARGET_MODULES`).
@@ -250,7 +253,8 @@ pub trait Base {
     /// Returns the number format of activations.
     fn dtype(&self) -> DType;
 
-    /// Returns the number format of low-rank matrices beside the weight of a site.
+    /// Returns the number format of low-rank matrices beside the weight of a site: f32, bf16, or U8
+    /// for 8 bits.
     fn low_rank_format(&self, _site: SiteId) -> DType {
         DType::F32
     }
@@ -292,25 +296,6 @@ pub enum Change {
     Bias(Tensor),
 }
 
-/// A low-rank change of a linear layer.
-///
-/// Stored transposed and scaled, so that a step is two row-major products and one sum.
-#[derive(Debug)]
-pub struct LinearDelta {
-    /// Aᵀ, `[input, r]`.
-    pub a: Tensor,
-    /// s·Bᵀ, `[r, output]`.
-    pub b: Tensor,
-    /// s times the bias of B, `[output]` (`lora_bias`).
-    pub b_bias: Option<Tensor>,
-    /// alpha/r or alpha/√r; already inside `b` and `b_bias`.
-    pub scaling: f64,
-    /// DoRA: m / ‖W + sBA‖ by output row, `[output]`; multiplies everything but the bias.
-    pub magnitude: Option<Tensor>,
-    /// Replaces the base layer's bias, `[output]` (`bias` = `all` or `lora_only`).
-    pub bias: Option<Tensor>,
-}
-
 impl Change {
     /// Returns rank and scaling of the low-rank matrices, if there are any.
     pub fn rank_and_scaling(&self) -> Option<(usize, f64)> {
@@ -327,8 +312,8 @@ impl Change {
         let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
         let optional = |tensor: &Option<Tensor>| tensor.as_ref().map_or(0, size);
         match self {
-            Self::Linear(LinearDelta { a, b, b_bias, scaling: _, magnitude, bias }) => {
-                size(a) + size(b) + optional(b_bias) + optional(magnitude) + optional(bias)
+            Self::Linear(LinearDelta { a, b, worth, b_bias, scaling: _, magnitude, bias }) => {
+                size(a) + size(b) + optional(worth) + optional(b_bias) + optional(magnitude) + optional(bias)
             }
             Self::Embedding { a, b, scaling: _ } => size(a) + size(b),
             Self::Replaced { weight, bias } => size(weight) + optional(bias),
@@ -404,10 +389,18 @@ impl Adapter {
     }
 
     /// Returns an adapter in the making as one that was read lies in memory: what slots take comes from the CPU.
-    #[cfg(all(test, feature = "cuda"))]
+    #[cfg(test)]
     pub(crate) fn settled(changes: BTreeMap<SiteId, Change>, base: &dyn Base) -> candle_core::Result<Self> {
         let (changes, piece) = piece::in_one(changes, base)?;
-        Ok(Self { piece, ..Self::unnamed(changes) })
+        if piece.is_some() {
+            return Ok(Self { piece, ..Self::unnamed(changes) });
+        }
+        let stored = |(site, change)| match change {
+            Change::Linear(delta) => Ok((site, Change::Linear(delta.in_format(base.low_rank_format(site))?))),
+            Change::Embedding { .. } | Change::Replaced { .. } | Change::Bias(_) => Ok((site, change)),
+        };
+        let (changes, table) = Table::of(changes.into_iter().map(stored).collect::<candle_core::Result<_>>()?)?;
+        Ok(Self { table, ..Self::unnamed(changes) })
     }
 
     /// An adapter that changes nothing, for tests of those who only name and count adapters.

@@ -96,10 +96,8 @@ pub(super) fn in_one(
 /// Returns whether a change is one that slots take, and lies in the host's memory.
 fn fits(base: &dyn Base, site: SiteId, change: &Change) -> bool {
     match change {
-        Change::Linear(LinearDelta { b, b_bias: None, magnitude: None, bias: None, .. }) => {
-            base.slot_format(site).is_some() && b.device().is_cpu()
-        }
-        Change::Linear(_) | Change::Embedding { .. } | Change::Replaced { .. } | Change::Bias(_) => false,
+        Change::Linear(delta) => delta.is_plain() && base.slot_format(site).is_some() && delta.b.device().is_cpu(),
+        Change::Embedding { .. } | Change::Replaced { .. } | Change::Bias(_) => false,
     }
 }
 
@@ -114,10 +112,9 @@ fn matrices(change: &Change) -> Option<[&Tensor; 2]> {
 fn on_device(site: SiteId, change: Change, base: &dyn Base) -> Result<Change> {
     match change {
         Change::Linear(delta) if !delta.b.device().same_device(base.device()) => {
-            let format = base.low_rank_format(site);
-            let to = |matrix: &Tensor| brought(matrix, base.device())?.to_dtype(format);
-            let (a, b) = (to(&delta.a)?, to(&delta.b)?.contiguous()?);
-            Ok(Change::Linear(LinearDelta { a, b, ..delta }))
+            let [a, b] = [&delta.a, &delta.b].map(|matrix| brought(matrix, base.device()));
+            let delta = LinearDelta { a: a?, b: b?.contiguous()?, ..delta };
+            Ok(Change::Linear(delta.in_format(base.low_rank_format(site))?))
         }
         Change::Linear(_) | Change::Embedding { .. } | Change::Replaced { .. } | Change::Bias(_) => Ok(change),
     }

@@ -21,9 +21,11 @@ const ROWS: usize = 32;
 #[derive(Debug)]
 pub struct Changed<'a> {
     rows: usize,
-    /// Those that do more than to add matrices of a table.
+    /// What tables add.
+    found: Vec<LowRank<'a>>,
+    /// Those that do more, or have no table.
     touching: Vec<(&'a Run, &'a Change)>,
-    /// Of those that have any.
+    /// The matrices of those that have any.
     matrices: Vec<(&'a Run, Pair<'a>)>,
 }
 
@@ -43,12 +45,7 @@ impl LoraBatch {
     }
 }
 
-impl<'a> OpenBatch<'a> {
-    /// Returns the batch.
-    pub fn batch(&self) -> &'a LoraBatch {
-        self.batch
-    }
-
+impl OpenBatch<'_> {
     /// Adds to a list what low-rank matrices add to the base's product at a site of `rows` rows; returns whether that is all
     /// that adapters do there.
     ///
@@ -69,6 +66,28 @@ impl<'a> OpenBatch<'a> {
         }
         Ok(is_all)
     }
+
+    /// Returns what happens to a linear layer of `rows` rows.
+    ///
+    /// # Errors
+    /// When the runs do not fit the rows, or a DoRA adapter is scaled.
+    pub fn changed(&self, site: SiteId, rows: usize) -> Result<Changed<'_>> {
+        let (mut found, mut touching, mut matrices) = (Vec::new(), Vec::new(), Vec::new());
+        self.low_ranks(site, rows, &mut found)?;
+        for (run, table) in self.batch.runs.iter().zip(&self.tables).filter(|(run, _)| !run.rows.is_empty()) {
+            if let Some(Found::LowRank(_)) = table.as_ref().map(|table| table.at(site)) {
+                continue;
+            }
+            let Some(change) = run.adapter.change(site) else { continue };
+            touching.push((run, change));
+            let Change::Linear(delta) = change else { continue };
+            if delta.magnitude.is_some() && is_scaled(run.scale) {
+                bail!("a DoRA adapter cannot be scaled by {}: its norms hold for its own scaling", run.scale);
+            }
+            matrices.push((run, Pair::new(&delta.a, &delta.b)?));
+        }
+        Ok(Changed { rows, found, touching, matrices })
+    }
 }
 
 /// Rows of one run in one layer.
@@ -85,28 +104,6 @@ impl LoraBatch {
     /// Returns whether some run changes a site.
     pub fn changes(&self, site: SiteId) -> bool {
         self.runs.iter().any(|run| run.adapter.change(site).is_some())
-    }
-
-    /// Returns what happens to a linear layer of `rows` rows.
-    ///
-    /// # Errors
-    /// When the runs do not fit the rows, or a DoRA adapter is scaled.
-    pub fn changed(&self, site: SiteId, rows: usize) -> Result<Changed<'_>> {
-        let (mut touching, mut matrices) = (Vec::new(), Vec::with_capacity(self.runs.len()));
-        for run in self.within(rows)? {
-            if let Some(pair) = run.adapter.plain(site) {
-                matrices.push((run, pair));
-                continue;
-            }
-            let Some(change) = run.adapter.change(site) else { continue };
-            touching.push((run, change));
-            let Change::Linear(delta) = change else { continue };
-            if delta.magnitude.is_some() && is_scaled(run.scale) {
-                bail!("a DoRA adapter cannot be scaled by {}: its norms hold for its own scaling", run.scale);
-            }
-            matrices.push((run, Pair::new(&delta.a, &delta.b)?));
-        }
-        Ok(Changed { rows, touching, matrices })
     }
 
     /// Normalises `[rows, hidden]` with the base's weight `[hidden]`, or with that of the adapter of each row.
@@ -136,8 +133,24 @@ impl Changed<'_> {
         self.matrices.iter().map(|(run, pair)| (*run, pair.read())).collect()
     }
 
-    /// Does to the base's product `out` whatever else adapters do than to add [`low_ranks`]; rows of nobody get `bias`. `x` is
-    /// `[rows, input]`.
+    /// Returns what is added to rows of the base's product; `read` is [`Self::read`].
+    ///
+    /// # Errors
+    /// When matrices are not on the CPU.
+    pub fn low_ranks<'s, S>(&'s self, read: &'s [(&Run, Reading<S>)]) -> Result<Vec<LowRank<'s>>>
+    where
+        S: Deref<Target = Storage>,
+    {
+        let mut all = self.found.clone();
+        for (run, reading) in read {
+            all.push(LowRank { rows: run.rows.clone(), factors: reading.factors()?, scale: run.scale });
+        }
+        all.sort_by_key(|low_rank| low_rank.rows.start);
+        Ok(all)
+    }
+
+    /// Does to the base's product `out` whatever else adapters do than to add [`Self::low_ranks`]; rows of nobody get `bias`.
+    /// `x` is `[rows, input]`.
     ///
     /// # Errors
     /// When shapes do not fit.
@@ -170,23 +183,9 @@ impl Changed<'_> {
     }
 }
 
-/// Returns what is added to rows of the base's product.
-///
-/// # Errors
-/// When the matrices are not on the CPU.
-pub fn low_ranks<'a, S>(read: &'a [(&Run, Reading<S>)]) -> Result<Vec<LowRank<'a>>>
-where
-    S: Deref<Target = Storage>,
-{
-    let low_rank = |(run, reading): &'a (&Run, Reading<S>)| {
-        Ok(LowRank { rows: run.rows.clone(), factors: reading.factors()?, scale: run.scale })
-    };
-    read.iter().map(low_rank).collect()
-}
-
 /// Returns whether nothing but low-rank matrices changes a layer.
 fn is_finished(change: &Change, bias: Option<&Tensor>) -> bool {
-    matches!(change, Change::Linear(LinearDelta { b_bias: None, magnitude: None, bias: None, .. }) if bias.is_none())
+    matches!(change, Change::Linear(delta) if delta.is_plain() && bias.is_none())
 }
 
 /// Adds a bias to every row.

@@ -8,23 +8,22 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 
 use super::{Adapter, Change, LinearDelta, SiteId};
-use crate::ops::Pair;
 use crate::ops::cpu::Factors;
 
-/// Numbers that a matrix begins at a multiple of: a line of the caches, and more.
-const TOGETHER: usize = 32;
+/// Bytes that a matrix begins at a multiple of: a line of the caches.
+const LINE: usize = 64;
 
 /// What an adapter does, by site.
 #[derive(Debug)]
 pub(super) struct Table {
     /// By site: one more than the index of its entry, 0 where there is none.
-    index: Vec<u16>,
+    index: Vec<u32>,
     entries: Vec<Entry>,
-    /// Matrices of f32, then those of bf16.
-    numbers: [Option<Tensor>; 2],
+    /// Matrices of f32 and what those of 8 bits are worth, matrices of bf16, and those of 8 bits.
+    numbers: [Option<Tensor>; 3],
 }
 
 /// What an adapter does at a site.
@@ -45,53 +44,53 @@ struct Part {
     a: Range<usize>,
     /// s·B, by rows.
     b: Range<usize>,
+    /// What numbers of 8 bits are worth, among those of f32.
+    worth: Range<usize>,
 }
+
+/// Number formats in their order.
+const FORMATS: [DType; 3] = [DType::F32, DType::BF16, DType::U8];
 
 impl Table {
     /// Puts low-rank matrices behind each other and returns the changes, of which they are views then; no table where there
     /// is nothing on the CPU to put.
     pub(super) fn of(changes: BTreeMap<SiteId, Change>) -> Result<(BTreeMap<SiteId, Change>, Option<Self>)> {
-        let formats = [DType::F32, DType::BF16];
-        let plain = |change: &Change| match change {
-            Change::Linear(LinearDelta { a, b, b_bias: None, magnitude: None, bias: None, .. }) => {
-                let same = a.dtype() == b.dtype() && a.device().is_cpu() && b.device().is_cpu();
-                let of = formats.iter().position(|format| same && *format == a.dtype())?;
-                Some((of, reach(a), reach(b)))
-            }
-            Change::Linear(_) | Change::Embedding { .. } | Change::Replaced { .. } | Change::Bias(_) => None,
-        };
-        let mut totals = [0; 2];
-        for (of, a, b) in changes.values().filter_map(plain) {
-            totals[of] += a + b;
+        let mut totals = [0; FORMATS.len()];
+        for (of, delta) in changes.values().filter_map(plain) {
+            totals[of] += reach(&delta.a) + reach(&delta.b);
+            totals[0] += delta.worth.as_ref().map_or(0, reach);
         }
         let sites = changes.keys().next_back().map_or(0, |site| site.0 + 1);
-        if totals == [0; 2] || changes.len() >= usize::from(u16::MAX) {
+        if totals.iter().all(|total| *total == 0) {
             return Ok((changes, None));
         }
-        let mut numbers = [None, None];
-        for ((numbers, total), format) in numbers.iter_mut().zip(totals).zip(formats) {
+        let mut numbers = [const { None }; FORMATS.len()];
+        for ((numbers, total), format) in numbers.iter_mut().zip(totals).zip(FORMATS) {
             *numbers = (total > 0).then(|| Tensor::zeros(total, format, &Device::Cpu)).transpose()?;
         }
-        let (mut index, mut entries, mut views, mut ends) = (vec![0; sites], Vec::new(), BTreeMap::new(), [0; 2]);
+        let mut ends = [0; FORMATS.len()];
+        let mut put = |of: usize, matrix: &Tensor| {
+            let Some(numbers) = &numbers[of] else { bail!("a table without place for {:?}", matrix.shape()) };
+            let (begin, count) = (ends[of], matrix.elem_count());
+            numbers.slice_set(&matrix.flatten_all()?, 0, begin)?;
+            ends[of] += reach(matrix);
+            Ok((begin..begin + count, numbers.narrow(0, begin, count)?.reshape(matrix.shape())?))
+        };
+        let (mut index, mut entries, mut views) = (vec![0; sites], Vec::new(), BTreeMap::new());
         for (site, change) in changes {
-            let of = plain(&change).map(|(of, ..)| of);
-            let (entry, change) = match (of.and_then(|of| Some((of, numbers[of].as_ref()?))), change) {
-                (Some((of, numbers)), Change::Linear(delta)) => {
-                    let mut put = |matrix: &Tensor| {
-                        let (begin, count) = (ends[of], matrix.elem_count());
-                        numbers.slice_set(&matrix.flatten_all()?, 0, begin)?;
-                        ends[of] += reach(matrix);
-                        let view = numbers.narrow(0, begin, count)?.reshape(matrix.shape())?;
-                        Ok::<_, candle_core::Error>((begin..begin + count, view))
-                    };
-                    let ((a, own_a), (b, own_b)) = (put(&delta.a.t()?)?, put(&delta.b)?);
-                    let views = LinearDelta { a: own_a.t()?, b: own_b, ..delta };
-                    (Entry::LowRank(Part { of, a, b }), Change::Linear(views))
+            let of = plain(&change).map(|(of, _)| of);
+            let (entry, change) = match (of, change) {
+                (Some(of), Change::Linear(delta)) => {
+                    let ((a, own_a), (b, own_b)) = (put(of, &delta.a.t()?)?, put(of, &delta.b)?);
+                    let (worth, own_worth) = delta.worth.as_ref().map(|worth| put(0, worth)).transpose()?.unzip();
+                    let views = LinearDelta { a: own_a.t()?, b: own_b, worth: own_worth, ..delta };
+                    let worth = worth.unwrap_or_default();
+                    (Entry::LowRank(Part { of, a, b, worth }), Change::Linear(views))
                 }
                 (_, change) => (Entry::Other, change),
             };
             entries.push(entry);
-            index[site.0] = entries.len() as u16;
+            index[site.0] = entries.len() as u32;
             views.insert(site, change);
         }
         Ok((views, Some(Self { index, entries, numbers })))
@@ -99,14 +98,8 @@ impl Table {
 
     /// Returns what happens at a site.
     fn at(&self, site: SiteId) -> Option<&Entry> {
-        let number = usize::from(*self.index.get(site.0)?);
+        let number = *self.index.get(site.0)? as usize;
         self.entries.get(number.checked_sub(1)?)
-    }
-
-    /// Returns matrices, if they are of this table.
-    fn pair(&self, part: &Part) -> Option<Pair<'_>> {
-        let numbers = self.numbers[part.of].as_ref()?;
-        Some(Pair::within(numbers, [part.a.clone(), part.b.clone()]))
     }
 
     /// Begins to read it.
@@ -123,7 +116,7 @@ type Guard<'a> = Box<dyn Deref<Target = Storage> + 'a>;
 /// A table that is read.
 pub(super) struct Opened<'a> {
     table: &'a Table,
-    numbers: [Option<Guard<'a>>; 2],
+    numbers: [Option<Guard<'a>>; FORMATS.len()],
 }
 
 impl fmt::Debug for Opened<'_> {
@@ -150,17 +143,24 @@ impl Opened<'_> {
             Some(Entry::Other) => return Found::Other,
             Some(Entry::LowRank(part)) => part,
         };
-        let numbers = self.numbers[part.of].as_ref();
-        numbers.and_then(|numbers| factors(numbers, &part.a, &part.b)).map_or(Found::Other, Found::LowRank)
+        self.factors(part).map_or(Found::Other, Found::LowRank)
     }
-}
 
-/// Returns matrices that begin at the start of their storage.
-fn factors<'a>(numbers: &'a Storage, a: &Range<usize>, b: &Range<usize>) -> Option<Factors<'a>> {
-    match numbers {
-        Storage::Cpu(CpuStorage::F32(all)) => Some(Factors::F32([&all[a.clone()], &all[b.clone()]])),
-        Storage::Cpu(CpuStorage::BF16(all)) => Some(Factors::Bf16([&all[a.clone()], &all[b.clone()]])),
-        Storage::Cpu(_) | Storage::Cuda(_) | Storage::Metal(_) => None,
+    fn factors(&self, part: &Part) -> Option<Factors<'_>> {
+        let Storage::Cpu(numbers) = &**self.numbers[part.of].as_deref()? else { return None };
+        let Part { a, b, worth, .. } = part;
+        if let CpuStorage::F32(all) = numbers {
+            return Some(Factors::F32([&all[a.clone()], &all[b.clone()]]));
+        }
+        if let CpuStorage::BF16(all) = numbers {
+            return Some(Factors::Bf16([&all[a.clone()], &all[b.clone()]]));
+        }
+        let (CpuStorage::U8(all), Storage::Cpu(CpuStorage::F32(wide))) = (numbers, &**self.numbers[0].as_deref()?)
+        else {
+            return None;
+        };
+        let matrices = [&all[a.clone()], &all[b.clone()]].map(bytemuck::cast_slice);
+        Some(Factors::Int8 { matrices, worth: &wide[worth.clone()] })
     }
 }
 
@@ -172,18 +172,17 @@ impl Adapter {
         }
         self.changes.get(&site)
     }
-
-    /// Returns the low-rank matrices of a site where its table has them and they are all that it does there.
-    pub(super) fn plain(&self, site: SiteId) -> Option<Pair<'_>> {
-        let table = self.table.as_ref()?;
-        match table.at(site)? {
-            Entry::LowRank(part) => table.pair(part),
-            Entry::Other => None,
-        }
-    }
 }
 
-/// Returns how many numbers a matrix takes.
+/// Returns the format of matrices that are all that happens at a layer, by its number, if they are on the CPU.
+fn plain(change: &Change) -> Option<(usize, &LinearDelta)> {
+    let Change::Linear(delta) = change else { return None };
+    let lies = delta.is_plain() && delta.a.dtype() == delta.b.dtype() && delta.a.device().is_cpu();
+    let of = FORMATS.iter().position(|format| lies && *format == delta.a.dtype())?;
+    Some((of, delta))
+}
+
+/// Returns how many numbers a matrix takes, with those up to the next one.
 fn reach(matrix: &Tensor) -> usize {
-    matrix.elem_count().next_multiple_of(TOGETHER)
+    matrix.elem_count().next_multiple_of(LINE / matrix.dtype().size_in_bytes())
 }

@@ -323,4 +323,4 @@ impl Source<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::ModelError;
-use crate::lora::{Change, Changed, LoraBatch, OpenBatch, SiteId, low_ranks};
+use crate::lora::{Change, Changed, LoraBatch, OpenBatch, SiteId};
 use crate::ops::buffer::Buffer;
 use crate::ops::cpu::{LowRank, Prepared, threads};
 use crate::ops::learning::{Layer, Learnt, Weight};
@@ -100,7 +100,8 @@ pub(super) fn project<const N: usize>(
         out.resize(rows * layer.weight.outputs()?, 0.0);
     }
     if !is_all {
-        return project_changed(lora.batch(), (x, rows), layers, prepared);
+        prepared.keep(list);
+        return project_changed(lora, (x, rows), layers, prepared);
     }
     let mut next = 0;
     let products = layers.iter_mut().zip(ends).map(|((layer, out), end)| {
@@ -120,14 +121,15 @@ pub(super) fn project<const N: usize>(
 
 /// The same with whatever adapters do; results have their length.
 fn project_changed<const N: usize>(
-    lora: &LoraBatch,
+    lora: &OpenBatch<'_>,
     (x, rows): (&[f32], usize),
     mut layers: [(&Projection, &mut Vec<f32>); N],
     prepared: &mut Prepared,
 ) -> Result<()> {
     let changed: Vec<_> = layers.iter().map(|(layer, _)| lora.changed(layer.site, rows)).collect::<Result<_>>()?;
     let read: Vec<_> = changed.iter().map(Changed::read).collect();
-    let changes = read.iter().map(|read| low_ranks(read)).collect::<Result<Vec<_>>>()?;
+    let changes = changed.iter().zip(&read).map(|(changed, read)| changed.low_ranks(read));
+    let changes = changes.collect::<Result<Vec<_>>>()?;
     let all = layers.iter_mut().zip(&changed).zip(&changes).filter(|((_, changed), _)| !changed.is_replaced());
     let products = all.map(|(((layer, out), _), changes)| Product { linear: &layer.weight, out, changes });
     Linear::forward_all(x, rows, products, prepared)?;

@@ -77,9 +77,11 @@ impl Linear {
         }
     }
 
-    /// Returns whether the kernels have it in a format that says no more of a number than bf16 does.
-    pub fn is_narrow(&self) -> bool {
-        self.packed().is_some_and(|packed| packed.is_quantised() || packed.format() == Format::Bf16)
+    /// Returns the number format of low-rank matrices beside it: U8 for 8 bits, where the kernels have it quantised.
+    pub fn low_rank_format(&self) -> DType {
+        let narrow = |packed: &Packed| if packed.is_quantised() { DType::U8 } else { DType::BF16 };
+        let packed = self.packed().filter(|packed| packed.is_quantised() || packed.format() == Format::Bf16);
+        packed.map_or(DType::F32, narrow)
     }
 
     /// Returns whether the weight is in a GPU's memory.

@@ -19,8 +19,15 @@ pub(super) fn is_plain(tensor: &Tensor) -> bool {
 /// # Errors
 /// When one is not f32 on the CPU, or `work` fails.
 pub fn with_slices<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([&[f32]; N]) -> Result<R>) -> Result<R> {
-    let contiguous = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
-    let guards: Vec<_> = contiguous.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let mut copied = Ok(());
+    let contiguous = tensors.map(|tensor| {
+        tensor.contiguous().unwrap_or_else(|error| {
+            copied = Err(error);
+            tensor.clone()
+        })
+    });
+    copied?;
+    let guards = contiguous.each_ref().map(Tensor::storage_and_layout);
     let mut slices: [&[f32]; N] = [&[]; N];
     for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
         let (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) = (&**storage, layout.contiguous_offsets())
@@ -52,12 +59,6 @@ impl<'a> Pair<'a> {
             candle_core::bail!("A {:?} or B {:?} is no matrix", a.shape(), b.shape());
         };
         Ok(Self([(a, of_a), (b, of_b.0..of_b.1)]))
-    }
-
-    /// Takes A and B that lie so in a tensor of one piece.
-    pub fn within(numbers: &'a Tensor, places: [Range<usize>; 2]) -> Self {
-        let first = numbers.layout().start_offset();
-        Self(places.map(|place| (Cow::Borrowed(numbers), first + place.start..first + place.end)))
     }
 
     /// Begins to read them.

@@ -154,7 +154,7 @@ impl Parameters {
                     });
                     let (a, b) = (var(a).t()?, (var(b).t()? * scaling)?);
                     let magnitude = magnitude.transpose()?;
-                    Change::Linear(LinearDelta { a, b, b_bias: None, scaling, magnitude, bias: None })
+                    Change::Linear(LinearDelta { magnitude, ..LinearDelta::new(a, b, scaling) })
                 }
             };
             changes.insert(*site, change);

@@ -1,6 +1,6 @@
 //! How many bytes a model takes that is not trained yet, from its settings and the places of the base model.
 //!
-//! Trains nothing and reads no file. Adapters are f32 on the disk and in memory; the few hundred bytes of a file's header
+//! Trains nothing and reads no file. Adapters are f32 on the disk, and at most that in memory; the few hundred bytes of a file's header
 //! are not counted. Units: bytes.
 
 use super::{LoraSettings, Method, Settings, Targets};

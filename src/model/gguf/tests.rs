@@ -15,7 +15,7 @@ fn interleaved(tensor: &Tensor, head_dim: usize) -> Tensor {
 }
 
 /// Rows of whole blocks of every format.
-fn wide() -> serde_json::Value {
+pub(in crate::model) fn wide() -> serde_json::Value {
     let mut config = mistral();
     for (key, size) in [("hidden_size", 256), ("intermediate_size", 256), ("head_dim", 64)] {
         config[key] = size.into();
@@ -29,7 +29,7 @@ fn pair(format: GgmlDType) -> tempfile::TempDir {
 }
 
 /// As [`pair`], of a model with another configuration, more metadata and `rope_freqs.weight`.
-fn pair_of(
+pub(in crate::model) fn pair_of(
     json: &serde_json::Value,
     format: GgmlDType,
     more: &[(&str, gguf_file::Value)],

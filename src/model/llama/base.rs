@@ -67,8 +67,7 @@ impl Base for Llama {
     }
 
     fn low_rank_format(&self, site: SiteId) -> DType {
-        let narrow = self.projection_at(site).is_some_and(|projection| projection.weight.is_narrow());
-        if narrow { DType::BF16 } else { DType::F32 }
+        self.projection_at(site).map_or(DType::F32, |projection| projection.weight.low_rank_format())
     }
 
     /// A classifier computes no steps, and has nobody in its slots.

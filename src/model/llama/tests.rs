@@ -11,6 +11,7 @@ mod full;
 mod learning;
 #[cfg(feature = "cuda")]
 mod serving;
+mod settled;
 
 use self::learning::values;
 
@@ -106,7 +107,7 @@ fn a_row_is_the_same_whichever_rows_are_asked_for() {
         let change = |(id, site): (usize, &Site)| {
             let [a, b] = [[site.input, 3], [3, site.output]].map(|shape| values(&shape, id as u64));
             let (a, b) = (a.as_detached_tensor(), b.as_detached_tensor());
-            let delta = LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None };
+            let delta = LinearDelta::new(a, b, 2.0);
             (SiteId(id), Change::Linear(delta))
         };
         let adapter = Arc::new(Adapter::unnamed(linear.map(change).collect()));

@@ -185,6 +185,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn signed_bytes(self, from: *const i8) -> F {
+        unsafe {
+            let bytes = [_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast())];
+            bytes.map(|bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16) {
         unsafe { super::plain::Plain.to_bf16(from, to) }
     }

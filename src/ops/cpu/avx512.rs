@@ -155,6 +155,11 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     }
 
     #[inline(always)]
+    unsafe fn signed_bytes(self, from: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16) {
         unsafe {
             let bits = _mm512_castps_si512(_mm512_loadu_ps(from));

@@ -1,4 +1,4 @@
-//! What adapters add to products: x·A·B for some rows, with matrices of f32 or bf16.
+//! What adapters add to products: x·A·B for some rows, with matrices of f32, bf16 or 8 bits.
 //!
 //! x·A is computed by pieces of its own, which stand before those of the product that it changes; whoever has columns of
 //! the product adds those of (x·A)·B to them, while they are at hand. Sums are f32 whatever the matrices are. A row's
@@ -32,6 +32,13 @@ pub enum Factors<'a> {
     F32([&'a [f32]; 2]),
     /// Their upper halves.
     Bf16([&'a [bf16]; 2]),
+    /// Whole numbers of 8 bits.
+    Int8 {
+        /// Aᵀ and B.
+        matrices: [&'a [i8]; 2],
+        /// What one of A times one of B is worth, by component, `[rank]`.
+        worth: &'a [f32],
+    },
 }
 
 /// What is added to some rows of a product: scale·x·A·B.
@@ -98,9 +105,13 @@ impl Factors<'_> {
         let (a, b) = match self {
             Self::F32([a, b]) => (a.len(), b.len()),
             Self::Bf16([a, b]) => (a.len(), b.len()),
+            Self::Int8 { matrices: [a, b], .. } => (a.len(), b.len()),
         };
         let rank = a / inputs.max(1);
         fits(a, rank, inputs)?;
+        if let Self::Int8 { worth, .. } = self {
+            fits(worth.len(), rank, 1)?;
+        }
         fits(b, rank, outputs)?;
         Ok(rank)
     }
@@ -163,19 +174,24 @@ impl<'a> Changes<'a> {
         // Whoever waits is not left alone by a panic.
         let _done = Done(&part.is_done);
         match part.factors {
-            Factors::F32([a, _]) => self.inner(part, a),
-            Factors::Bf16([a, _]) => self.inner(part, a),
+            Factors::F32([a, _]) => self.inner(part, a, &[]),
+            Factors::Bf16([a, _]) => self.inner(part, a, &[]),
+            Factors::Int8 { matrices: [a, _], worth } => self.inner(part, a, worth),
         }
     }
 
-    fn inner<N: Number>(&self, part: &Part<'_>, a: &[N]) {
+    fn inner<N: Number>(&self, part: &Part<'_>, a: &[N], worth: &[f32]) {
         // All at once: what lies in short rows would be waited for row by row.
+        Level::best().run(Ask { rows: worth, width: worth.len(), tiles: 0..worth.len().div_ceil(LANES) });
         Level::best().run(Ask { rows: a, width: a.len(), tiles: 0..a.len().div_ceil(LANES) });
         let (x, inputs, count) = (&self.x[part.rows.start * self.inputs..], self.inputs, part.rows.len());
         // SAFETY: there is room for so many numbers from there on, for this part alone.
         let inner = unsafe { std::slice::from_raw_parts_mut(self.place.0.add(part.at), count * (a.len() / inputs)) };
         let fit = dots((x, count, inputs), (a, inputs), inner);
         debug_assert!(fit.is_ok());
+        for row in inner.chunks_exact_mut(worth.len().max(1)).take_while(|_| !worth.is_empty()) {
+            row.iter_mut().zip(worth).for_each(|(x, worth)| *x *= worth);
+        }
         if (part.scale - 1.0).abs() > 0.0 {
             steps::scale(inner, part.scale);
         }
@@ -187,6 +203,9 @@ impl<'a> Changes<'a> {
             match part.factors {
                 Factors::F32([_, b]) => Level::best().run(Ask { rows: b, width: outputs, tiles: tiles.clone() }),
                 Factors::Bf16([_, b]) => Level::best().run(Ask { rows: b, width: outputs, tiles: tiles.clone() }),
+                Factors::Int8 { matrices: [_, b], .. } => {
+                    Level::best().run(Ask { rows: b, width: outputs, tiles: tiles.clone() });
+                }
             }
         }
     }
@@ -204,6 +223,7 @@ impl<'a> Changes<'a> {
         match part.factors {
             Factors::F32([_, b]) => self.expand(part, b, rows, tiles, out),
             Factors::Bf16([_, b]) => self.expand(part, b, rows, tiles, out),
+            Factors::Int8 { matrices: [_, b], .. } => self.expand(part, b, rows, tiles, out),
         }
     }
 

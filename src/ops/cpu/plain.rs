@@ -151,6 +151,11 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    unsafe fn signed_bytes(self, from: *const i8) -> F {
+        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16) {
         let x = unsafe { self.load(from) };
         let rounded: [u16; LANES] = from_fn(|i| {

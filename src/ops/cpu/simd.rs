@@ -78,6 +78,8 @@ pub(in crate::ops) trait Simd: Copy {
     fn dot_bf16(self, sum: Self::F, a: Self::I, b: Self::I) -> Self::F;
     /// 16 bf16 as f32.
     unsafe fn brains(self, from: *const half::bf16) -> Self::F;
+    /// 16 signed bytes as f32.
+    unsafe fn signed_bytes(self, from: *const i8) -> Self::F;
     /// Rounds 16 f32 to bf16, nearest even.
     unsafe fn to_bf16(self, from: *const f32, to: *mut u16);
     /// Turns 32 f32 into bytes from -127 to 127; returns what one step is worth (NaN where
@@ -159,6 +161,21 @@ impl Number for half::bf16 {
     #[inline(always)]
     fn wide(self) -> f32 {
         self.to_f32()
+    }
+}
+
+impl Number for i8 {
+    const ZERO: Self = 0;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.signed_bytes(from) }
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from(self)
     }
 }
 

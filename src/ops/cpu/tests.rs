@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::blocks::BLOCK;
 use super::product::products_at;
-use super::simd::{LANES, Simd, Work, exp};
+use super::simd::{LANES, Number, Simd, Work, exp};
 use super::*;
 
 const FORMATS: [Format; 11] = [
@@ -204,12 +204,24 @@ fn low_ranks_are_added_and_no_row_depends_on_another() {
         let expected = reference(&b_t, &reference(&a, &x, inputs), rank);
         let expected: Vec<f32> = expected.iter().map(|x| 1.0 + 0.5 * x).collect();
         let [narrow_a, narrow_b] = [&a, &b].map(|x| x.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>());
+        // Whole numbers up to 100, whose worth differs by component.
+        let bytes = |x: &[f32]| x.iter().map(|x| (x * 100.0).round() as i8).collect::<Vec<_>>();
+        let (byte_a, byte_b, worth) = (bytes(&a), bytes(&b), (1..=rank).map(|k| 1e-4 * k as f32).collect::<Vec<_>>());
+        let wide = |x: &[i8]| x.iter().map(|x| f32::from(*x)).collect::<Vec<_>>();
+        let b_t: Vec<f32> =
+            (0..b.len()).map(|i| wide(&byte_b)[i % rank * outputs + i / rank] * worth[i % rank]).collect();
+        let of_bytes = reference(&b_t, &reference(&wide(&byte_a), &x, inputs), rank);
+        let of_bytes: Vec<f32> = of_bytes.iter().map(|x| 1.0 + 0.5 * x).collect();
         // Sums of up to 576 products below 1 times as many as the rank; bf16 loses 1/512 of each number.
-        let wide = Factors::F32([&a, &b]);
-        for (factors, tolerance) in [(wide, 1e-3), (Factors::Bf16([&narrow_a, &narrow_b]), 0.5)] {
+        let matrices = [byte_a.as_slice(), &byte_b];
+        for (factors, expected, tolerance) in [
+            (Factors::F32([&a, &b]), &expected, 1e-3),
+            (Factors::Bf16([&narrow_a, &narrow_b]), &expected, 0.5),
+            (Factors::Int8 { matrices, worth: &worth }, &of_bytes, 1e-2),
+        ] {
             let (mut got, change) = (vec![1.0; rows * outputs], |rows| LowRank { rows, factors, scale: 0.5 });
             add_low_rank((&x, inputs), &[change(0..rows)], (&mut got, outputs)).unwrap();
-            close(&got, &expected, tolerance, &format!("{rows} {inputs} {rank} {outputs}"));
+            close(&got, expected, tolerance, &format!("{rows} {inputs} {rank} {outputs}"));
             let mut last = vec![1.0; outputs];
             add_low_rank((&x[(rows - 1) * inputs..], inputs), &[change(0..1)], (&mut last, outputs)).unwrap();
             assert_eq!(last, got[(rows - 1) * outputs..]);
@@ -217,6 +229,9 @@ fn low_ranks_are_added_and_no_row_depends_on_another() {
             add_low_rank((&x, inputs), &[change(0..rows)], (&mut wrong, outputs + 1)).unwrap_err();
             add_low_rank((&x, inputs), &[change(rows..rows + 1)], (&mut got, outputs)).unwrap_err();
         }
+        let few = Factors::Int8 { matrices, worth: &worth[1..] };
+        let few = LowRank { rows: 0..rows, factors: few, scale: 1.0 };
+        add_low_rank((&x, inputs), &[few], (&mut vec![1.0; rows * outputs], outputs)).unwrap_err();
     }
 }
 
@@ -232,13 +247,17 @@ fn products_have_the_changes_of_their_rows() {
     let matrices: Vec<_> = all.iter().map(both).collect();
     let narrow = |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>();
     let narrowed: Vec<_> = matrices.iter().map(|[_, (a, b)]| (narrow(a), narrow(b))).collect();
+    let in_bytes = |x: &[f32]| x.iter().map(|x| (x * 100.0) as i8).collect::<Vec<_>>();
+    let bytes: Vec<_> = matrices.iter().map(|[(a, b), _]| [in_bytes(a), in_bytes(b)]).collect();
     for rows in [1, 8, 150] {
         let x = values(rows * inputs, 4);
         let mut changes = Vec::new();
-        for (i, ([(a, b), _], (c, d))) in matrices.iter().zip(&narrowed).enumerate() {
-            let first = LowRank { rows: 0..rows / 3, factors: Factors::F32([a, b]), scale: 0.5 };
+        for (i, (([(a, b), _], (c, d)), [e, f])) in matrices.iter().zip(&narrowed).zip(&bytes).enumerate() {
+            let of_bytes = Factors::Int8 { matrices: [e, f], worth: &[1e-4; 5] };
+            let factors = if i % 2 == 0 { Factors::F32([a, b]) } else { of_bytes };
+            let first = LowRank { rows: 0..rows / 3, factors, scale: 0.5 };
             let second = LowRank { rows: rows / 2..rows, factors: Factors::Bf16([c, d]), scale: 1.0 };
-            changes.push(if i == 1 { vec![second] } else { vec![first, second] });
+            changes.push(if i == 2 { vec![second] } else { vec![first, second] });
         }
         let mut together: Vec<_> = all.iter().map(|weights| vec![0.0; rows * weights.outputs()]).collect();
         let of_all = all.iter().zip(&mut together).zip(&changes);
@@ -324,6 +343,36 @@ impl Work for Powers {
             });
         }
         self.0
+    }
+}
+
+/// 16 numbers of a format as f32.
+struct Wide<'a, N>(&'a [N; LANES]);
+
+impl<N: Number> Work for Wide<'_, N> {
+    type Output = [f32; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        #[expect(unsafe_code, reason = "16 numbers stand there in both")]
+        // SAFETY: as above.
+        unsafe {
+            s.store(out.as_mut_ptr(), N::load(s, self.0.as_ptr()));
+        }
+        out
+    }
+}
+
+#[test]
+fn every_form_reads_numbers_of_every_format() {
+    for level in Level::available() {
+        for first in (-128..=127).step_by(LANES) {
+            let bytes: [i8; LANES] = std::array::from_fn(|i| (first + i as i32) as i8);
+            assert_eq!(level.run(Wide(&bytes)), bytes.map(f32::from), "{level:?}");
+            let narrow = bytes.map(|x| half::bf16::from_f32(f32::from(x) / 3.0));
+            assert_eq!(level.run(Wide(&narrow)), narrow.map(half::bf16::to_f32), "{level:?}");
+        }
     }
 }
 

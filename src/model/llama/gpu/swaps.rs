@@ -38,7 +38,7 @@ fn adapter(model: &Llama, rank: usize, seed: u64) -> Arc<Adapter> {
         let from = seed + 10 * id as u64;
         let matrix = |shape: [usize; 2], seed| (values(&shape, seed) * 0.5).unwrap();
         let (a, b) = (matrix([site.input, rank], from), matrix([rank, site.output], from + 1));
-        (SiteId(id), Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None }))
+        (SiteId(id), Change::Linear(LinearDelta::new(a, b, 2.0)))
     };
     Arc::new(Adapter::settled(sites.map(change).collect(), model).unwrap())
 }

@@ -28,7 +28,7 @@ fn changes(model: &Llama) -> (BTreeMap<SiteId, Change>, Vec<Var>) {
             vars.extend([values(&[3, site.input], from), values(&[site.output, 3], from + 1)]);
             let [a, b] = [vars.len() - 2, vars.len() - 1].map(|var| vars[var].as_tensor().t().unwrap());
             let b = (b * 2.0).unwrap();
-            Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None })
+            Change::Linear(LinearDelta::new(a, b, 2.0))
         } else {
             continue;
         };
@@ -105,7 +105,7 @@ fn computed(config: &serde_json::Value, (device, dtype): (&str, &str), own: bool
             Change::Replaced { .. } => Change::Replaced { weight: next(), bias: None },
             Change::Linear(_) | Change::Embedding { .. } | Change::Bias(_) => {
                 let (a, b) = (next().t().unwrap(), (next().t().unwrap() * 2.0).unwrap());
-                Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None })
+                Change::Linear(LinearDelta::new(a, b, 2.0))
             }
         };
         (site, change)

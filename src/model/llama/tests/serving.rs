@@ -16,7 +16,7 @@ fn adapter(model: &Llama, rank: usize, seed: u64) -> Arc<Adapter> {
         let from = seed + 10 * id as u64;
         let half = |var: Var| (var.as_tensor() * 0.5).unwrap().detach();
         let (a, b) = (half(values(&[site.input, rank], from)), half(values(&[rank, site.output], from + 1)));
-        let delta = LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None };
+        let delta = LinearDelta::new(a, b, 2.0);
         (SiteId(id), Change::Linear(delta))
     };
     Arc::new(Adapter::settled(sites.map(change).collect(), model).unwrap())

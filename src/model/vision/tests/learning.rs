@@ -55,7 +55,7 @@ fn compare(config: &Value, model: &dyn ImageModel) {
             SiteKind::Linear if i % 3 > 0 => {
                 let (a, b) = (var(&[2, site.input]).t().unwrap(), var(&[site.output, 2]).t().unwrap());
                 let b = (b * 2.0).unwrap();
-                Change::Linear(LinearDelta { a, b, b_bias: None, scaling: 2.0, magnitude: None, bias: None })
+                Change::Linear(LinearDelta::new(a, b, 2.0))
             }
             SiteKind::Linear | SiteKind::Norm if i % 2 == 0 => {
                 let bias = site.bias.then(|| var(&[site.output]));
