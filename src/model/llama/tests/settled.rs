@@ -65,8 +65,8 @@ fn a_row_is_the_same_beside_an_adapter_that_does_more() {
     }
 }
 
-/// How often a step on this thread asks the system for memory that adds `len` tokens to each of four sequences, two of them of adapters, when keys
-/// and values need no more.
+/// How often a step on this thread asks the system for memory: one that adds `len` tokens to each of four sequences, two of
+/// them of adapters, when keys and values need no more.
 fn taken(model: &Llama, len: usize) -> u64 {
     let adapters = [adapter(model, 3, 1, false), adapter(model, 8, 50, false)];
     let run =
