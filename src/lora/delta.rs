@@ -22,7 +22,8 @@ const MOST: f32 = 127.0;
 pub struct LinearDelta {
     /// Aᵀ, `[input, r]`; whole numbers where they have a worth.
     pub a: Tensor,
-    /// s·Bᵀ, `[r, output]`; whole numbers where they have a worth.
+    /// s·Bᵀ, `[r, output]`; whole numbers where they have a worth: `[⌈r/2⌉, output, 2]` then, two components beside each
+    /// other, and zeros where one is missing.
     pub b: Tensor,
     /// What 1 of A times 1 of B is worth, `[r]`, where both are 8 bits.
     pub worth: Option<Tensor>,
@@ -59,7 +60,8 @@ impl LinearDelta {
         if let (Some((a, of_a)), Some((b, of_b))) = (a, b) {
             let worth: Vec<f32> = of_a.iter().zip(of_b).map(|(a, b)| a * b).collect();
             if worth.iter().all(|worth| worth.is_finite()) {
-                return Ok(Self { a: a.t()?, b, worth: Some(Tensor::new(worth, &Device::Cpu)?), ..self });
+                let worth = Some(Tensor::new(worth, &Device::Cpu)?);
+                return Ok(Self { a: a.t()?, b: paired(&b)?, worth, ..self });
             }
         }
         self.in_format(DType::BF16)
@@ -76,9 +78,17 @@ impl LinearDelta {
             let numbers = numbers.into_iter().map(|byte| f32::from(byte.cast_signed()));
             Tensor::from_vec(numbers.collect::<Vec<_>>(), bytes.shape(), &Device::Cpu)
         };
-        let b = wide(&self.b)?.broadcast_mul(&worth.unsqueeze(1)?)?;
+        let (pairs, output, _) = self.b.dims3()?;
+        let b = wide(&self.b)?.transpose(1, 2)?.reshape((2 * pairs, output))?.narrow(0, 0, worth.dim(0)?)?;
+        let b = b.broadcast_mul(&worth.unsqueeze(1)?)?;
         Ok((wide(&self.a)?.to_device(device)?, b.to_device(device)?))
     }
+}
+
+/// Puts two rows of `[r, n]` beside each other, number by number: `[⌈r/2⌉, n, 2]`.
+fn paired(rows: &Tensor) -> Result<Tensor> {
+    let (rank, count) = rows.dims2()?;
+    rows.pad_with_zeros(0, 0, rank % 2)?.reshape((rank.div_ceil(2), 2, count))?.transpose(1, 2)?.contiguous()
 }
 
 /// Returns `[r, n]` in whole numbers with their worth in each row; none where too much would be lost.
@@ -125,7 +135,7 @@ mod tests {
         assert_eq!((stored.a.dtype(), stored.b.dtype()), (DType::U8, DType::U8));
         let bytes = |tensor: &Tensor| tensor.contiguous().unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap();
         assert_eq!(bytes(&stored.a.t().unwrap()), [1, 129, 50, 127, 255, 40]);
-        assert_eq!(bytes(&stored.b), [127, 255, 1, 127]);
+        assert_eq!(bytes(&stored.b), [127, 1, 255, 127], "components beside each other");
         let (wide_a, wide_b) = stored.matrices(&Device::Cpu).unwrap();
         let (product, expected) = (wide_a.matmul(&wide_b).unwrap(), delta(&a, &b));
         let expected = expected.a.matmul(&expected.b).unwrap();

@@ -161,6 +161,29 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn dot_signed(self, a: I, b: I) -> I {
+        unsafe { self.dot_small([_mm256_setzero_si256(); 2], both!(_mm256_abs_epi8, a), both!(_mm256_sign_epi8, b, a)) }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_pairs(self, from: *const i8) -> I {
+        unsafe {
+            let bytes = [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast())];
+            bytes.map(|bytes| _mm256_cvtepi8_epi16(bytes))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sum: I, a: I, b: I) -> I {
+        unsafe { both!(_mm256_add_epi32, sum, both!(_mm256_madd_epi16, a, b)) }
+    }
+
+    #[inline(always)]
+    fn two_halves(self, a: f32, b: f32) -> F {
+        unsafe { [_mm256_set1_ps(a), _mm256_set1_ps(b)] }
+    }
+
+    #[inline(always)]
     fn pairs(self, x: I) -> (F, F) {
         unsafe {
             let mask = [_mm256_set1_epi32(0xffff_0000_u32.cast_signed()); 2];

@@ -127,6 +127,31 @@ impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
         unsafe { _mm512_dpbusd_epi32(sum, weights, x) }
     }
 
+    /// The sign of one byte moves to the other, since one factor is unsigned.
+    #[inline(always)]
+    fn dot_signed(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe {
+            let zero = _mm512_setzero_si512();
+            let b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), zero, b);
+            _mm512_dpbusd_epi32(zero, _mm512_abs_epi8(a), b)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn byte_pairs(self, from: *const i8) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+
+    #[inline(always)]
+    fn two_halves(self, a: f32, b: f32) -> __m512 {
+        unsafe { _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(a), _mm512_set1_ps(b)) }
+    }
+
     #[inline(always)]
     fn pairs(self, x: __m512i) -> (__m512, __m512) {
         unsafe {

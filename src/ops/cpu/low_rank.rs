@@ -1,9 +1,11 @@
 //! What adapters add to products: x·A·B for some rows, with matrices of f32, bf16 or 8 bits.
 //!
 //! x·A is computed by pieces of its own, which stand before those of the product that it changes; whoever has columns of
-//! the product adds those of (x·A)·B to them, while they are at hand. Sums are f32 whatever the matrices are. A row's
-//! result depends on no other. Knows no adapter.
-//! Shapes: `x` `[rows, inputs]`, Aᵀ `[rank, inputs]`, B `[rank, outputs]`, results `[rows, outputs]`, all packed.
+//! the product adds those of (x·A)·B to them, while they are at hand. Beside floats sums are f32; beside matrices of 8 bits
+//! rows are bytes too, as quantised weights take them, and x·A words of 16 bits. A row's result depends on no other.
+//! Knows no adapter.
+//! Shapes: `x` `[rows, inputs]`, Aᵀ `[rank, inputs]`, B `[rank, outputs]` (of 8 bits `[rank/2, outputs, 2]`, see `bytes`),
+//! results `[rows, outputs]`, all packed.
 //! After: Hu et al. 2021 (arXiv 2106.09685); S-LoRA (Sheng et al. 2023, arXiv 2311.03285).
 
 use std::ops::Range;
@@ -12,6 +14,8 @@ use std::thread;
 
 use half::bf16;
 
+use super::blocks::BLOCK;
+use super::bytes::{ByteDots, Words, words};
 use super::dense::{dots, multiply_columns};
 use super::prepared::{Prepared, emptied};
 use super::product::{Misfit, fits};
@@ -34,7 +38,7 @@ pub enum Factors<'a> {
     Bf16([&'a [bf16]; 2]),
     /// Whole numbers of 8 bits.
     Int8 {
-        /// Aᵀ and B.
+        /// Aᵀ and B, two components beside each other.
         matrices: [&'a [i8]; 2],
         /// What one of A times one of B is worth, by component, `[rank]`.
         worth: &'a [f32],
@@ -62,13 +66,15 @@ pub fn add_low_rank(
     (out, outputs): (&mut [f32], usize),
 ) -> Result<(), Misfit> {
     fits(out.len(), x.len() / inputs.max(1), outputs)?;
-    let mut all = Changes::new((x, inputs), &mut Prepared::default());
+    let mut prepared = Prepared::default();
+    let mut all = Changes::new((x, inputs), &mut prepared);
     all.push(0, outputs, changes)?;
     all.begin();
+    prepared.fill(all.level, (x, inputs), std::iter::empty(), all.take_bytes());
     let out = Out(out.as_mut_ptr());
     each_number(all.len(), |number| {
         let part = &all.parts[number];
-        all.compute(part);
+        all.compute(part, &prepared);
         all.add_part(part, part.rows.clone(), 0..outputs.div_ceil(LANES), (out, outputs));
     });
     Ok(())
@@ -77,6 +83,7 @@ pub fn add_low_rank(
 /// The low-rank products of a loop, in pieces.
 #[derive(Debug)]
 pub(super) struct Changes<'a> {
+    level: Level,
     x: &'a [f32],
     inputs: usize,
     parts: Vec<Part<'a>>,
@@ -93,8 +100,9 @@ pub(super) struct Part<'a> {
     product: usize,
     rows: Range<usize>,
     factors: Factors<'a>,
+    rank: usize,
     scale: f32,
-    /// Where its `[rows, rank]` begin.
+    /// Where its `[rows, rank]` begin, and behind them the words, where matrices have 8 bits.
     at: usize,
     is_done: AtomicBool,
 }
@@ -111,8 +119,10 @@ impl Factors<'_> {
         fits(a, rank, inputs)?;
         if let Self::Int8 { worth, .. } = self {
             fits(worth.len(), rank, 1)?;
+            fits(b, rank.next_multiple_of(2), outputs)?;
+        } else {
+            fits(b, rank, outputs)?;
         }
-        fits(b, rank, outputs)?;
         Ok(rank)
     }
 }
@@ -121,7 +131,7 @@ impl<'a> Changes<'a> {
     /// Begins with nothing that is added to products of `x` `[rows, inputs]`; takes its memory from `prepared`.
     pub(super) fn new((x, inputs): (&'a [f32], usize), prepared: &mut Prepared) -> Self {
         let (parts, inner) = (std::mem::take(&mut prepared.lists.parts), std::mem::take(&mut prepared.inner));
-        Self { x, inputs, parts, inner, numbers: 0, place: Out(std::ptr::null_mut()) }
+        Self { level: Level::best(), x, inputs, parts, inner, numbers: 0, place: Out(std::ptr::null_mut()) }
     }
 
     /// Divides what is added to a product of some outputs.
@@ -140,8 +150,9 @@ impl<'a> Changes<'a> {
             for start in rows.clone().step_by(ROWS).filter(|_| rank > 0) {
                 let rows = start..rows.end.min(start + ROWS);
                 let (at, is_done) = (self.numbers, AtomicBool::new(false));
-                self.numbers += rows.len() * rank;
-                self.parts.push(Part { product, rows, factors: *factors, scale: *scale, at, is_done });
+                let part = Part { product, rows, factors: *factors, rank, scale: *scale, at, is_done };
+                self.numbers += part.numbers();
+                self.parts.push(part);
             }
         }
         Ok(())
@@ -163,48 +174,67 @@ impl<'a> Changes<'a> {
         self.parts.len()
     }
 
+    /// Returns whether rows are read as bytes.
+    pub(super) fn take_bytes(&self) -> bool {
+        let in_bytes = |part: &Part<'_>| matches!(part.factors, Factors::Int8 { .. });
+        self.inputs.is_multiple_of(BLOCK) && self.parts.iter().any(in_bytes)
+    }
+
     /// Computes a piece; each once.
-    pub(super) fn piece(&self, at: usize) {
+    pub(super) fn piece(&self, at: usize, prepared: &Prepared) {
         if let Some(part) = self.parts.get(at) {
-            self.compute(part);
+            self.compute(part, prepared);
         }
     }
 
-    fn compute(&self, part: &Part<'_>) {
+    fn compute(&self, part: &Part<'_>, prepared: &Prepared) {
         // Whoever waits is not left alone by a panic.
         let _done = Done(&part.is_done);
-        match part.factors {
-            Factors::F32([a, _]) => self.inner(part, a, &[]),
-            Factors::Bf16([a, _]) => self.inner(part, a, &[]),
-            Factors::Int8 { matrices: [a, _], worth } => self.inner(part, a, worth),
+        let (rank, count, inputs) = (part.rank, part.rows.len(), self.inputs);
+        // SAFETY: there is room for so many numbers from there on, for this part alone.
+        let numbers = unsafe { std::slice::from_raw_parts_mut(self.place.0.add(part.at), part.numbers()) };
+        let (inner, in_words) = numbers.split_at_mut(count * rank);
+        let x = (&self.x[part.rows.start * inputs..], count, inputs);
+        let (a, worth) = match part.factors {
+            Factors::F32([a, _]) => return self.floats(x, a, (inner, part.scale)),
+            Factors::Bf16([a, _]) => return self.floats(x, a, (inner, part.scale)),
+            Factors::Int8 { matrices: [a, _], worth } => (a, worth),
+        };
+        self.ask_all(worth);
+        let mut bytes = None;
+        if inputs.is_multiple_of(BLOCK) {
+            self.ask_all(a);
+            bytes = Some(prepared.bytes(&part.rows, inputs));
+        } else {
+            self.floats(x, a, (inner, 1.0));
+        }
+        self.level.run(ByteDots { x: bytes, inputs, a, worth: (worth, part.scale), inner, words: in_words });
+    }
+
+    /// Writes x·A of rows of floats, times a scale.
+    fn floats<N: Number>(&self, x: (&[f32], usize, usize), a: &[N], (out, scale): (&mut [f32], f32)) {
+        self.ask_all(a);
+        let fit = dots(x, (a, x.2), out);
+        debug_assert!(fit.is_ok());
+        if (scale - 1.0).abs() > 0.0 {
+            steps::scale(out, scale);
         }
     }
 
-    fn inner<N: Number>(&self, part: &Part<'_>, a: &[N], worth: &[f32]) {
-        // All at once: what lies in short rows would be waited for row by row.
-        Level::best().run(Ask { rows: worth, width: worth.len(), tiles: 0..worth.len().div_ceil(LANES) });
-        Level::best().run(Ask { rows: a, width: a.len(), tiles: 0..a.len().div_ceil(LANES) });
-        let (x, inputs, count) = (&self.x[part.rows.start * self.inputs..], self.inputs, part.rows.len());
-        // SAFETY: there is room for so many numbers from there on, for this part alone.
-        let inner = unsafe { std::slice::from_raw_parts_mut(self.place.0.add(part.at), count * (a.len() / inputs)) };
-        let fit = dots((x, count, inputs), (a, inputs), inner);
-        debug_assert!(fit.is_ok());
-        for row in inner.chunks_exact_mut(worth.len().max(1)).take_while(|_| !worth.is_empty()) {
-            row.iter_mut().zip(worth).for_each(|(x, worth)| *x *= worth);
-        }
-        if (part.scale - 1.0).abs() > 0.0 {
-            steps::scale(inner, part.scale);
-        }
+    /// Asks for all of a matrix at once: what lies in short rows would be waited for row by row.
+    fn ask_all<N: Number>(&self, matrix: &[N]) {
+        self.level.run(Ask { rows: matrix, width: matrix.len(), tiles: 0..matrix.len().div_ceil(LANES) });
     }
 
     /// Asks for what will be added to columns of a product.
     pub(super) fn ask(&self, product: usize, rows: &Range<usize>, tiles: &Range<usize>, outputs: usize) {
         for part in self.of(product, rows) {
             match part.factors {
-                Factors::F32([_, b]) => Level::best().run(Ask { rows: b, width: outputs, tiles: tiles.clone() }),
-                Factors::Bf16([_, b]) => Level::best().run(Ask { rows: b, width: outputs, tiles: tiles.clone() }),
+                Factors::F32([_, b]) => self.level.run(Ask { rows: b, width: outputs, tiles: tiles.clone() }),
+                Factors::Bf16([_, b]) => self.level.run(Ask { rows: b, width: outputs, tiles: tiles.clone() }),
+                // Two components beside each other.
                 Factors::Int8 { matrices: [_, b], .. } => {
-                    Level::best().run(Ask { rows: b, width: outputs, tiles: tiles.clone() });
+                    self.level.run(Ask { rows: b, width: 2 * outputs, tiles: 2 * tiles.start..2 * tiles.end });
                 }
             }
         }
@@ -219,40 +249,41 @@ impl<'a> Changes<'a> {
         }
     }
 
-    fn add_part(&self, part: &Part<'_>, rows: Range<usize>, tiles: Range<usize>, out: (Out, usize)) {
-        match part.factors {
-            Factors::F32([_, b]) => self.expand(part, b, rows, tiles, out),
-            Factors::Bf16([_, b]) => self.expand(part, b, rows, tiles, out),
-            Factors::Int8 { matrices: [_, b], .. } => self.expand(part, b, rows, tiles, out),
-        }
-    }
-
-    fn expand<N: Number>(
-        &self,
-        part: &Part<'_>,
-        b: &[N],
-        rows: Range<usize>,
-        tiles: Range<usize>,
-        (out, outputs): (Out, usize),
-    ) {
-        let rank = b.len() / outputs.max(1);
-        let at = part.at + (rows.start - part.rows.start) * rank;
-        // SAFETY: it has rows of `rank` numbers and is computed: nobody writes it any more.
-        let inner = unsafe { std::slice::from_raw_parts(self.place.0.add(at), rows.len() * rank) };
+    fn add_part(&self, part: &Part<'_>, rows: Range<usize>, tiles: Range<usize>, (out, outputs): (Out, usize)) {
+        // SAFETY: the part is computed: nobody writes its numbers any more.
+        let numbers = unsafe { std::slice::from_raw_parts(self.place.0.add(part.at), part.numbers()) };
+        let (inner, in_words) = numbers.split_at(part.rows.len() * part.rank);
+        let (first, count) = (rows.start - part.rows.start, rows.len());
+        let inner = &inner[first * part.rank..];
         // SAFETY: the row lies in the result.
         let out = Out(unsafe { out.0.add(rows.start * outputs) });
-        let fit = multiply_columns((inner, rows.len(), rank), (b, outputs), tiles, (out, outputs), true);
-        debug_assert!(fit.is_ok());
+        match part.factors {
+            Factors::F32([_, b]) => expand((inner, count, part.rank), (b, outputs), tiles, out),
+            Factors::Bf16([_, b]) => expand((inner, count, part.rank), (b, outputs), tiles, out),
+            Factors::Int8 { matrices: [_, b], .. } => {
+                let words = Words { words: &in_words[first * words(part.rank)..], rank: part.rank, b, outputs };
+                // SAFETY: no two threads add to the same columns of a row.
+                unsafe { words.add(self.level, count, tiles, out) };
+            }
+        }
     }
 
     fn of(&self, product: usize, rows: &Range<usize>) -> impl Iterator<Item = &Part<'a>> {
         let (start, end) = (rows.start, rows.end);
-        let here = move |part: &&Part<'_>| part.product == product && part.rows.start < end && start < part.rows.end;
-        self.parts.iter().filter(here)
+        let here = move |part: &&Part<'_>| part.rows.start < end && start < part.rows.end;
+        // They were pushed product by product.
+        let parts = &self.parts[self.parts.partition_point(|part| part.product < product)..];
+        parts.iter().take_while(move |part| part.product == product).filter(here)
     }
 }
 
 impl Part<'_> {
+    /// How many numbers it makes.
+    fn numbers(&self) -> usize {
+        let words = if let Factors::Int8 { .. } = self.factors { words(self.rank) } else { 0 };
+        self.rows.len() * (self.rank + words)
+    }
+
     fn wait(&self) {
         for look in 0_usize.. {
             if self.is_done.load(Ordering::Acquire) {
@@ -261,6 +292,12 @@ impl Part<'_> {
             if look < LOOKS { std::hint::spin_loop() } else { thread::yield_now() }
         }
     }
+}
+
+/// Adds (x·A)·B to tiles of the rows that begin at `out`.
+fn expand<N: Number>(inner: (&[f32], usize, usize), (b, outputs): (&[N], usize), tiles: Range<usize>, out: Out) {
+    let fit = multiply_columns(inner, (b, outputs), tiles, (out, outputs), true);
+    debug_assert!(fit.is_ok());
 }
 
 /// Says that something is done when it goes.

@@ -23,6 +23,8 @@ mod avx2;
 mod avx512;
 mod blocks;
 #[expect(unsafe_code, reason = "inner loops without checks of bounds")]
+mod bytes;
+#[expect(unsafe_code, reason = "inner loops without checks of bounds")]
 mod dense;
 #[expect(unsafe_code, reason = "threads write disjoint rows and heads of one result")]
 mod groups;

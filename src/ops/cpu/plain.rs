@@ -134,6 +134,32 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    fn dot_signed(self, a: I, b: I) -> I {
+        dot([0; LANES], a, b, |byte| i32::from(byte.cast_signed()))
+    }
+
+    #[inline(always)]
+    unsafe fn byte_pairs(self, from: *const i8) -> I {
+        let bytes = unsafe { from.cast::<[[i8; 2]; LANES]>().read_unaligned() };
+        let word = |byte: i8| u32::from(i16::from(byte).cast_unsigned());
+        from_fn(|i| (word(bytes[i][0]) | word(bytes[i][1]) << 16).cast_signed())
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sum: I, a: I, b: I) -> I {
+        let words = |pair: i32| [pair as i16, (pair >> 16) as i16].map(i32::from);
+        from_fn(|i| {
+            let (a, b) = (words(a[i]), words(b[i]));
+            sum[i] + a[0] * b[0] + a[1] * b[1]
+        })
+    }
+
+    #[inline(always)]
+    fn two_halves(self, a: f32, b: f32) -> F {
+        from_fn(|i| if i < LANES / 2 { a } else { b })
+    }
+
+    #[inline(always)]
     fn pairs(self, x: I) -> (F, F) {
         let bits = |i: usize| x[i].cast_unsigned();
         (from_fn(|i| f32::from_bits(bits(i) << 16)), from_fn(|i| f32::from_bits(bits(i) & 0xffff_0000)))

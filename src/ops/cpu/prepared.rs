@@ -3,6 +3,8 @@
 //! Buffers are kept for the next rows, and the lists that a loop of products makes too. Multiplies nothing.
 //! Shapes: rows packed `[rows, inputs]`.
 
+use std::ops::Range;
+
 use super::blocks::{BLOCK, Format};
 use super::low_rank::{LowRank, Part};
 use super::packed::Packed;
@@ -117,20 +119,26 @@ impl Prepared {
         self.lists.low_ranks = emptied(list);
     }
 
-    /// Prepares rows for weights of some formats.
+    /// Prepares rows for weights of some formats, and as bytes where those are wanted anyway.
     pub(super) fn fill<'a>(
         &mut self,
         level: Level,
-        x: &[f32],
-        inputs: usize,
+        (x, inputs): (&[f32], usize),
         weights: impl Iterator<Item = &'a Packed> + Clone,
+        as_bytes: bool,
     ) {
         if level.narrows(inputs) && weights.clone().any(|weights| weights.format() == Format::Bf16) {
             self.fill_narrow(level, x, inputs);
         }
-        if weights.into_iter().any(|weights| weights.shape().is_some()) {
+        if as_bytes || weights.into_iter().any(|weights| weights.shape().is_some()) {
             self.fill_quants(level, x);
         }
+    }
+
+    /// Returns some rows as bytes, and what one of each 32 is worth.
+    pub(super) fn bytes(&self, rows: &Range<usize>, inputs: usize) -> (&[i8], &[f32]) {
+        let (start, end) = (rows.start * inputs, rows.end * inputs);
+        (&self.quants[start..end], &self.steps[start / BLOCK..end / BLOCK])
     }
 
     pub(super) fn fill_narrow(&mut self, level: Level, x: &[f32], inputs: usize) {

@@ -118,7 +118,7 @@ pub(super) fn products_at<'a>(
         return Ok(());
     }
     changes.begin();
-    prepared.fill(level, x, inputs, outs.iter().map(|(weights, _)| *weights));
+    prepared.fill(level, (x, inputs), outs.iter().map(|(weights, _)| *weights), changes.take_bytes());
     let mut pieces = std::mem::take(&mut prepared.lists.pieces);
     let whole = Whole { level, rows: (x, prepared), changes: &changes, outs: &outs };
     whole.compute(rows, &mut pieces);
@@ -141,7 +141,7 @@ impl Whole<'_> {
         let total: usize = self.outs.iter().map(|(weights, _)| weights.tiles()).sum();
         let inputs = self.rows.0.len() / rows;
         if rows * inputs * total * LANES < ALONE {
-            (0..self.changes.len()).for_each(|at| self.changes.piece(at));
+            (0..self.changes.len()).for_each(|at| self.changes.piece(at, self.rows.1));
             let piece = |job: usize| Piece { job, tiles: 0..self.outs[job].0.tiles(), rows: 0..rows };
             (0..self.outs.len()).for_each(|job| self.piece(piece(job), std::ptr::null()));
             return;
@@ -152,7 +152,7 @@ impl Whole<'_> {
         // Those of changes come first, so that nobody waits for one that nobody has begun.
         let changes = self.changes.len();
         each_number(changes + pieces.len(), |number| {
-            let Some(number) = number.checked_sub(changes) else { return self.changes.piece(number) };
+            let Some(number) = number.checked_sub(changes) else { return self.changes.piece(number, self.rows.1) };
             let start = |piece: &Piece| {
                 let weights = self.outs[piece.job].0;
                 weights.bytes().as_ptr().wrapping_add(piece.tiles.start * weights.tile_bytes())

@@ -72,6 +72,14 @@ pub(in crate::ops) trait Simd: Copy {
     /// Adds the products of 4 weights, stored with 128 added, and 4 bytes from -127 to 127 to each i32; a form may leave
     /// [`Self::BYTE_OFFSET`] in the weights.
     fn dot_bytes(self, sum: Self::I, weights: Self::I, x: Self::I) -> Self::I;
+    /// The sums of the products of 4 bytes from -127 to 127 each.
+    fn dot_signed(self, a: Self::I, b: Self::I) -> Self::I;
+    /// 32 signed bytes as pairs of words of 16 bits.
+    unsafe fn byte_pairs(self, from: *const i8) -> Self::I;
+    /// Adds the products of pairs of words to each i32.
+    fn dot_words(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// 8 times `a`, then 8 times `b`.
+    fn two_halves(self, a: f32, b: f32) -> Self::F;
     /// The first and the second of 16 pairs of bf16 as f32.
     fn pairs(self, x: Self::I) -> (Self::F, Self::F);
     /// Adds the products of 16 pairs of bf16; only with [`Self::BF16`].

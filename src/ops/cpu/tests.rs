@@ -196,6 +196,13 @@ fn no_rows_have_products() {
     product_transposed(&packed, &[], 0, &mut []).unwrap();
 }
 
+/// B as it lies in 8 bits: two components beside each other.
+fn paired(b: &[i8], outputs: usize) -> Vec<i8> {
+    let rank = b.len() / outputs;
+    let at = |component: usize, column: usize| if component < rank { b[component * outputs + column] } else { 0 };
+    (0..rank.next_multiple_of(2) * outputs).map(|i| at(i / (2 * outputs) * 2 + i % 2, i / 2 % outputs)).collect()
+}
+
 #[test]
 fn low_ranks_are_added_and_no_row_depends_on_another() {
     for (rows, inputs, rank, outputs) in [(1, 576, 8, 192), (33, 70, 3, 50), (40, 96, 17, 33)] {
@@ -210,9 +217,11 @@ fn low_ranks_are_added_and_no_row_depends_on_another() {
         let wide = |x: &[i8]| x.iter().map(|x| f32::from(*x)).collect::<Vec<_>>();
         let b_t: Vec<f32> =
             (0..b.len()).map(|i| wide(&byte_b)[i % rank * outputs + i / rank] * worth[i % rank]).collect();
-        let of_bytes = reference(&b_t, &reference(&wide(&byte_a), &x, inputs), rank);
+        let seen = if inputs % BLOCK == 0 { rounded(&x) } else { x.clone() };
+        let of_bytes = reference(&b_t, &reference(&wide(&byte_a), &seen, inputs), rank);
         let of_bytes: Vec<f32> = of_bytes.iter().map(|x| 1.0 + 0.5 * x).collect();
         // Sums of up to 576 products below 1 times as many as the rank; bf16 loses 1/512 of each number.
+        let byte_b = paired(&byte_b, outputs);
         let matrices = [byte_a.as_slice(), &byte_b];
         for (factors, expected, tolerance) in [
             (Factors::F32([&a, &b]), &expected, 1e-3),
@@ -248,7 +257,8 @@ fn products_have_the_changes_of_their_rows() {
     let narrow = |x: &[f32]| x.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>();
     let narrowed: Vec<_> = matrices.iter().map(|[_, (a, b)]| (narrow(a), narrow(b))).collect();
     let in_bytes = |x: &[f32]| x.iter().map(|x| (x * 100.0) as i8).collect::<Vec<_>>();
-    let bytes: Vec<_> = matrices.iter().map(|[(a, b), _]| [in_bytes(a), in_bytes(b)]).collect();
+    let pairs = |b: &[f32]| paired(&in_bytes(b), b.len() / 5);
+    let bytes: Vec<_> = matrices.iter().map(|[(a, b), _]| [in_bytes(a), pairs(b)]).collect();
     for rows in [1, 8, 150] {
         let x = values(rows * inputs, 4);
         let mut changes = Vec::new();
@@ -322,6 +332,45 @@ fn matrices_multiply_however_they_lie() {
     multiply_long((&a, 5), (&b[..9000 * 31], 31), &mut got[..5 * 31]).unwrap_err();
     assert!(View::new(&[0.0; 5], (2, 3), (3, 1)).is_none());
     assert!(View::new(&[0.0; 6], (2, 3), (usize::MAX, 1)).is_none());
+}
+
+/// Products of bytes, of words made of bytes, and two numbers: as 16 f32 each.
+struct Signed<'a>(&'a [[i8; 4 * LANES]; 2]);
+
+impl Work for Signed<'_> {
+    type Output = [[f32; LANES]; 3];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let mut out = [[0.0; LANES]; 3];
+        #[expect(unsafe_code, reason = "64 bytes stand there in both")]
+        // SAFETY: as above.
+        unsafe {
+            let [a, b] = self.0.each_ref().map(|bytes| s.load_bytes(bytes.as_ptr().cast()));
+            let [c, d] = self.0.each_ref().map(|bytes| s.byte_pairs(bytes.as_ptr().add(LANES)));
+            s.store(out[0].as_mut_ptr(), s.to_float(s.dot_signed(a, b)));
+            s.store(out[1].as_mut_ptr(), s.to_float(s.dot_words(s.splat_i32(-7), c, d)));
+            s.store(out[2].as_mut_ptr(), s.two_halves(1.5, -2.0));
+        }
+        out
+    }
+}
+
+#[test]
+fn every_form_multiplies_signed_bytes() {
+    let bytes = |factor: usize| std::array::from_fn(|i| ((i * factor % 255) as i32 - 127) as i8);
+    let both: [[i8; 4 * LANES]; 2] = [bytes(255 - 44), bytes(97)];
+    let product = |i: usize| i32::from(both[0][i]) * i32::from(both[1][i]);
+    let sums = |first: usize, width: usize| {
+        std::array::from_fn(|i| (first + i * width..first + (i + 1) * width).map(product).sum::<i32>())
+    };
+    let fours: [i32; LANES] = sums(0, 4);
+    let twos: [i32; LANES] = sums(LANES, 2);
+    let halves = std::array::from_fn(|i| if i < 8 { 1.5 } else { -2.0 });
+    for level in Level::available() {
+        let expected = [fours.map(|x| x as f32), twos.map(|x| x as f32 - 7.0), halves];
+        assert_eq!(level.run(Signed(&both)), expected, "{level:?}");
+    }
 }
 
 struct Powers(Vec<f32>);
