@@ -17,7 +17,7 @@ const MOST: f32 = 127.0;
 
 /// A low-rank change of a linear layer.
 ///
-/// Stored transposed and scaled, so that a step is two row-major products and one sum.
+/// Stored transposed and scaled, in the order in which steps read it.
 #[derive(Debug)]
 pub struct LinearDelta {
     /// Aᵀ, `[input, r]`; whole numbers where they have a worth.

@@ -6,7 +6,7 @@
 //! half-precision base too; on the CPU those of low rank are bf16 beside weights of that, and mostly 8 bits beside quantised
 //! ones ([`Base::low_rank_format`], `delta`), since a step of many adapters mostly reads them; they lie one behind the other
 //! (`table`). An adapter that slots of a device take stays in the host's memory instead, in one piece (`piece`). All is
-//! computed in f32.
+//! computed in f32, but beside matrices of 8 bits rows have 8 bits too, as for the base's weights (`ops::cpu`).
 
 mod batch;
 mod bind;
@@ -300,8 +300,8 @@ impl Change {
     /// Returns rank and scaling of the low-rank matrices, if there are any.
     pub fn rank_and_scaling(&self) -> Option<(usize, f64)> {
         match self {
-            Self::Linear(LinearDelta { b, scaling, .. }) | Self::Embedding { b, scaling, .. } => {
-                Some((b.dims().first().copied().unwrap_or_default(), *scaling))
+            Self::Linear(LinearDelta { a, scaling, .. }) | Self::Embedding { a, scaling, .. } => {
+                Some((a.dims().last().copied().unwrap_or_default(), *scaling))
             }
             Self::Replaced { .. } | Self::Bias(_) => None,
         }

@@ -1,6 +1,7 @@
 //! Applies the adapters of a packed batch to slices on the CPU, in place and without a gradient.
 //!
-//! The same mathematics as `batch.rs`, whose tests compare the two; for serving, where a step should take no memory.
+//! The same mathematics as `batch.rs`, whose tests compare the two (rows that `ops::cpu` rounds beside matrices of 8 bits
+//! are not rounded there); for serving, where a step should take no memory.
 //! Shapes: rows packed; a row's result does not depend on the rows beside it.
 
 use std::ops::Deref;

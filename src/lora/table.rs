@@ -42,7 +42,7 @@ struct Part {
     of: usize,
     /// A, by columns.
     a: Range<usize>,
-    /// s·B, by rows.
+    /// s·B, by rows, or by pairs of them in 8 bits.
     b: Range<usize>,
     /// What numbers of 8 bits are worth, among those of f32.
     worth: Range<usize>,

@@ -18,11 +18,23 @@ fn narrow_matrices_are_computed_with_in_f32() {
     // bf16 takes up to 1/512 of each number, 8 bits half a step of the largest of a row; two layers have two steps each.
     for (format, bytes, loss) in [(DType::BF16, bytes / 2, 1.0 / 512.0), (DType::U8, bytes / 4 + 16, 1.0 / 254.0)] {
         let narrow = read_in(format, &json!({}), &stored);
-        assert_eq!((narrow.generation, narrow.info.bytes), (generation, bytes));
+        assert_eq!((narrow.generation, narrow.info.bytes, narrow.info.rank), (generation, bytes, 2));
         let difference = (&expected - apply(&one(narrow, 0..40), UP, &x, None)).unwrap();
         let difference = largest(&difference) / largest(&expected);
         assert!(difference > 0.0 && difference < 2.0 * loss, "{format:?}: {difference}");
     }
+}
+
+#[test]
+fn an_odd_rank_in_8_bits_is_what_it_was() {
+    let (stored, x) = (pairs(3, 3, 80), tensor(&[40, 6], 1));
+    let wide = apply(&one(read_in(DType::F32, &json!({"r": 3}), &stored), 0..40), UP, &x, None);
+    let narrow = read_in(DType::U8, &json!({"r": 3}), &stored);
+    assert_eq!(narrow.info.rank, 3);
+    let narrow = apply(&one(narrow, 0..40), UP, &x, None);
+    let largest = |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    let difference = largest(&(&wide - &narrow).unwrap()) / largest(&wide);
+    assert!(difference > 0.0 && difference < 2.0 / 254.0, "{difference}");
 }
 
 #[test]

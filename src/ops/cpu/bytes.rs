@@ -1,9 +1,11 @@
 //! Low-rank matrices of 8 bits: products of rows of bytes with A, and of what comes of that, in 16 bits, with B.
 //!
-//! Rows are the bytes that quantised weights are multiplied with. Sums are integers as far as one scale reaches: 32 inputs
-//! with A, all components with B. A row's result depends on no other. Knows neither threads nor who asks.
-//! Shapes: `x` `[rows, inputs]`, Aᵀ `[rank, inputs]`, B `[rank/2, outputs, 2]` (two components beside each other, the last
-//! one 0 where the rank is odd), x·A as words `[rows, rank/2, 2]`.
+//! Rows are the bytes that quantised weights are multiplied with, each 32 with a step of their own. Sums are integers over
+//! 4 inputs with A and over all components with B, then f32. One step serves all components of a row of x·A: what is far
+//! below the largest one is rounded. A row that is not finite gives NaN. A row's result depends on no other. Knows neither
+//! threads nor who asks.
+//! Shapes: `x` `[rows, inputs]`, Aᵀ `[rank, inputs]`, B `[⌈rank/2⌉, outputs, 2]` (two components beside each other), x·A
+//! `[rows, 1 + ⌈rank/2⌉]`: a step, and words in the bits of each other number, two components in each.
 
 use std::ops::Range;
 
@@ -13,8 +15,6 @@ use super::tile::{Kernel, Out, Sweep, begin, end};
 
 /// Inputs that a vector holds.
 const WIDE: usize = 2 * BLOCK;
-/// The largest word: a sum of so many components times 127 is an i32 still.
-const LARGEST: usize = 1 << 14;
 
 /// x·A of some rows, and its words.
 pub(super) struct ByteDots<'a> {
@@ -22,7 +22,7 @@ pub(super) struct ByteDots<'a> {
     pub(super) x: Option<(&'a [i8], &'a [f32])>,
     pub(super) inputs: usize,
     pub(super) a: &'a [i8],
-    /// What multiplies the components, and all of them.
+    /// What multiplies each component, and what all of them.
     pub(super) worth: (&'a [f32], f32),
     /// `[rows, rank]`.
     pub(super) inner: &'a mut [f32],
@@ -102,12 +102,19 @@ pub(super) fn words(rank: usize) -> usize {
 /// Turns a row of x·A into words of 16 bits, two in each number's bits, behind what one of them is worth.
 #[inline(always)]
 fn to_words(row: &[f32], words: &mut [f32]) {
-    let most = LARGEST.min(i32::MAX as usize / (127 * row.len().max(1))) as f32;
+    // Sums with bytes from -127 to 127 are an i32 still: that is less than a word holds beyond rank 516.
+    let most = (i16::MAX as usize).min(i32::MAX as usize / (127 * row.len().max(1))) as f32;
     let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
     let inverse = if largest > 0.0 { (most / largest).min(f32::MAX) } else { 0.0 };
     let is_number = row.iter().all(|x| x.is_finite());
     let (step, words) = words.split_at_mut(1);
-    step[0] = if is_number { largest / most } else { f32::NAN };
+    step[0] = if !is_number {
+        f32::NAN
+    } else if inverse > 0.0 {
+        1.0 / inverse
+    } else {
+        0.0
+    };
     for (pair, word) in row.chunks(2).zip(words) {
         let of = |at: usize| pair.get(at).map_or(0, |x| (x * inverse).round_ties_even() as i16).cast_unsigned();
         *word = f32::from_bits(u32::from(of(0)) | u32::from(of(1)) << 16);
@@ -128,7 +135,7 @@ impl Words<'_> {
     /// Adds to some tiles of the first rows of a result, which begins at `out`.
     ///
     /// # Safety
-    /// These columns must exist, and be nobody else's.
+    /// There must be `rows` rows of words, and these columns of as many rows of the result, which are nobody else's.
     pub(super) unsafe fn add(self, level: Level, rows: usize, tiles: Range<usize>, out: Out) {
         let whole = tiles.start..tiles.end.min(self.outputs / LANES);
         if whole.len() < tiles.len() {

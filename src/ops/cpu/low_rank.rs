@@ -2,9 +2,9 @@
 //!
 //! x·A is computed by pieces of its own, which stand before those of the product that it changes; whoever has columns of
 //! the product adds those of (x·A)·B to them, while they are at hand. Beside floats sums are f32; beside matrices of 8 bits
-//! rows are bytes too, as quantised weights take them, and x·A words of 16 bits. A row's result depends on no other.
+//! rows are bytes too, as quantised weights take them (where inputs are a multiple of 32), and x·A words of 16 bits. A row's result depends on no other.
 //! Knows no adapter.
-//! Shapes: `x` `[rows, inputs]`, Aᵀ `[rank, inputs]`, B `[rank, outputs]` (of 8 bits `[rank/2, outputs, 2]`, see `bytes`),
+//! Shapes: `x` `[rows, inputs]`, Aᵀ `[rank, inputs]`, B `[rank, outputs]` (of 8 bits `[⌈rank/2⌉, outputs, 2]`, see `bytes`),
 //! results `[rows, outputs]`, all packed.
 //! After: Hu et al. 2021 (arXiv 2106.09685); S-LoRA (Sheng et al. 2023, arXiv 2311.03285).
 
@@ -36,9 +36,9 @@ pub enum Factors<'a> {
     F32([&'a [f32]; 2]),
     /// Their upper halves.
     Bf16([&'a [bf16]; 2]),
-    /// Whole numbers of 8 bits.
+    /// Whole numbers from -127 to 127.
     Int8 {
-        /// Aᵀ and B, two components beside each other.
+        /// Aᵀ `[rank, inputs]`, and B `[⌈rank/2⌉, outputs, 2]`: two components beside each other.
         matrices: [&'a [i8]; 2],
         /// What one of A times one of B is worth, by component, `[rank]`.
         worth: &'a [f32],
@@ -67,7 +67,7 @@ pub fn add_low_rank(
 ) -> Result<(), Misfit> {
     fits(out.len(), x.len() / inputs.max(1), outputs)?;
     let mut prepared = Prepared::default();
-    let mut all = Changes::new((x, inputs), &mut prepared);
+    let mut all = Changes::new(Level::best(), (x, inputs), &mut prepared);
     all.push(0, outputs, changes)?;
     all.begin();
     prepared.fill(all.level, (x, inputs), std::iter::empty(), all.take_bytes());
@@ -129,9 +129,9 @@ impl Factors<'_> {
 
 impl<'a> Changes<'a> {
     /// Begins with nothing that is added to products of `x` `[rows, inputs]`; takes its memory from `prepared`.
-    pub(super) fn new((x, inputs): (&'a [f32], usize), prepared: &mut Prepared) -> Self {
+    pub(super) fn new(level: Level, (x, inputs): (&'a [f32], usize), prepared: &mut Prepared) -> Self {
         let (parts, inner) = (std::mem::take(&mut prepared.lists.parts), std::mem::take(&mut prepared.inner));
-        Self { level: Level::best(), x, inputs, parts, inner, numbers: 0, place: Out(std::ptr::null_mut()) }
+        Self { level, x, inputs, parts, inner, numbers: 0, place: Out(std::ptr::null_mut()) }
     }
 
     /// Divides what is added to a product of some outputs.

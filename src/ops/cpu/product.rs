@@ -107,7 +107,7 @@ pub(super) fn products_at<'a>(
 ) -> Result<(), Misfit> {
     let inputs = x.len() / rows.max(1);
     let mut outs: Vec<(&Packed, Out)> = std::mem::take(&mut prepared.lists.outs);
-    let mut changes = Changes::new((x, inputs), prepared);
+    let mut changes = Changes::new(level, (x, inputs), prepared);
     for Job { weights, out, changes: of_job } in jobs {
         fits(x.len(), rows, weights.inputs())?;
         fits(out.len(), rows, weights.outputs())?;

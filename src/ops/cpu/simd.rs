@@ -25,7 +25,8 @@ pub(super) const LANES: usize = 16;
 /// Vectors of 16 f32, and of 16 groups of 4 bytes.
 ///
 /// # Safety
-/// Functions marked unsafe read or write the 16 numbers behind a pointer, which needs no alignment.
+/// Functions marked unsafe read or write the numbers behind a pointer that they name, 16 where they name none; it needs no
+/// alignment.
 pub(in crate::ops) trait Simd: Copy {
     /// 16 f32.
     type F: Copy;

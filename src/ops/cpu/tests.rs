@@ -245,6 +245,46 @@ fn low_ranks_are_added_and_no_row_depends_on_another() {
 }
 
 #[test]
+fn every_form_adds_low_ranks_of_bytes() {
+    let rows = 11;
+    let bytes = |count, seed| values(count, seed).iter().map(|x| (x * 127.0).round() as i8).collect::<Vec<_>>();
+    let wide = |x: &[i8]| x.iter().map(|x| f32::from(*x)).collect::<Vec<_>>();
+    for (inputs, outputs, rank) in [(96, 50, 1), (64, 48, 8), (576, 37, 17), (160, 16, 5)] {
+        // No weight here takes rows as bytes: what is added alone does.
+        let (weights, _) = weights(Format::F32, outputs, inputs, 1);
+        let (x, a, b) = (values(rows * inputs, 2), bytes(rank * inputs, 3), bytes(rank * outputs, 4));
+        let worth: Vec<f32> = (1..=rank).map(|k| 1e-4 / k as f32).collect();
+        let b_t: Vec<f32> = (0..b.len()).map(|i| wide(&b)[i % rank * outputs + i / rank] * worth[i % rank]).collect();
+        let expected = reference(&b_t, &reference(&wide(&a), &rounded(&x), inputs), rank);
+        let largest = expected.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        let factors = Factors::Int8 { matrices: [&a, &paired(&b, outputs)], worth: &worth };
+        for level in Level::available() {
+            let product = |rows: usize, x: &[f32], changes: &[LowRank<'_>]| {
+                let mut out = vec![0.0; rows * outputs];
+                let jobs = [Job { weights: &weights, out: &mut out, changes }];
+                products_at(level, x, rows, jobs, &mut Prepared::default()).unwrap();
+                out
+            };
+            let change = |rows| [LowRank { rows: 0..rows, factors, scale: -2.0 }];
+            let (base, all) = (product(rows, &x, &[]), product(rows, &x, &change(rows)));
+            let added: Vec<f32> = all.iter().zip(base).map(|(all, base)| (all - base) / -2.0).collect();
+            // Half a word of each component, and what f32 loses beside the product.
+            let tolerance = 1e-4 * largest + 1e-5;
+            close(&added, &expected, tolerance, &format!("{level:?} {inputs} {outputs} {rank}"));
+            let last = product(1, &x[(rows - 1) * inputs..], &change(1));
+            assert_eq!(last, all[(rows - 1) * outputs..], "{level:?} {inputs} {outputs} {rank}");
+        }
+    }
+    // A row that is no number stays one, and the others are as they were.
+    let factors = Factors::Int8 { matrices: [&[1; 64], &[1; 32]], worth: &[1.0] };
+    let mut out = vec![0.0; 32];
+    let x: Vec<f32> = (0..128).map(|i| if i == 70 { f32::INFINITY } else { 1.0 }).collect();
+    add_low_rank((&x, 64), &[LowRank { rows: 0..2, factors, scale: 1.0 }], (&mut out, 16)).unwrap();
+    close(&out[..16], &[64.0; 16], 1e-3, "beside");
+    assert!(out[16..].iter().all(|x| x.is_nan()));
+}
+
+#[test]
 fn products_have_the_changes_of_their_rows() {
     let inputs = 576;
     let all: Vec<_> = [(Format::Q40, 576), (Format::F32, 40), (Format::Bf16, 7), (Format::Q80, 192)]
