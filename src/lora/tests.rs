@@ -153,9 +153,12 @@ fn apply(lora: &LoraBatch, site: SiteId, x: &Tensor, bias: Option<&Tensor>) -> T
     result
 }
 
+fn largest(x: &Tensor) -> f32 {
+    x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
 fn assert_close(a: &Tensor, b: &Tensor) {
     assert_eq!(a.dims(), b.dims());
-    let largest = |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
     let worst = largest(&(a - b).unwrap());
     // Sums of a few dozen products of size 1, times scalings below 8; a changed byte can make a larger number.
     let allowed = 2e-5 * largest(b).max(1.0);

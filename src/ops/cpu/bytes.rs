@@ -103,7 +103,7 @@ pub(super) fn words(rank: usize) -> usize {
 #[inline(always)]
 fn to_words(row: &[f32], words: &mut [f32]) {
     // Sums with bytes from -127 to 127 are an i32 still: that is less than a word holds beyond rank 516.
-    let most = (i16::MAX as usize).min(i32::MAX as usize / (127 * row.len().max(1))) as f32;
+    let most = (i16::MAX as usize).min(i32::MAX as usize / (127 * row.len())) as f32;
     let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
     let inverse = if largest > 0.0 { (most / largest).min(f32::MAX) } else { 0.0 };
     let is_number = row.iter().all(|x| x.is_finite());

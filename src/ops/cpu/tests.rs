@@ -275,7 +275,7 @@ fn every_form_adds_low_ranks_of_bytes() {
             assert_eq!(last, all[(rows - 1) * outputs..], "{level:?} {inputs} {outputs} {rank}");
         }
     }
-    // A row that is no number stays one, and the others are as they were.
+    // What is made of an infinite number is none; the row beside it is as it was.
     let factors = Factors::Int8 { matrices: [&[1; 64], &[1; 32]], worth: &[1.0] };
     let mut out = vec![0.0; 32];
     let x: Vec<f32> = (0..128).map(|i| if i == 70 { f32::INFINITY } else { 1.0 }).collect();
