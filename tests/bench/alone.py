@@ -6,7 +6,6 @@ No peer computes here; a ratio is of evenkeel's own figures in the same round. u
 """
 
 import argparse
-import asyncio
 import ctypes
 import mmap
 import os
@@ -18,8 +17,7 @@ import time
 import urllib.request
 
 import numpy
-from evenkeel.v1 import adapter_pb2, adapter_pb2_grpc, inference_pb2, inference_pb2_grpc
-from grpc import aio
+from evenkeel.v1 import adapter_pb2
 from safetensors.numpy import save_file
 
 import bench
@@ -87,12 +85,17 @@ def start(options, work):
     return ["start to ready", "cold, s", "resident, MiB", "warm, s", "resident, MiB"], rows
 
 
-def grpc(options, work):
-    """Streams through gRPC against the engine alone: cargo builds what prints the table itself."""
+def engine(options, *more):
+    """What is measured by a client in the server's process: cargo builds what prints the table itself."""
     smoke = ["smoke"] if options.smoke else []
-    command = ["cargo", "bench", "--bench", "engine", "--", options.gguf, str(3 * options.rounds), *smoke]
+    command = ["cargo", "bench", "--bench", "engine", "--", options.gguf, str(3 * options.rounds), *smoke, *more]
     subprocess.run(command, check=True)
     return None, []
+
+
+def grpc(options, work):
+    """Streams through gRPC against the engine alone."""
+    return engine(options)
 
 
 def streams(options, work):
@@ -171,90 +174,9 @@ def adapters(options, work):
             "KiB each new one"], rows
 
 
-# Tokens of a stream from one call beside it to the next, and what is called: a swap, its control, nothing.
-APART, DONE = 10, ["alias moved", "alias read", "no call"]
-
-
-async def beside(server, name, done, new, seed):
-    """One stream of `name`, and calls of another connection meanwhile: when each token came, when each call began and
-    ended."""
-    draw, times, calls, running = random.Random(seed), [], [], []
-    # Otherwise both channels may share one connection.
-    own = [("grpc.use_local_subchannel_pool", 1)]
-    async with aio.insecure_channel(server.address, own) as one, aio.insecure_channel(server.address, own) as other:
-        stub, adapters = inference_pb2_grpc.InferenceServiceStub(one), adapter_pb2_grpc.AdapterServiceStub(other)
-
-        async def move(target):
-            await adapters.SetAlias(adapter_pb2.SetAliasRequest(name="live", adapter=target))
-
-        async def call(count, wait):
-            await asyncio.sleep(wait)
-            begin = time.perf_counter()
-            if done == "alias moved":
-                await move(server.names[count % 2])
-            elif done == "alias read":
-                await adapters.GetAlias(adapter_pb2.GetAliasRequest(name="live"))
-            else:
-                await asyncio.sleep(1e-3)
-            calls.append((begin, time.perf_counter()))
-
-        # Every stream begins with the alias at the same adapter, and with both connections open.
-        await asyncio.gather(move(server.names[0]), one.channel_ready())
-        sampling = inference_pb2.SamplingParams(max_new_tokens=new, temperature=0, ignore_eos=True)
-        ids = inference_pb2.TokenIds(ids=peer.prompts(1, 16, server.vocab, seed)[0])
-        request = inference_pb2.GenerateRequest(adapter=name, prompt_token_ids=ids, sampling=sampling)
-        async for piece in stub.GenerateStream(request):
-            times += [time.perf_counter()] * len(piece.token_ids)
-            while len(running) < min(len(times), new - APART) // APART:
-                # At any moment of the next tokens.
-                running.append(asyncio.create_task(call(len(running) + 1, draw.uniform(0, 5e-3))))
-        await asyncio.gather(*running)
-    if len(times) != new:
-        raise RuntimeError(f"{len(times)} tokens instead of {new}")
-    return times, calls
-
-
-def felt(times, calls):
-    """What the tokens of one stream show of the calls beside it, in ms. A stall: by how much all gaps in which a call
-    ran are longer than as many median gaps in which none did. Any moment falls more often into a long gap, so that it is
-    not zero without a call either."""
-    gaps = list(zip(times, times[1:]))
-    lengths = [1e3 * (end - begin) for begin, end in gaps]
-    hits = [[i for i, (begin, end) in enumerate(gaps) if begin < ended and began < end] for began, ended in calls]
-    usual = statistics.median(length for i, length in enumerate(lengths) if not any(i in found for found in hits))
-    # A call that began after the last token is in no gap.
-    stalls = [sum(lengths[i] - usual for i in found) for found in hits if found]
-    return {"gap, median": statistics.median(lengths), "gap, 99th percentile": numpy.percentile(lengths, 99),
-            "gap, worst": max(lengths), "stall by a call, median": statistics.median(stalls),
-            "stall by a call, worst": max(stalls), "whole stream, for each call": sum(lengths) / len(calls),
-            "the call itself": 1e3 * statistics.median(ended - began for began, ended in calls)}
-
-
 def swap(options, work):
-    """What a running stream feels of an alias that moves between two adapters in memory: a stream of the base model,
-    and one of the alias. In turn, at the same tokens, the alias is only read, and nothing is called. The calls are of
-    the process that reads the stream: what they cost it is in the gaps, too."""
-    folders = [f"{work}/adapters/random-{i}" for i in range(2)]
-    server = bench.Evenkeel(options.binary, options.gguf, folders, work)
-    server.generate(streams=2, prompt=16, new=4, seed=0, adapters=2)
-    new, figures = 3 * APART if options.smoke else 512, {}
-    for r in range(3 * options.rounds):
-        for stream, name in {"base model": "", "the alias": "live"}.items():
-            # Each is first in turn.
-            for done in DONE[r % 3:] + DONE[:r % 3]:
-                values = felt(*asyncio.run(beside(server, name, done, new, seed=r)))
-                for figure, value in values.items():
-                    figures.setdefault(f"{stream}: {figure}", {}).setdefault(done, []).append(value)
-                say(stream, done, *(f"{value:.2f}" for value in values.values()))
-    if gauge(server, "evenkeel_adapters_resident") != 2:
-        raise RuntimeError("not both adapters are in memory")
-    server.close()
-    rows = []
-    for title, by_done in figures.items():
-        moved, *controls = (by_done[done] for done in DONE)
-        more = ([a - b for a, b in zip(moved, control)] for control in controls)
-        rows.append([title, *(f"{statistics.median(values):.2f}" for values in (moved, *controls, *more))])
-    return ["a stream of, ms", *DONE, "moved less read", "moved less no call"], rows
+    """What a running stream feels of an alias that moves: as with gRPC."""
+    return engine(options, f"adapters={os.path.abspath(work)}/adapters")
 
 
 def prompt(options, work):

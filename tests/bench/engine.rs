@@ -1,22 +1,29 @@
-//! What streaming through gRPC costs: the same streams from the engine alone and from a whole server, in turn.
+//! What a server costs beside its engine, and a swap a stream: measured by a client in the server's process.
 //!
-//! `cargo bench --bench engine -- MODEL [ROUNDS] [smoke] [device=cuda]` reads a folder or GGUF file once, starts an
-//! engine on it, and on the same weights a server on loopback in this process, which a client here asks. Streams of 8
-//! and 32 greedy requests, 32 random tokens each and 32 new ones, begin together; one of the two computes at a time. It
-//! prints new tokens a second, medians of the rounds (9), and the median of the ratios of the rounds: gRPC over the
-//! engine alone.
+//! `cargo bench --bench engine -- MODEL [ROUNDS] [smoke] [device=cuda] [adapters=FOLDER]` reads a folder or GGUF file
+//! once, and starts a server on loopback in this process, which a client here asks.
+//!
+//! Without `adapters`, what streaming through gRPC costs: the same streams from an engine on the same weights and from
+//! the server, one of the two at a time. Streams of 8 and 32 greedy requests, 32 random tokens each and 32 new ones,
+//! begin together. It prints new tokens a second, medians of the rounds (9), and the median of the ratios of the rounds:
+//! gRPC over the engine alone.
+//!
+//! With `adapters`, a folder with the PEFT folders `random-0` and `random-1`, what a running stream feels of an alias
+//! that moves between the two: see [`swaps`].
 //! `smoke`: a few tokens each; the figures mean nothing. Threads and allocator are those of `main`.
 
 #![expect(clippy::print_stdout, reason = "a program that prints figures")]
 
+use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use evenkeel::config::Settings;
 use evenkeel::engine::{Engine, Event, GenerateRequest, Sampling, Stopping};
 use evenkeel::metrics::Metrics;
 use evenkeel::rpc::pb;
+use evenkeel::rpc::pb::adapter_service_client::AdapterServiceClient;
 use evenkeel::rpc::pb::inference_service_client::InferenceServiceClient;
 use evenkeel::server::Server;
 use evenkeel::startup;
@@ -133,6 +140,184 @@ async fn through_grpc(
     Ok(seconds)
 }
 
+/// Prints what streaming through gRPC costs.
+async fn streams(engine: &Engine, address: String, vocab: u32, rounds: u64, smoke: bool) -> anyhow::Result<()> {
+    let client = InferenceServiceClient::connect(address).await?;
+    println!("| gRPC against the engine alone | engine | gRPC | ratio |\n| --- | --- | --- | --- |");
+    for streams in [8, 32] {
+        let case = if smoke { Case { streams, prompt: 4, new: 3 } } else { Case { streams, prompt: 32, new: 32 } };
+        let mut measured = [Vec::new(), Vec::new(), Vec::new()];
+        // Round 0 warms up.
+        for round in 0..=rounds {
+            let prompts = case.prompts(vocab, round);
+            let engine = alone(engine, case, prompts.clone()).await?;
+            let grpc = through_grpc(&client, case, prompts).await?;
+            if round > 0 {
+                let tokens = (case.streams * case.new) as f64;
+                let values = [tokens / engine, tokens / grpc, engine / grpc];
+                measured.iter_mut().zip(values).for_each(|(values, value)| values.push(value));
+            }
+        }
+        let [engine, grpc, ratio] = measured.map(median);
+        let Case { prompt, new, .. } = case;
+        println!("| {streams} streams {prompt}+{new}, new tokens/s | {engine:.1} | {grpc:.1} | {ratio:.3} |");
+    }
+    Ok(())
+}
+
+/// What is called beside a stream: a swap, its control, nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Move,
+    Read,
+    Nothing,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Move => "alias moved",
+            Self::Read => "alias read",
+            Self::Nothing => "no call",
+        })
+    }
+}
+
+/// Tokens of a stream from one call beside it to the next.
+const APART: usize = 10;
+/// Names of the two adapters, and of the alias.
+const ADAPTERS: [&str; 2] = ["random-0", "random-1"];
+const ALIAS: &str = "live";
+
+/// Calls once; returns when it began and ended.
+async fn call(
+    mut client: AdapterServiceClient<Channel>,
+    what: Call,
+    target: &'static str,
+) -> Result<(Instant, Instant), tonic::Status> {
+    let begin = Instant::now();
+    match what {
+        Call::Move => {
+            let request =
+                pb::SetAliasRequest { name: ALIAS.into(), adapter: target.into(), ..pb::SetAliasRequest::default() };
+            client.set_alias(request).await?;
+        }
+        Call::Read => {
+            client.get_alias(pb::GetAliasRequest { name: ALIAS.into() }).await?;
+        }
+        Call::Nothing => tokio::time::sleep(Duration::from_millis(1)).await,
+    }
+    Ok((begin, Instant::now()))
+}
+
+/// One stream of `adapter`, and calls of another connection meanwhile, one every [`APART`] tokens, at any moment of the
+/// next 5 ms: when each token came, when each call began and ended.
+async fn beside(
+    (client, adapters): (&InferenceServiceClient<Channel>, &AdapterServiceClient<Channel>),
+    adapter: &str,
+    what: Call,
+    (ids, new): (Vec<u32>, usize),
+) -> anyhow::Result<(Vec<Instant>, Vec<(Instant, Instant)>)> {
+    // Every stream begins with the alias at the same adapter.
+    call(adapters.clone(), Call::Move, ADAPTERS[0]).await?;
+    let mut rng = ChaCha8Rng::seed_from_u64(u64::from(ids[0]));
+    let request = pb::GenerateRequest {
+        adapter: adapter.into(),
+        prompt_token_ids: Some(pb::TokenIds { ids }),
+        sampling: Some(pb::SamplingParams {
+            max_new_tokens: u32::try_from(new).ok(),
+            temperature: Some(0.0),
+            ignore_eos: Some(true),
+            ..pb::SamplingParams::default()
+        }),
+        ..pb::GenerateRequest::default()
+    };
+    let mut pieces = client.clone().generate_stream(request).await?.into_inner();
+    let (mut times, mut calls) = (Vec::with_capacity(new), Vec::new());
+    while let Some(piece) = pieces.message().await? {
+        times.extend(piece.token_ids.iter().map(|_| Instant::now()));
+        while calls.len() < times.len().min(new - APART) / APART {
+            let wait = Duration::from_micros(rng.random_range(0..5000));
+            let (client, target) = (adapters.clone(), ADAPTERS[(calls.len() + 1) % 2]);
+            calls.push(tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                call(client, what, target).await
+            }));
+        }
+    }
+    ensure!(times.len() == new, "{} tokens instead of {new}", times.len());
+    let mut ran = Vec::with_capacity(calls.len());
+    for call in calls {
+        ran.push(call.await??);
+    }
+    Ok((times, ran))
+}
+
+/// What the tokens of a stream show of the calls beside it, in milliseconds: the median gap, by how much the gaps in
+/// which a call ran are longer than as many median gaps in which none did (any moment falls more often into a long gap,
+/// so that this is not zero without a call either), the whole stream for each call, and the call itself.
+fn felt(times: &[Instant], calls: &[(Instant, Instant)]) -> [f64; 4] {
+    let millis = |time: Duration| 1e3 * time.as_secs_f64();
+    let gaps: Vec<_> = times.windows(2).map(|pair| (pair[0], pair[1], millis(pair[1] - pair[0]))).collect();
+    let hit = |gap: &(Instant, Instant, f64), call: &(Instant, Instant)| gap.0 < call.1 && call.0 < gap.1;
+    let free = gaps.iter().filter(|gap| !calls.iter().any(|call| hit(gap, call)));
+    let usual = median(free.map(|gap| gap.2).collect());
+    // A call that began after the last token is in no gap.
+    let stall = |call| {
+        let found: Vec<f64> = gaps.iter().filter(|gap| hit(gap, call)).map(|gap| gap.2 - usual).collect();
+        (!found.is_empty()).then(|| found.iter().sum())
+    };
+    [
+        median(gaps.iter().map(|gap| gap.2).collect()),
+        median(calls.iter().filter_map(stall).collect()),
+        gaps.iter().map(|gap| gap.2).sum::<f64>() / calls.len() as f64,
+        median(calls.iter().map(|call| millis(call.1 - call.0)).collect()),
+    ]
+}
+
+/// Prints what a running stream feels of an alias that moves between two adapters in memory: a stream of the base model,
+/// and one of the alias. In turn, at the same tokens, the alias is only read, and nothing is called.
+async fn swaps(address: String, vocab: u32, rounds: u64, smoke: bool) -> anyhow::Result<()> {
+    // Two connections.
+    let client = InferenceServiceClient::connect(address.clone()).await?;
+    let mut adapters = AdapterServiceClient::connect(address).await?;
+    for name in ADAPTERS {
+        let request = pb::LoadAdapterRequest { name: name.into(), directory: name.into(), ..Default::default() };
+        adapters.load_adapter(request).await?;
+    }
+    let new = if smoke { 3 * APART } else { 512 };
+    let mut done = [Call::Move, Call::Read, Call::Nothing];
+    let figures = ["gap, median", "stall by a call, median", "whole stream, for each call", "the call itself"];
+    println!("| a stream of, ms | moved | read | no call | moved less read | moved less no call |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for (title, adapter) in [("base model", ""), ("the alias", ALIAS)] {
+        // By figure and by what is called.
+        let mut measured: [[Vec<f64>; 3]; 4] = Default::default();
+        // Round 0 warms up.
+        for round in 0..=rounds {
+            let prompt = Case { streams: 1, prompt: 16, new }.prompts(vocab, round).remove(0);
+            // Each is first in turn.
+            done.rotate_left(1);
+            for what in done {
+                let (times, calls) = beside((&client, &adapters), adapter, what, (prompt.clone(), new)).await?;
+                let values = felt(&times, &calls);
+                if round > 0 {
+                    measured.iter_mut().zip(values).for_each(|(by, value)| by[what as usize].push(value));
+                }
+            }
+        }
+        for (figure, [moved, read, nothing]) in figures.into_iter().zip(measured) {
+            let less = |other: &[f64]| median(moved.iter().zip(other).map(|(a, b)| a - b).collect());
+            let (less_read, less_nothing) = (less(&read), less(&nothing));
+            let [moved, read, nothing] = [moved, read, nothing].map(median);
+            println!(
+                "| {title}: {figure} | {moved:.2} | {read:.2} | {nothing:.2} | {less_read:.2} | {less_nothing:.2} |"
+            );
+        }
+    }
+    Ok(())
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
@@ -155,49 +340,35 @@ fn main() -> anyhow::Result<()> {
     let smoke = arguments.iter().any(|argument| argument == "smoke");
     let rounds = arguments.get(1).and_then(|number| number.parse().ok()).unwrap_or(if smoke { 1 } else { 9 }).max(1);
 
+    let option = |name: &str| arguments.iter().find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='));
+
     let folder = tempfile::tempdir()?;
     let mut settings = Settings::default();
     settings.model.path.clone_from(model);
-    if let Some(device) = arguments.iter().find_map(|argument| argument.strip_prefix("device=")) {
+    if let Some(device) = option("device") {
         device.clone_into(&mut settings.model.device);
     }
+    settings.registry.adapter_dir = option("adapters").map(Into::into);
     settings.server.data_dir = folder.path().to_owned();
     settings.server.listen.set_port(0);
     settings.server.http_listen.set_port(0);
     let loaded = startup::load(&settings)?;
     let vocab = u32::try_from(loaded.model.info().vocab_size)?;
-    let engine = Engine::start(
-        Arc::clone(&loaded.model),
-        Arc::clone(&loaded.tokenizer),
-        settings.engine.clone(),
-        Arc::new(Metrics::new()?),
-        Arc::new(Turns::new(settings.jobs.patience())),
-    );
     // The server has its threads, and whoever asks has others.
     let (serving, asking) = (threads(2)?, threads(1)?);
+    let streaming = option("adapters").is_none().then(|| (Arc::clone(&loaded.model), Arc::clone(&loaded.tokenizer)));
+    let engine_settings = settings.engine.clone();
+    let patience = settings.jobs.patience();
     let server = serving.block_on(Server::bind(settings, loaded))?;
     let address = format!("http://{}", server.grpc_addr());
     serving.spawn(server.run(std::future::pending()));
-    let client = asking.block_on(InferenceServiceClient::connect(address))?;
-
-    println!("| gRPC against the engine alone | engine | gRPC | ratio |\n| --- | --- | --- | --- |");
-    for streams in [8, 32] {
-        let case = if smoke { Case { streams, prompt: 4, new: 3 } } else { Case { streams, prompt: 32, new: 32 } };
-        let mut measured = [Vec::new(), Vec::new(), Vec::new()];
-        // Round 0 warms up.
-        for round in 0..=rounds {
-            let prompts = case.prompts(vocab, round);
-            let engine = asking.block_on(alone(&engine, case, prompts.clone()))?;
-            let grpc = asking.block_on(through_grpc(&client, case, prompts))?;
-            if round > 0 {
-                let tokens = (case.streams * case.new) as f64;
-                let values = [tokens / engine, tokens / grpc, engine / grpc];
-                measured.iter_mut().zip(values).for_each(|(values, value)| values.push(value));
-            }
+    match streaming {
+        None => asking.block_on(swaps(address, vocab, rounds, smoke))?,
+        Some((model, tokenizer)) => {
+            let turns = Arc::new(Turns::new(patience));
+            let engine = Engine::start(model, tokenizer, engine_settings, Arc::new(Metrics::new()?), turns);
+            asking.block_on(streams(&engine, address, vocab, rounds, smoke))?;
         }
-        let [engine, grpc, ratio] = measured.map(median);
-        let Case { prompt, new, .. } = case;
-        println!("| {streams} streams {prompt}+{new}, new tokens/s | {engine:.1} | {grpc:.1} | {ratio:.3} |");
     }
     // Nobody waits for a server that is not asked to end.
     serving.shutdown_background();

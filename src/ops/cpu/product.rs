@@ -14,14 +14,16 @@ use super::prepared::{Prepared, emptied};
 use super::quants::Quants;
 use super::simd::{LANES, Level, Simd, Work};
 use super::team::{each_number, each_with};
-use super::tile::{Ahead, Brains, Floats, Halves, Out, Sweep};
+use super::tile::{Ahead, Brains, Floats, Halves, Kernel, Out, Sweep};
 
 /// Products of numbers below which threads are not asked to help.
 const ALONE: usize = 1 << 16;
 /// Pieces of work for each thread: the last ones even out what the first ones took.
 const PIECES: usize = 4;
-/// Tiles of a piece whose weights are unpacked first.
+/// Tiles of a piece whose weights are unpacked first, and inputs of theirs at a time: the second cache of most CPUs has
+/// room for them beside rows. The latter are a multiple of the inputs of any block.
 const UNPACKED: usize = 3;
+const UNPACKED_INPUTS: usize = 1024;
 /// Rows up to which waiting for weights counts beside multiplying with them.
 const FEW: usize = 64;
 /// Rows below which a piece of an unpacked product is not divided further: unpacking costs as much as some rows.
@@ -95,6 +97,22 @@ pub(super) struct Piece {
     job: usize,
     tiles: Range<usize>,
     rows: Range<usize>,
+}
+
+impl Piece {
+    /// Returns where its first column of a result stands, and how many of `outputs` there are from that one on.
+    fn columns(&self, out: Out, outputs: usize) -> (Out, usize) {
+        let first = self.tiles.start * LANES;
+        // SAFETY: the first column of a piece lies in the result.
+        (Out(unsafe { out.0.add(first) }), outputs - first)
+    }
+
+    /// Writes it, or adds it to what is there, by a kernel of which it has all tiles.
+    fn sweep<K: Kernel>(&self, level: Level, kernel: K, (out, outputs): (Out, usize), add: bool) {
+        let (rows, tiles) = (self.rows.clone(), 0..self.tiles.len());
+        let (out, columns) = self.columns(out, outputs);
+        level.run(Sweep { kernel, rows, tiles, outputs: columns, out, width: outputs, add });
+    }
 }
 
 /// Writes the products with the instructions of a level.
@@ -261,7 +279,10 @@ pub(in crate::ops) fn product_exact(weights: &Packed, x: &[f32], rows: usize, ou
     if weights.format() == Format::F32 {
         return product(weights, x, rows, out, &mut Prepared::default());
     }
-    let unpack = |tile: usize, scratch: &mut [f32]| weights.unpack(tile, 0..inputs, scratch);
+    let unpack = |tiles: Range<usize>, part: Range<usize>, scratch: &mut [f32]| {
+        let each = scratch.chunks_exact_mut(part.len() * LANES);
+        tiles.zip(each).for_each(|(tile, scratch)| weights.unpack(tile, part.clone(), scratch));
+    };
     unpacked(Level::best(), (x, rows), (inputs, outputs), unpack, out);
     Ok(())
 }
@@ -285,18 +306,19 @@ pub(in crate::ops) fn product_transposed(
         narrow(level, (x, rows), weights, out);
         return Ok(());
     }
-    // What was an input is now an output: a tile of 16 of them holds all outputs.
-    let unpack = |tile: usize, scratch: &mut [f32]| {
-        level.run(Turned { weights, columns: tile * LANES..inputs.min((tile + 1) * LANES), out: scratch });
+    // What was an input is now an output: a tile of 16 of them holds outputs.
+    let unpack = |tiles: Range<usize>, outputs: Range<usize>, out: &mut [f32]| {
+        level.run(Turned { weights, columns: tiles.start * LANES..inputs.min(tiles.end * LANES), outputs, out });
     };
     unpacked(level, (x, rows), (outputs, inputs), unpack, out);
     Ok(())
 }
 
-/// Unpacks up to 16 inputs of all outputs, `[outputs, 16]`.
+/// Unpacks some inputs of some outputs, from a multiple of 16 on each: `[inputs/16, outputs, 16]`.
 struct Turned<'a> {
     weights: &'a Packed,
     columns: Range<usize>,
+    outputs: Range<usize>,
     out: &'a mut [f32],
 }
 
@@ -305,19 +327,30 @@ impl Work for Turned<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let Self { weights, columns, outputs, out } = self;
         let (mut part, mut turned) = ([0.0; LANES * LANES], [0.0; LANES * LANES]);
-        let direct = self.weights.format() == Format::F32 && self.columns.len() == LANES;
-        for (tile, out) in self.out.chunks_mut(LANES * LANES).enumerate() {
-            if direct && out.len() == LANES * LANES {
-                let from = &self.weights.tile(tile)[self.columns.start * LANES * 4..][..LANES * LANES * 4];
-                // SAFETY: a tile of f32 holds f32, 16 rows of 16 of them here, and so does the result.
-                unsafe { s.transpose(from.as_ptr().cast(), LANES, out.as_mut_ptr(), LANES) };
-                continue;
+        let is_f32 = weights.format() == Format::F32;
+        for first in outputs.clone().step_by(LANES) {
+            let tile = first / LANES;
+            let at = (first - outputs.start) * LANES..(outputs.end.min(first + LANES) - outputs.start) * LANES;
+            if is_f32 && first + LANES < outputs.end {
+                // The CPU begins anew to guess with each tile.
+                let next = weights.tile(tile + 1)[columns.start * LANES * 4..columns.end * LANES * 4].chunks(64);
+                next.for_each(|line| s.prefetch(line.as_ptr()));
             }
-            self.weights.unpack(tile, self.columns.clone(), &mut part);
-            // SAFETY: both hold 16 rows of 16.
-            unsafe { s.transpose(part.as_ptr(), LANES, turned.as_mut_ptr(), LANES) };
-            out.copy_from_slice(&turned[..out.len()]);
+            for (column, out) in columns.clone().step_by(LANES).zip(out.chunks_exact_mut(outputs.len() * LANES)) {
+                let (columns, out) = (column..columns.end.min(column + LANES), &mut out[at.clone()]);
+                if is_f32 && columns.len() == LANES && out.len() == LANES * LANES {
+                    let from = &weights.tile(tile)[column * LANES * 4..][..LANES * LANES * 4];
+                    // SAFETY: a tile of f32 holds f32, 16 rows of 16 of them here, and so does the result.
+                    unsafe { s.transpose(from.as_ptr().cast(), LANES, out.as_mut_ptr(), LANES) };
+                    continue;
+                }
+                weights.unpack(tile, columns, &mut part);
+                // SAFETY: both hold 16 rows of 16.
+                unsafe { s.transpose(part.as_ptr(), LANES, turned.as_mut_ptr(), LANES) };
+                out.copy_from_slice(&turned[..out.len()]);
+            }
         }
     }
 }
@@ -340,43 +373,28 @@ fn pieces(rows: usize, outputs: usize) -> Vec<Piece> {
     list
 }
 
-/// Multiplies with tiles `[inputs, 16]` that `unpack` makes.
+/// Multiplies with tiles `[inputs, 16]` that `unpack` makes, some inputs of some tiles at a time.
 fn unpacked(
     level: Level,
     (x, rows): (&[f32], usize),
     (inputs, outputs): (usize, usize),
-    unpack: impl Fn(usize, &mut [f32]) + Sync,
+    unpack: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
     out: &mut [f32],
 ) {
     let out = Out(out.as_mut_ptr());
-    let tile = inputs * LANES;
     each_with(
         pieces(rows, outputs),
-        || vec![0.0; UNPACKED * tile],
+        || vec![0.0; UNPACKED * inputs.min(UNPACKED_INPUTS) * LANES],
         |scratch, piece| {
-            let first = piece.tiles.start;
-            let columns = piece.tiles.len();
-            piece.tiles.zip(scratch.chunks_mut(tile)).for_each(|(at, scratch)| unpack(at, scratch));
-            let kernel = floats((x.as_ptr(), inputs, 1), (scratch.as_ptr(), inputs));
-            // SAFETY: the first column of the piece lies in the result.
-            let out = Out(unsafe { at(out).add(first * LANES) });
-            let here = outputs - first * LANES;
-            level.run(Sweep {
-                kernel,
-                rows: piece.rows,
-                tiles: 0..columns,
-                outputs: here,
-                out,
-                width: outputs,
-                add: false,
-            });
+            for first in (0..inputs).step_by(UNPACKED_INPUTS) {
+                let part = first..inputs.min(first + UNPACKED_INPUTS);
+                let scratch = &mut scratch[..piece.tiles.len() * part.len() * LANES];
+                unpack(piece.tiles.clone(), part.clone(), scratch);
+                let kernel = floats((x[first..].as_ptr(), inputs, 1), (scratch.as_ptr(), part.len()));
+                piece.sweep(level, kernel, (out, outputs), first > 0);
+            }
         },
     );
-}
-
-/// The pointer, taken through the whole, so that threads may share it.
-fn at(out: Out) -> *mut f32 {
-    out.0
 }
 
 /// Multiplies with the transpose of bf16 weights in bf16.
@@ -391,32 +409,21 @@ fn narrow(level: Level, (x, rows): (&[f32], usize), weights: &Packed, out: &mut 
         pieces(rows, outputs),
         || vec![0_u16; UNPACKED * tile],
         |scratch, piece| {
-            let first = piece.tiles.start;
-            let columns = piece.tiles.len();
-            for (at, scratch) in piece.tiles.zip(scratch.chunks_mut(tile)) {
+            for (at, scratch) in piece.tiles.clone().zip(scratch.chunks_mut(tile)) {
                 weights.transpose_brains(at * LANES..outputs.min((at + 1) * LANES), scratch);
             }
             let weights = scratch.as_ptr().cast();
-            // SAFETY: the first column of the piece lies in the result.
-            let out = Out(unsafe { at(out).add(first * LANES) });
-            let here = outputs - first * LANES;
             #[cfg(target_arch = "x86_64")]
             if level == Level::Amx {
-                let part = Part { rows: piece.rows, tiles: 0..columns, outputs: here, width: outputs, out };
+                let (rows, tiles) = (piece.rows.clone(), 0..piece.tiles.len());
+                let (out, columns) = piece.columns(out, outputs);
+                let part = Part { rows, tiles, outputs: columns, width: outputs, out };
                 // SAFETY: the level is there; rows and weights are as long as the part needs them.
                 return unsafe { amx::multiply(prepared.narrow.as_ptr(), weights, inputs, &part) };
             }
             let (narrow, ahead) = (prepared.narrow.as_ptr(), Ahead::NOTHING);
             let kernel = Brains { x: x.as_ptr(), narrow, weights, inputs, ahead };
-            level.run(Sweep {
-                kernel,
-                rows: piece.rows,
-                tiles: 0..columns,
-                outputs: here,
-                out,
-                width: outputs,
-                add: false,
-            });
+            piece.sweep(level, kernel, (out, outputs), false);
         },
     );
 }
