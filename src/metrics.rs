@@ -384,6 +384,11 @@ impl Metrics {
         "_other"
     }
 
+    /// Returns the names that have a label value of their own, [`ADAPTER_LABELS`] at most.
+    pub fn labelled_adapters(&self) -> Vec<String> {
+        self.named_adapters.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     /// Forgets the series of a deleted adapter.
     pub fn forget_adapter(&self, name: &str) {
         let mut named = self.named_adapters.lock().unwrap_or_else(PoisonError::into_inner);

@@ -264,7 +264,9 @@ impl Registry {
                 after.unload.push(generation);
             }
             // Another adapter may have the same content.
-            if let Some((pinned, _)) = self.pinned().into_iter().find(|(_, current)| after.unload.contains(current)) {
+            if let Some((pinned, _)) =
+                self.names.pinned().into_iter().find(|(_, current)| after.unload.contains(current))
+            {
                 return Err(RegistryError::Pinned(pinned.to_string()));
             }
             Ok(self.record(catalog, row, after)?)
@@ -303,7 +305,7 @@ impl Registry {
             Ok(())
         })?;
         naming.sweep(&after.orphans);
-        if !self.names.contains_key(name) {
+        if self.names.get(name).is_none() {
             self.metrics.forget_adapter(name.as_str());
         }
         tracing::info!(adapter = %name, "adapter deleted");
@@ -415,15 +417,12 @@ impl Registry {
         if !after.names.is_empty() {
             let begin = Instant::now();
             for (name, entry) in after.names.drain(..) {
-                match entry {
-                    Some(entry) => self.names.insert(name, entry),
-                    None => self.names.remove(&name).map(|(_, entry)| entry),
-                };
+                self.put_name(name, entry);
             }
             self.metrics.adapter_swap_stall.observe(begin.elapsed().as_secs_f64());
         }
         for generation in after.retire.drain(..) {
-            if !self.is_wanted(&generation) {
+            if !self.names.lead_to(&generation) {
                 self.memory.release(&generation);
             }
         }

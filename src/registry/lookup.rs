@@ -191,7 +191,7 @@ impl Registry {
         drop(gate);
         self.loading.remove_if(&generation, |_, gate| Arc::strong_count(gate) == 1);
         // Deleted or pruned in between: then nobody else will let it go.
-        if !self.is_stored(&generation) {
+        if !self.names.store(&generation) {
             self.memory.release(&generation);
         }
         self.show();
@@ -223,7 +223,7 @@ impl Registry {
     }
 
     pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation, RegistryError> {
-        let pinned: HashSet<_> = self.pinned().into_iter().map(|(_, generation)| generation).collect();
+        let pinned: HashSet<_> = self.names.pinned().into_iter().map(|(_, generation)| generation).collect();
         let (reservation, evicted) = self.memory.reserve(bytes, &pinned)?;
         if evicted > 0 {
             self.metrics.adapter_evictions.inc_by(evicted);
@@ -246,55 +246,37 @@ impl Registry {
         result
     }
 
-    /// Returns the current generations of pinned adapters.
-    pub(super) fn pinned(&self) -> Vec<(Name, Generation)> {
-        let pinned = self.names.iter().filter_map(|entry| match entry.value() {
-            Entry::Adapter { current, pinned: true, .. } => Some((entry.key().clone(), *current)),
-            Entry::Adapter { .. } | Entry::Alias { .. } => None,
-        });
-        pinned.collect()
-    }
-
-    /// Returns whether a name or alias leads to this generation.
-    pub(super) fn is_wanted(&self, wanted: &Generation) -> bool {
-        self.names.iter().any(|entry| match entry.value() {
-            Entry::Adapter { current, .. } => current == wanted,
-            Entry::Alias { generation, .. } => generation == wanted,
-        })
-    }
-
-    fn is_stored(&self, stored: &Generation) -> bool {
-        self.names.iter().any(|entry| match entry.value() {
-            Entry::Adapter { generations, .. } => generations.contains(stored),
-            Entry::Alias { .. } => false,
-        })
-    }
-
     /// Shows names and memory in the metrics.
     pub(super) fn show(&self) {
-        let mut registered = 0;
-        for entry in &self.names {
-            let Entry::Adapter { current, .. } = entry.value() else { continue };
-            registered += 1;
-            let name = entry.key().as_str();
-            // Adapters past the bound share a label, which could not show one value for all of them.
-            if self.metrics.adapter_label(name) == name {
+        for name in self.metrics.labelled_adapters() {
+            let entry = Name::parse(&name).and_then(|name| self.names.get(&name));
+            if let Some(Entry::Adapter { current, .. }) = entry.as_deref() {
                 let resident = i64::from(self.memory.holds(current));
-                self.metrics.adapter_resident.with_label_values(&[name]).set(resident);
+                self.metrics.adapter_resident.with_label_values(&[&name]).set(resident);
             }
         }
-        self.metrics.adapters_registered.set(registered);
-        self.metrics.adapters_resident.set(i64::try_from(self.memory.count()).unwrap_or(i64::MAX));
+        let shown = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.adapters_registered.set(shown(self.names.adapters()));
+        self.metrics.adapters_resident.set(shown(self.memory.count()));
+    }
+
+    /// Lets a name stand for something, or for nothing. The caller holds `changing`.
+    pub(super) fn put_name(&self, name: Name, entry: Option<Entry>) {
+        if let Some(Entry::Adapter { .. }) = entry {
+            // The first ones have labels of their own.
+            self.metrics.adapter_label(name.as_str());
+        }
+        self.names.put(name, entry);
     }
 
     /// Fills the table of names from the store.
     pub(super) fn read_names(&self) -> Result<(), RegistryError> {
         self.store.read(|catalog| {
             for row in catalog.adapters("", usize::MAX)? {
-                self.names.insert(parse_name(&row.name)?, adapter_entry(catalog, &row)?);
+                self.put_name(parse_name(&row.name)?, Some(adapter_entry(catalog, &row)?));
             }
             for row in catalog.aliases("", usize::MAX)? {
-                self.names.insert(parse_name(&row.name)?, alias_entry(&row)?);
+                self.put_name(parse_name(&row.name)?, Some(alias_entry(&row)?));
             }
             Ok(())
         })

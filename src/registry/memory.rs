@@ -6,7 +6,7 @@
 //! After: mistral.rs `adapter/registry.rs` (leases, budget freed by `Drop`).
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dashmap::DashMap;
@@ -19,6 +19,8 @@ use crate::lora::{Adapter, Generation};
 #[derive(Debug)]
 pub(super) struct Memory {
     slots: DashMap<Generation, Slot>,
+    // Slots that are held.
+    held: AtomicUsize,
     limit: u64,
     taken: Arc<Taken>,
     // Taken by whoever makes room: between looking and taking, bytes only become free.
@@ -74,7 +76,14 @@ impl Memory {
     /// A table for at most `limit` bytes; `gauge` shows how many are taken.
     pub(super) fn new(limit: u64, gauge: IntGauge) -> Self {
         let taken = Arc::new(Taken { bytes: AtomicU64::new(0), gauge });
-        Self { slots: DashMap::new(), limit, taken, making_room: Mutex::new(()), clock: AtomicU64::new(1) }
+        Self {
+            slots: DashMap::new(),
+            held: AtomicUsize::new(0),
+            limit,
+            taken,
+            making_room: Mutex::new(()),
+            clock: AtomicU64::new(1),
+        }
     }
 
     /// Returns a generation that is alive, held or not, and marks it as used.
@@ -89,7 +98,11 @@ impl Memory {
         let used = AtomicU64::new(self.clock.fetch_add(1, Ordering::Relaxed));
         let slot =
             Slot { alive: Arc::downgrade(&adapter), bytes: adapter.info().bytes, used, held: Some(adapter.clone()) };
+        // Counted first: whoever lets it go at once must not count below zero.
+        self.held.fetch_add(1, Ordering::Relaxed);
         let before = self.slots.insert(adapter.generation(), slot);
+        let was_held = before.as_ref().is_some_and(|before| before.held.is_some());
+        self.held.fetch_sub(usize::from(was_held), Ordering::Relaxed);
         // Dropped outside the map: freeing weights takes time.
         drop(before);
     }
@@ -98,6 +111,7 @@ impl Memory {
     pub(super) fn release(&self, generation: &Generation) -> bool {
         let held = self.slots.get_mut(generation).and_then(|mut slot| slot.held.take());
         let was_held = held.is_some();
+        self.held.fetch_sub(usize::from(was_held), Ordering::Relaxed);
         drop(held);
         self.slots.remove_if(generation, |_, slot| slot.held.is_none() && slot.alive.strong_count() == 0);
         was_held
@@ -115,7 +129,7 @@ impl Memory {
 
     /// Returns the number of generations held.
     pub(super) fn count(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.held.is_some()).count()
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Takes `needed` bytes, evicting what was used least recently if there is no room; returns how many left.
@@ -157,6 +171,7 @@ impl Memory {
                 .and_then(|mut slot| if slot.alive.strong_count() == 1 { slot.held.take() } else { None });
             if left.is_some() {
                 evicted += 1;
+                self.held.fetch_sub(1, Ordering::Relaxed);
                 tracing::info!(%generation, bytes, "adapter evicted");
             }
             drop(left);

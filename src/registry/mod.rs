@@ -1,8 +1,8 @@
 //! Adapters by name: generations, aliases, leases, and the byte budget.
 //!
 //! Reads no PEFT file and runs no request: the model makes an adapter, the engine uses it. A change is on the disk
-//! before the table in memory shows it, and in the table before it is acknowledged. `lookup` finds and loads, `changes`
-//! changes, `memory` keeps the budget, `directory` reads folders.
+//! before the table in memory shows it, and in the table before it is acknowledged. `names` is that table, `lookup`
+//! finds and loads, `changes` changes, `memory` keeps the budget, `directory` reads folders.
 //!
 //! Locks, in the order in which they are taken: `preparing` (one adapter is checked at a time, so that what is checked
 //! but not yet counted is bounded), `changing` (commit and table change together), the store. `resident` takes none of
@@ -13,6 +13,7 @@ mod directory;
 mod kind;
 mod lookup;
 mod memory;
+mod names;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,7 @@ use crate::reports::GateError;
 use crate::store::{RequestIdReused, Store, StoreError};
 pub(crate) use changes::compare;
 use memory::Memory;
+use names::{Entry, Names};
 
 pub use crate::store::{Name, RequestKey};
 
@@ -316,27 +318,6 @@ impl From<RequestIdReused> for RegistryError {
     }
 }
 
-/// What a name stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Entry {
-    /// An adapter.
-    Adapter {
-        /// What the next request gets.
-        current: Generation,
-        /// Whether the current generation stays in memory.
-        pinned: bool,
-        /// All that are stored, newest first.
-        generations: Vec<Generation>,
-    },
-    /// An alias.
-    Alias {
-        /// Adapter.
-        adapter: Name,
-        /// Its generation.
-        generation: Generation,
-    },
-}
-
 /// Adapters by name. Methods block (disk, hashing, a pass of the model): call them off the async threads, except
 /// [`Registry::resident`].
 pub struct Registry {
@@ -346,7 +327,7 @@ pub struct Registry {
     settings: RegistrySettings,
     metrics: Arc<Metrics>,
     // Shows what the store holds; written under `changing` only.
-    names: DashMap<Name, Entry>,
+    names: Names,
     memory: Memory,
     // Generations being read from disk: one reader each, the others wait for it.
     loading: DashMap<Generation, Arc<Mutex<()>>>,
@@ -381,14 +362,14 @@ impl Registry {
             bases,
             settings,
             metrics,
-            names: DashMap::new(),
+            names: Names::default(),
             memory,
             loading: DashMap::new(),
             preparing: Mutex::default(),
             changing: Mutex::default(),
         };
         registry.read_names()?;
-        for (name, generation) in registry.pinned() {
+        for (name, generation) in registry.names.pinned() {
             if let Err(error) = registry.bring(&name, generation) {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(adapter = %name, %generation, error, "pinned adapter not loaded");

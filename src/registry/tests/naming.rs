@@ -48,7 +48,7 @@ fn digits_that_fit_two_generations_resolve_to_neither() {
     house
         .registry
         .names
-        .insert(name("poet"), Entry::Adapter { current: id, pinned: false, generations: vec![id, twin] });
+        .put(name("poet"), Some(Entry::Adapter { current: id, pinned: false, generations: vec![id, twin] }));
     let short = format!("poet@{}", &record.current[..60]);
     assert!(matches!(house.registry.resolve(&reference(&short)), Err(RegistryError::AdapterNotFound(_))));
     assert_eq!(house.lease(&format!("poet@{id}")).generation(), id);
