@@ -307,6 +307,11 @@ impl Registry {
         naming.sweep(&after.orphans);
         if self.names.get(name).is_none() {
             self.metrics.forget_adapter(name.as_str());
+            // Another one may have its label.
+            self.names.each_adapter(|name| {
+                self.metrics.adapter_label(name.as_str());
+            });
+            self.show();
         }
         tracing::info!(adapter = %name, "adapter deleted");
         Ok(())

@@ -191,7 +191,7 @@ impl Registry {
         drop(gate);
         self.loading.remove_if(&generation, |_, gate| Arc::strong_count(gate) == 1);
         // Deleted or pruned in between: then nobody else will let it go.
-        if !self.names.store(&generation) {
+        if !self.names.has_stored(&generation) {
             self.memory.release(&generation);
         }
         self.show();
@@ -260,7 +260,7 @@ impl Registry {
         self.metrics.adapters_resident.set(shown(self.memory.count()));
     }
 
-    /// Lets a name stand for something, or for nothing. The caller holds `changing`.
+    /// Lets a name stand for something, or for nothing. The caller holds `changing`, or opens the registry.
     pub(super) fn put_name(&self, name: Name, entry: Option<Entry>) {
         if let Some(Entry::Adapter { .. }) = entry {
             // The first ones have labels of their own.

@@ -1,7 +1,7 @@
 //! What each name stands for.
 //!
-//! A table in memory beside the store's rows, and how many names lead to a generation: a change looks at no other name,
-//! however many there are. Knows neither disk nor weights.
+//! A table in memory beside the store's rows, and how many names lead to a generation: what lets a name stand for
+//! something else looks at no other name, however many there are. Knows neither disk nor weights.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,7 +45,7 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(super) struct Names {
     entries: DashMap<Name, Entry>,
-    /// How many names lead to each generation; none is not in it.
+    /// How many names lead to each generation; no entry means none.
     leading: DashMap<Generation, usize>,
     adapters: AtomicUsize,
 }
@@ -86,7 +86,7 @@ impl Names {
     }
 
     /// Returns whether an adapter has this generation. Looks at all names.
-    pub(super) fn store(&self, generation: &Generation) -> bool {
+    pub(super) fn has_stored(&self, generation: &Generation) -> bool {
         self.entries.iter().any(|entry| match entry.value() {
             Entry::Adapter { generations, .. } => generations.contains(generation),
             Entry::Alias { .. } => false,
@@ -100,6 +100,15 @@ impl Names {
             Entry::Adapter { .. } | Entry::Alias { .. } => None,
         });
         pinned.collect()
+    }
+
+    /// Shows the name of each adapter to `see`.
+    pub(super) fn each_adapter(&self, mut see: impl FnMut(&Name)) {
+        for entry in &self.entries {
+            if matches!(entry.value(), Entry::Adapter { .. }) {
+                see(entry.key());
+            }
+        }
     }
 
     /// Returns how many names there are.

@@ -176,7 +176,7 @@ def adapters(options, work):
 
 def swap(options, work):
     """What a running stream feels of an alias that moves: as with gRPC."""
-    return engine(options, f"adapters={os.path.abspath(work)}/adapters")
+    return engine(options, f"adapters={work}/adapters")
 
 
 def prompt(options, work):

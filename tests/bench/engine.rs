@@ -14,7 +14,6 @@
 
 #![expect(clippy::print_stdout, reason = "a program that prints figures")]
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -166,21 +165,11 @@ async fn streams(engine: &Engine, address: String, vocab: u32, rounds: u64, smok
 }
 
 /// What is called beside a stream: a swap, its control, nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Call {
     Move,
     Read,
     Nothing,
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Move => "alias moved",
-            Self::Read => "alias read",
-            Self::Nothing => "no call",
-        })
-    }
 }
 
 /// Tokens of a stream from one call beside it to the next.
@@ -189,11 +178,13 @@ const APART: usize = 10;
 const ADAPTERS: [&str; 2] = ["random-0", "random-1"];
 const ALIAS: &str = "live";
 
-/// Calls once; returns when it began and ended.
+/// Calls once; returns when it began and ended. Nothing has a time like a call's: windows of other lengths would overlap
+/// more gaps, or fewer.
 async fn call(
     mut client: AdapterServiceClient<Channel>,
     what: Call,
     target: &'static str,
+    usual: Duration,
 ) -> Result<(Instant, Instant), tonic::Status> {
     let begin = Instant::now();
     match what {
@@ -205,21 +196,22 @@ async fn call(
         Call::Read => {
             client.get_alias(pb::GetAliasRequest { name: ALIAS.into() }).await?;
         }
-        Call::Nothing => tokio::time::sleep(Duration::from_millis(1)).await,
+        Call::Nothing => return Ok((begin, begin + usual)),
     }
     Ok((begin, Instant::now()))
 }
 
-/// One stream of `adapter`, and calls of another connection meanwhile, one every [`APART`] tokens, at any moment of the
-/// next 5 ms: when each token came, when each call began and ended.
+/// One stream of `adapter`, and calls of another connection meanwhile, one every [`APART`] tokens and up to 5 ms later (a
+/// timer counts whole ones): when each token came, when each call began and ended. `usual` is how long a call takes.
 async fn beside(
     (client, adapters): (&InferenceServiceClient<Channel>, &AdapterServiceClient<Channel>),
     adapter: &str,
     what: Call,
     (ids, new): (Vec<u32>, usize),
+    usual: Duration,
 ) -> anyhow::Result<(Vec<Instant>, Vec<(Instant, Instant)>)> {
     // Every stream begins with the alias at the same adapter.
-    call(adapters.clone(), Call::Move, ADAPTERS[0]).await?;
+    call(adapters.clone(), Call::Move, ADAPTERS[0], usual).await?;
     let mut rng = ChaCha8Rng::seed_from_u64(u64::from(ids[0]));
     let request = pb::GenerateRequest {
         adapter: adapter.into(),
@@ -241,7 +233,7 @@ async fn beside(
             let (client, target) = (adapters.clone(), ADAPTERS[(calls.len() + 1) % 2]);
             calls.push(tokio::spawn(async move {
                 tokio::time::sleep(wait).await;
-                call(client, what, target).await
+                call(client, what, target, usual).await
             }));
         }
     }
@@ -255,8 +247,9 @@ async fn beside(
 
 /// What the tokens of a stream show of the calls beside it, in milliseconds: the median gap, by how much the gaps in
 /// which a call ran are longer than as many median gaps in which none did (any moment falls more often into a long gap,
-/// so that this is not zero without a call either), the whole stream for each call, and the call itself.
-fn felt(times: &[Instant], calls: &[(Instant, Instant)]) -> [f64; 4] {
+/// so that this is not zero without a call either) in the middle and at worst, the whole stream for each call, and the
+/// call itself.
+fn felt(times: &[Instant], calls: &[(Instant, Instant)]) -> anyhow::Result<[f64; 5]> {
     let millis = |time: Duration| 1e3 * time.as_secs_f64();
     let gaps: Vec<_> = times.windows(2).map(|pair| (pair[0], pair[1], millis(pair[1] - pair[0]))).collect();
     let hit = |gap: &(Instant, Instant, f64), call: &(Instant, Instant)| gap.0 < call.1 && call.0 < gap.1;
@@ -265,14 +258,17 @@ fn felt(times: &[Instant], calls: &[(Instant, Instant)]) -> [f64; 4] {
     // A call that began after the last token is in no gap.
     let stall = |call| {
         let found: Vec<f64> = gaps.iter().filter(|gap| hit(gap, call)).map(|gap| gap.2 - usual).collect();
-        (!found.is_empty()).then(|| found.iter().sum())
+        (!found.is_empty()).then(|| found.iter().sum::<f64>())
     };
-    [
+    let stalls: Vec<f64> = calls.iter().filter_map(stall).collect();
+    ensure!(!stalls.is_empty(), "no call fell between two tokens");
+    Ok([
         median(gaps.iter().map(|gap| gap.2).collect()),
-        median(calls.iter().filter_map(stall).collect()),
+        stalls.iter().copied().fold(f64::MIN, f64::max),
+        median(stalls),
         gaps.iter().map(|gap| gap.2).sum::<f64>() / calls.len() as f64,
         median(calls.iter().map(|call| millis(call.1 - call.0)).collect()),
-    ]
+    ])
 }
 
 /// Prints what a running stream feels of an alias that moves between two adapters in memory: a stream of the base model,
@@ -283,24 +279,30 @@ async fn swaps(address: String, vocab: u32, rounds: u64, smoke: bool) -> anyhow:
     let mut adapters = AdapterServiceClient::connect(address).await?;
     for name in ADAPTERS {
         let request = pb::LoadAdapterRequest { name: name.into(), directory: name.into(), ..Default::default() };
-        adapters.load_adapter(request).await?;
+        let loaded = adapters.load_adapter(request).await?.into_inner();
+        ensure!(loaded.generations.iter().any(|generation| generation.residency() == pb::Residency::Resident), "`{name}` is not in memory");
     }
     let new = if smoke { 3 * APART } else { 512 };
     let mut done = [Call::Move, Call::Read, Call::Nothing];
-    let figures = ["gap, median", "stall by a call, median", "whole stream, for each call", "the call itself"];
+    let figures =
+        ["gap, median", "stall by a call, worst", "stall by a call, median", "whole stream, for each call", "the call"];
+    let mut usual = Duration::from_millis(1);
     println!("| a stream of, ms | moved | read | no call | moved less read | moved less no call |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for (title, adapter) in [("base model", ""), ("the alias", ALIAS)] {
         // By figure and by what is called.
-        let mut measured: [[Vec<f64>; 3]; 4] = Default::default();
+        let mut measured: [[Vec<f64>; 3]; 5] = Default::default();
         // Round 0 warms up.
         for round in 0..=rounds {
             let prompt = Case { streams: 1, prompt: 16, new }.prompts(vocab, round).remove(0);
             // Each is first in turn.
             done.rotate_left(1);
             for what in done {
-                let (times, calls) = beside((&client, &adapters), adapter, what, (prompt.clone(), new)).await?;
-                let values = felt(&times, &calls);
+                let (times, calls) = beside((&client, &adapters), adapter, what, (prompt.clone(), new), usual).await?;
+                let values = felt(&times, &calls)?;
+                if let (Call::Move, [.., call]) = (what, values) {
+                    usual = Duration::from_secs_f64(call / 1e3);
+                }
                 if round > 0 {
                     measured.iter_mut().zip(values).for_each(|(by, value)| by[what as usize].push(value));
                 }

@@ -20,9 +20,10 @@ use super::tile::{Ahead, Brains, Floats, Halves, Kernel, Out, Sweep};
 const ALONE: usize = 1 << 16;
 /// Pieces of work for each thread: the last ones even out what the first ones took.
 const PIECES: usize = 4;
-/// Tiles of a piece whose weights are unpacked first, and inputs of theirs at a time: the second cache of most CPUs has
-/// room for them beside rows. The latter are a multiple of the inputs of any block.
+/// Tiles of a piece whose weights are unpacked first.
 const UNPACKED: usize = 3;
+/// Their inputs that are unpacked at a time, a multiple of those of any block: the second cache of most CPUs has room for
+/// them beside rows.
 const UNPACKED_INPUTS: usize = 1024;
 /// Rows up to which waiting for weights counts beside multiplying with them.
 const FEW: usize = 64;

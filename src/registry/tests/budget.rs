@@ -47,6 +47,23 @@ fn the_least_recently_used_leaves_and_comes_back() {
 }
 
 #[test]
+fn a_label_that_becomes_free_is_anothers() {
+    let house = Plan::memory(1 << 20).start();
+    for index in 0..=ADAPTER_LABELS {
+        house.publish(&format!("a{index}"), 1, &index.to_string());
+    }
+    let before = house.metrics.labelled_adapters();
+    let gone = before.first().unwrap();
+    house.registry.delete(&name(gone), Expected::Any, None).unwrap();
+    let after = house.metrics.labelled_adapters();
+    assert_eq!((before.len(), after.len()), (ADAPTER_LABELS, ADAPTER_LABELS));
+    assert!(!after.contains(gone));
+    let resident = |name: &String| house.metrics.adapter_resident.with_label_values(&[name.as_str()]).get();
+    assert!(after.iter().all(|name| resident(name) == 1));
+    assert_eq!(house.metrics.adapters_registered.get(), 100);
+}
+
+#[test]
 fn pinned_and_leased_adapters_stay() {
     let house = Plan::memory(300).start();
     let pinned = Publish { pinned: Some(true), ..publish("pinned") };

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::lora::{Adapter, AdapterInfo, Kind};
+use crate::metrics::ADAPTER_LABELS;
 use crate::model::ModelInfo;
 
 struct Fake {
