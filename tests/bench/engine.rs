@@ -280,7 +280,10 @@ async fn swaps(address: String, vocab: u32, rounds: u64, smoke: bool) -> anyhow:
     for name in ADAPTERS {
         let request = pb::LoadAdapterRequest { name: name.into(), directory: name.into(), ..Default::default() };
         let loaded = adapters.load_adapter(request).await?.into_inner();
-        ensure!(loaded.generations.iter().any(|generation| generation.residency() == pb::Residency::Resident), "`{name}` is not in memory");
+        ensure!(
+            loaded.generations.iter().any(|generation| generation.residency() == pb::Residency::Resident),
+            "`{name}` is not in memory"
+        );
     }
     let new = if smoke { 3 * APART } else { 512 };
     let mut done = [Call::Move, Call::Read, Call::Nothing];
